@@ -1,0 +1,1 @@
+"""The binaries: flags, paths, progress, tables, pictures; no formula."""

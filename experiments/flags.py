@@ -1,0 +1,267 @@
+"""The flags that the binaries share, and what they are allowed to be.
+
+A bad flag ends a binary with one line on stderr and exit status 2, bad data
+with one line and status 1; in both cases before anything is written.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import difflib
+import os
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+from absl import app, flags
+import jax
+
+from unlearn_jax import models, parallel, sensitivity
+from unlearn_jax.base import InputError
+from unlearn_jax.strategies import STRATEGIES, Settings
+
+_DEFAULTS = Settings()
+
+
+class FlagError(Exception):
+  """A flag whose value is not allowed."""
+
+  def __init__(self, name: str, value: Any, allowed: str):
+    super().__init__(f'--{name}={value}, allowed: {allowed}')
+
+
+def define_data_and_model() -> None:
+  """Which data, which model, where results go, and how the source is made."""
+  flags.DEFINE_string(
+    'dataset',
+    'digits',
+    'digits, a TFDS name such as cifar10, npz:FILE or folder:DIR.',
+  )
+  flags.DEFINE_string('data_dir', None, "TFDS directory; default is TFDS's.")
+  flags.DEFINE_string(
+    'raw_dir',
+    None,
+    'Folder with archives downloaded by hand, to prepare a data set from.',
+  )
+  flags.DEFINE_integer(
+    'train_subset', None, 'Use this many training examples only.'
+  )
+  flags.DEFINE_string('model', 'cnn', f'One of {", ".join(models.FAMILIES)}.')
+  flags.DEFINE_integer(
+    'width', None, "Channels of the first layer; 64 is the paper's ResNet18."
+  )
+  flags.DEFINE_string(
+    'workdir', None, 'Where results go; default runs/DATASET-MODEL.'
+  )
+  flags.DEFINE_integer('train_epochs', 20, 'Epochs of source and Retrain.')
+  flags.DEFINE_float(
+    'train_learning_rate', 1e-3, "Adam's, for source and Retrain."
+  )
+  flags.DEFINE_bool('augment', False, 'Random flips and crops in training.')
+  flags.DEFINE_integer('batch_size', 128, 'Examples a step, all devices.')
+  flags.DEFINE_float('forget_fraction', 0.1, 'Share of D that is forgotten.')
+  flags.DEFINE_string(
+    'forget_ids', None, 'File with one example index or id a line.'
+  )
+  flags.DEFINE_integer('seed', 0, 'First seed; run i adds i to each seed.')
+  for name in ('split', 'source', 'unlearn'):
+    flags.DEFINE_integer(
+      f'{name}_seed', None, f'Seed of the {name} alone; default --seed.'
+    )
+
+
+def define_unlearning() -> None:
+  """Which strategies, how often, and how each of them works."""
+  flags.DEFINE_list('strategies', list(STRATEGIES), 'What is compared.')
+  flags.DEFINE_integer('seeds', 3, 'Independent runs behind each number.')
+  flags.DEFINE_string('source_dir', None, 'Checkpoint of the source model.')
+  flags.DEFINE_string('retrained_dir', None, 'Checkpoint of the reference.')
+  helps = {
+    'k': 'K of Top-K: a count, or a share such as 0.001.',
+    'ratio': 'k of Random-k, a share of all parameters.',
+    'last_k': 'K of EU-K and CF-K, in tensors.',
+    'granularity': 'What K counts: scalar or leaf (tensors).',
+    'epsilon_top': 'ε of Top-K and of K random scalars; -1 zeroes.',
+    'epsilon_random': 'ε of Random-k and Random-TopK.',
+    'rule': 'scale (Eq. 7) or donor (Algorithm 1, line 12).',
+    'donor_scope': 'Where donors come from: tensor or tree.',
+    'objective': 'Whose gradient: loss or output_norm.',
+    'reduction': 'Over examples: mean_abs, mean or single.',
+    'sensitivity_examples': 'Examples that the sensitivity averages.',
+    'js_weight': 'λ of Eq. 10.',
+    'js_teacher': "source (the paper's), retrained or none.",
+    'train_mask': 'Scalars that fine-tuning moves: all or selected.',
+    'learning_rate': "Adam's, in every fine-tuning.",
+    'epochs': 'The most epochs of fine-tuning.',
+    'stop_js_change': 'Stop rule: bits an epoch by which JS may still move.',
+    'stop_retain_share': "Stop rule: share of the source's retain accuracy.",
+  }
+  defines = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+  }
+  for name, text in helps.items():
+    default = getattr(_DEFAULTS, name)
+    if name == 'k':
+      flags.DEFINE_string(name, str(default), text)
+    else:
+      defines[type(default)](name, default, text)
+
+
+def closest(value: str, allowed: Sequence[str]) -> str:
+  """The allowed names, the nearest to `value` first in words."""
+  near = difflib.get_close_matches(value, allowed, 1, 0.5)
+  hint = f'did you mean {near[0]}? ' if near else ''
+  return f'{hint}one of {", ".join(allowed)}'
+
+
+def check(values: Any) -> None:
+  """Raises `FlagError` for the first shared flag that is out of range."""
+  if values.model not in models.FAMILIES:
+    raise FlagError(
+      'model', values.model, closest(values.model, sorted(models.FAMILIES))
+    )
+  for name in ('width', 'train_subset'):
+    _require(values, name, lambda v: v is None or v >= 1, '1 or more')
+  for name in ('train_epochs',):
+    _require(values, name, lambda v: v >= 1, '1 or more')
+  for name in ('train_learning_rate',):
+    _require(values, name, lambda v: 0 < v < 1, 'above 0 and below 1')
+  _require(
+    values, 'forget_fraction', lambda v: 0 < v < 1, 'above 0 and below 1'
+  )
+  for name in ('seed', 'split_seed', 'source_seed', 'unlearn_seed'):
+    _require(
+      values, name, lambda v: v is None or 0 <= v < 2**31, '0 to 2147483647'
+    )
+  count = len(parallel.devices())
+  _require(
+    values,
+    'batch_size',
+    lambda v: v >= 1 and v % count == 0,
+    f'a positive multiple of the {count} device(s)',
+  )
+
+
+def check_unlearning(values: Any) -> None:
+  """The same for the flags of `define_unlearning`."""
+  for strategy in values.strategies:
+    if strategy not in STRATEGIES:
+      raise FlagError(
+        'strategies', strategy, closest(strategy, list(STRATEGIES))
+      )
+  if not values.strategies:
+    raise FlagError('strategies', '', closest('', list(STRATEGIES)))
+  _k(values.k)
+  for name, allowed in {
+    'granularity': ('scalar', 'leaf'),
+    'rule': ('scale', 'donor'),
+    'donor_scope': ('tensor', 'tree'),
+    'objective': sensitivity.OBJECTIVES,
+    'reduction': sensitivity.REDUCTIONS,
+    'js_teacher': ('source', 'retrained', 'none'),
+    'train_mask': ('all', 'selected'),
+  }.items():
+    value = getattr(values, name)
+    if value not in allowed:
+      raise FlagError(name, value, closest(value, allowed))
+  for name in ('seeds', 'last_k', 'sensitivity_examples'):
+    _require(values, name, lambda v: v >= 1, '1 or more')
+  _require(values, 'epochs', lambda v: v >= 0, '0 or more')
+  _require(values, 'ratio', lambda v: 0 < v <= 1, 'above 0 and at most 1')
+  for name in ('epsilon_top', 'epsilon_random'):
+    _require(values, name, lambda v: abs(v) < float('inf'), 'a finite number')
+  for name in ('js_weight', 'stop_js_change'):
+    _require(values, name, lambda v: 0 <= v < float('inf'), '0 or more')
+  _require(
+    values, 'stop_retain_share', lambda v: 0 <= v <= 1, 'a share from 0 to 1'
+  )
+  _require(values, 'learning_rate', lambda v: 0 < v < 1, 'above 0 and below 1')
+  if values.js_teacher == 'retrained' and 'retrain' not in values.strategies:
+    if values.retrained_dir is None:
+      raise FlagError(
+        'js_teacher',
+        'retrained',
+        'only with retrain among --strategies or with --retrained_dir',
+      )
+
+
+def _require(
+  values: Any, name: str, holds: Callable[[Any], bool], allowed: str
+) -> None:
+  value = getattr(values, name)
+  if not holds(value):
+    raise FlagError(name, value, allowed)
+
+
+def _k(text: str) -> int | float:
+  allowed = 'a whole number from 1, or a share above 0 and at most 1'
+  try:
+    value: int | float = float(text) if '.' in text else int(text)
+  except ValueError:
+    raise FlagError('k', text, allowed) from None
+  if value <= 0 or (isinstance(value, float) and not value <= 1):
+    raise FlagError('k', text, allowed)
+  return value
+
+
+def names() -> list[str]:
+  """The flags that the running binary defined, absl's own left out."""
+  own = flags.FLAGS.flags_by_module_dict().get(__name__, [])
+  return [flag.name for flag in own]
+
+
+def settings(values: Any) -> Settings:
+  """The `Settings` that the flags say."""
+  names = [field.name for field in dataclasses.fields(Settings)]
+  chosen = {name: getattr(values, name) for name in names}
+  return Settings(**{**chosen, 'k': _k(values.k)})
+
+
+def workdir(values: Any) -> pathlib.Path:
+  """Where results go."""
+  if values.workdir is not None:
+    return pathlib.Path(values.workdir)
+  name = ''.join(c if c.isalnum() else '_' for c in values.dataset)
+  return pathlib.Path('runs') / f'{name}-{values.model}'
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs a binary's `main` with the errors and exit statuses of this page."""
+  try:
+    app.run(lambda _: _guarded(main), flags_parser=_parse)
+  except KeyboardInterrupt:
+    _exit(
+      'interrupted; finished stages are kept, the same command goes on', 130
+    )
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(list(argv))
+  except flags.Error as error:
+    _exit(str(error).split('\n')[0], 2)
+  if len(rest) > 1:
+    _exit(f'{rest[1]!r} is not a flag, allowed: --name=value', 2)
+  return rest
+
+
+def _guarded(main: Callable[[], None]) -> None:
+  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
+    tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
+  )
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  try:
+    main()
+  except FlagError as error:
+    _exit(str(error), 2)
+  except InputError as error:
+    _exit(str(error), 1)
+
+
+def _exit(message: str, status: int) -> None:
+  line = ' '.join(message.split())
+  print(f'error: {line}', file=sys.stderr)
+  raise SystemExit(status)

@@ -1,0 +1,79 @@
+"""One line a stage, with the time that is left."""
+
+import sys
+import time
+
+from unlearn_jax.training import Epoch
+
+
+class Progress:
+  """Counts stages and epochs, and says how long the rest will take.
+
+  On a terminal the line of the running stage is rewritten after each epoch;
+  in a log there is one line for each finished stage.
+  """
+
+  def __init__(self, stages: int, epochs: int):
+    """Starts the clock.
+
+    Args:
+      stages: how many stages there will be.
+      epochs: how many epochs they have together at most.
+    """
+    self._stages, self._epochs = stages, epochs
+    self._stage = self._done = 0
+    self._worked = self._planned_here = 0.0
+    self._title, self._start = '', time.monotonic()
+
+  def begin(self, title: str, epochs: int) -> None:
+    """A stage of at most `epochs` epochs starts."""
+    self._stage += 1
+    self._title, self._planned_here = title, epochs
+    self._start = time.monotonic()
+
+  def epoch(self, epoch: Epoch) -> None:
+    """An epoch of the stage is over."""
+    if not sys.stdout.isatty():
+      return
+    spent = time.monotonic() - self._start
+    numbers = ''.join(
+      f'  {name.split("_")[0]} {100 * epoch.measured[name]:.1f} %'
+      for name in ('forget_accuracy', 'retain_accuracy')
+      if name in epoch.measured
+    )
+    planned = f'epoch {epoch.epoch}/{int(self._planned_here)}'
+    left = self._left(self._worked + spent, self._done + epoch.epoch)
+    print(f'\r\x1b[K{self._head()}  {planned}{numbers}{left}', end='')
+    sys.stdout.flush()
+
+  def end(self, note: str) -> None:
+    """The stage is over; `note` says what came out."""
+    self._worked += time.monotonic() - self._start
+    self._done += int(self._planned_here)
+    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
+    left = self._left(self._worked, self._done)
+    print(f'{clear}{self._head()}  {note}{left}', flush=True)
+
+  def skip(self, title: str, epochs: int, note: str) -> None:
+    """A stage that was done before."""
+    self._stage += 1
+    self._epochs -= epochs
+    self._title = title
+    print(f'{self._head()}  {note}', flush=True)
+
+  def _head(self) -> str:
+    width = len(str(self._stages))
+    return f'[{self._stage:{width}}/{self._stages}] {self._title:24}'
+
+  def _left(self, seconds: float, epochs: float) -> str:
+    remaining = max(0, self._epochs - epochs)
+    if not epochs or not remaining:
+      return ''
+    left = seconds / epochs * remaining
+    return f'  at most {_clock(left)} left'
+
+
+def _clock(seconds: float) -> str:
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'

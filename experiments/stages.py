@@ -1,0 +1,169 @@
+"""The work directory: every stage keyed by what it depends on, done once.
+
+    WORKDIR/workdir.json              whose directory this is
+    WORKDIR/checkpoints/NAME-KEY/     a finished stage, see `checkpoints`
+    WORKDIR/report.{json,md,html}     written by `report`
+
+KEY is a hash of the stage's own configuration and of its parent's key, so a
+changed flag leads to other folders for just what depends on it, and nothing
+is ever overwritten.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from unlearn_jax import checkpoints
+from unlearn_jax.base import InputError, ModelState
+from unlearn_jax.evaluation import Predictions
+
+FORGET = 'forget.txt'
+RECORD = 'record.json'
+PREDICTIONS = 'predictions.npz'
+_IDENTITY = 'workdir.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A finished stage.
+
+  Attributes:
+    path: its checkpoint.
+    state: the model.
+    manifest: what `checkpoints` keeps beside it.
+    record: curve, seconds and selection, JSON-serialisable.
+    predictions: of every example of every split.
+    restored: whether it had been done before.
+  """
+
+  path: pathlib.Path
+  state: ModelState
+  manifest: dict[str, Any]
+  record: dict[str, Any]
+  predictions: Predictions
+  restored: bool
+
+
+def key(config: Any) -> str:
+  """Twelve hex digits of a JSON-serialisable configuration."""
+  text = json.dumps(config, sort_keys=True, allow_nan=False)
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Workdir:
+  """A directory of stages that belong to one data set and one model."""
+
+  def __init__(self, root: pathlib.Path, identity: dict[str, Any]):
+    """Checks, without writing, that `root` can be used.
+
+    Args:
+      root: the directory; it need not exist.
+      identity: data set and model; a directory that exists must have the
+        same.
+
+    Raises:
+      InputError: not writable, not a directory, or another's.
+    """
+    self.root, self._identity = root, identity
+    nearest = root.absolute()
+    while not nearest.exists():
+      nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+      raise InputError(
+        f'--workdir={root}, allowed: a directory that can be written'
+        f' ({nearest} cannot)'
+      )
+    if not root.exists() or not any(root.iterdir()):
+      return
+    try:
+      found = json.loads((root / _IDENTITY).read_text())
+    except (OSError, ValueError):
+      raise InputError(
+        f'--workdir={root}, allowed: an empty directory or one of this'
+        f' program ({_IDENTITY} is missing or broken there)'
+      ) from None
+    for name, value in identity.items():
+      if not isinstance(found, dict) or found.get(name) != value:
+        other = found.get(name) if isinstance(found, dict) else None
+        raise InputError(
+          f'--workdir={root} belongs to {name}={other}, this run has'
+          f' {name}={value}; allowed: another --workdir'
+        )
+
+  def claim(self) -> None:
+    """Makes the directory and marks whose it is."""
+    self.root.mkdir(parents=True, exist_ok=True)
+    path = self.root / _IDENTITY
+    if not path.exists():
+      draft = path.with_suffix('.tmp')
+      draft.write_text(json.dumps(self._identity, indent=2) + '\n')
+      draft.replace(path)
+
+  def folder(self, name: str, config: dict[str, Any]) -> pathlib.Path:
+    """Where the stage with this configuration is, or will be."""
+    return self.root / 'checkpoints' / f'{name}-{key(config)}'
+
+  def run(
+    self,
+    name: str,
+    config: dict[str, Any],
+    manifest: dict[str, Any],
+    compute: Callable[[], tuple[ModelState, dict[str, Any], Predictions]],
+    forget_ids: Sequence[str] = (),
+  ) -> Stage:
+    """Restores the stage, or computes and saves it.
+
+    Args:
+      name: what a person calls it.
+      config: everything that its result depends on.
+      manifest: what else is written beside it.
+      compute: `() -> (state, record, predictions)`.
+      forget_ids: identifiers of the forget set that belongs to it.
+
+    Returns:
+      The stage.
+    """
+    path = self.folder(name, config)
+    restored = path.exists()
+    if not restored:
+      start = time.monotonic()
+      state, record, predictions = compute()
+      record = {**record, 'wall_seconds': time.monotonic() - start}
+      self.claim()
+      buffer = io.BytesIO()
+      np.savez(buffer, **predictions._asdict())
+      files = {
+        RECORD: json.dumps(record, indent=1, allow_nan=False).encode(),
+        PREDICTIONS: buffer.getvalue(),
+      }
+      if len(forget_ids):
+        files[FORGET] = ('\n'.join(map(str, forget_ids)) + '\n').encode()
+      checkpoints.save(path, state, {**manifest, 'config': config}, files=files)
+    return dataclasses.replace(load(path), restored=restored)
+
+
+def load(path: pathlib.Path) -> Stage:
+  """Reads a finished stage.
+
+  Raises:
+    InputError: it is not there or damaged.
+  """
+  state, manifest = checkpoints.restore(path)
+  try:
+    record = json.loads((path / RECORD).read_text())
+    with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
+      predictions = Predictions(*(arrays[n] for n in Predictions._fields))
+  # zipfile, JSON and missing-key errors have no common type but this.
+  except Exception as error:
+    raise InputError(
+      f'checkpoint {path} is damaged: {type(error).__name__}: {error}'
+    ) from error
+  return Stage(path, state, manifest, record, predictions, restored=True)

@@ -1,0 +1,35 @@
+"""Makes a trained model forget, in every way of the paper, and reports on it.
+
+  python -m experiments.unlearn
+
+trains a source and a retrained reference on scikit-learn's digits, unlearns a
+tenth of the training images with each strategy and writes a report.
+"""
+
+import time
+
+from absl import flags as absl_flags
+import rich
+
+from experiments import flags, pipeline, report, results, stages, tables
+
+
+def main() -> None:
+  """From flags to a report."""
+  start = time.monotonic()
+  values = absl_flags.FLAGS
+  flags.check(values)
+  flags.check_unlearning(values)
+  setup = pipeline.set_up(values)
+  workdir = stages.Workdir(flags.workdir(values), pipeline.identity(setup))
+  runs = pipeline.runs(setup, workdir)
+  result = results.report(setup, runs, time.monotonic() - start)
+  report.write(result, workdir.root)
+  rich.print(tables.rich_summary(result))
+  print(f'Report: {workdir.root / "report.html"}')
+
+
+if __name__ == '__main__':
+  flags.define_data_and_model()
+  flags.define_unlearning()
+  flags.run(main)

@@ -1,0 +1,302 @@
+"""Splits into forget and retain, and files of ids."""
+
+import os
+import pathlib
+import tempfile
+
+import hypothesis
+from hypothesis import strategies
+import jax
+import numpy as np
+import pytest
+
+from unlearn_jax import base, data
+
+
+def make_dataset(ids=None, total=20) -> base.Dataset:
+  """Labels 0, 1, 2, 3, 0, 1, ...; row numbers as ids where none are given."""
+  ids = [str(row) for row in range(total)] if ids is None else list(ids)
+  images = np.arange(len(ids), dtype=np.uint8).reshape(-1, 1, 1, 1)
+  labels = (np.arange(len(ids)) % 4).astype(np.int32)
+  train = base.Examples.of(images, labels)
+  return base.Dataset(
+    'made', train, train.take(np.arange(2)), ('a', 'b', 'c', 'd'),
+    np.array(ids), '',
+  )  # fmt: skip
+
+
+NAMED = [f'train_{row:02d}' for row in range(20)]
+
+
+def key(seed=0):
+  return jax.random.key(seed)
+
+
+@pytest.mark.parametrize(
+  ('total', 'fraction', 'count'),
+  [(20, 0.1, 2), (20, 0.5, 10), (7, 0.3, 2), (2, 0.4, 1), (1437, 0.1, 144)],
+)
+def test_fraction(total, fraction, count):
+  dataset = make_dataset(total=total)
+  splits = data.split_forget(key(), dataset, fraction)
+  forget, retain = splits.forget.indices, splits.retain.indices
+  assert forget.dtype == retain.dtype == np.int32
+  assert splits.forget.size == count
+  # Disjoint, complete and sorted.
+  assert sorted([*forget, *retain]) == list(range(total))
+  assert forget.tolist() == sorted(forget) and retain.tolist() == sorted(retain)
+  assert splits.train.indices.tolist() == list(range(total))
+  assert splits.test is dataset.test
+  # No pixel is copied.
+  assert splits.forget.images is dataset.train.images
+  assert splits.retain.labels is dataset.train.labels
+
+
+def test_the_key_decides():
+  dataset = make_dataset(total=1000)
+  draws = [
+    tuple(data.split_forget(key(seed), dataset, 0.1).forget.indices.tolist())
+    for seed in (0, 0, 1)
+  ]
+  assert draws[0] == draws[1] != draws[2]
+
+
+def test_the_draw_is_uniform():
+  dataset = make_dataset(total=10)
+  counts = np.zeros(10)
+  for seed in range(400):
+    counts[data.split_forget(key(seed), dataset, 0.3).forget.indices] += 1
+  assert np.abs(counts - 120).max() < 5 * np.sqrt(400 * 0.3 * 0.7)
+
+
+def test_ids():
+  dataset = make_dataset(NAMED)
+  for ids in (
+    ['train_07', 'train_03'],
+    ['7', '3'],
+    [7, 3],
+    np.array([7, 3]),
+    np.array(['train_07', '3']),
+    (np.int32(7), 'train_03'),
+    ['-0007'.removeprefix('-'), '03'],
+  ):
+    splits = data.split_forget(None, dataset, ids=ids)
+    assert splits.forget.indices.tolist() == [3, 7]
+    assert splits.retain.size == 18
+    assert splits.forget.indices.dtype == np.int32
+
+
+def test_ids_that_are_numbers_are_no_rows():
+  dataset = make_dataset(['5', '4', '3', '2', '1'])
+  rows = data.split_forget(None, dataset, ids=['5', '2']).forget.indices
+  assert rows.tolist() == [0, 3]
+  # An integer is a row all the same.
+  rows = data.split_forget(None, dataset, ids=[0, 3]).forget.indices
+  assert rows.tolist() == [0, 3]
+  with pytest.raises(base.InputError, match="'0' is out of range.*5 ids"):
+    data.split_forget(None, dataset, ids=['0'])
+
+
+def test_indices_of_a_subset_are_respected():
+  whole = make_dataset(NAMED)
+  train = whole.train.take(np.array([5, 9, 11], np.int32))
+  dataset = base.Dataset(
+    'part', train, whole.test, whole.class_names, whole.ids[[5, 9, 11]], ''
+  )
+  splits = data.split_forget(None, dataset, ids=['train_09'])
+  assert splits.forget.indices.tolist() == [9]
+  assert splits.retain.indices.tolist() == [5, 11]
+
+
+@pytest.mark.parametrize('fraction', [0, 1, -0.1, 1.5, float('nan')])
+def test_fraction_out_of_range(fraction):
+  with pytest.raises(ValueError, match=f'fraction: {fraction}; allowed'):
+    data.split_forget(key(), make_dataset(), fraction)
+
+
+@pytest.mark.parametrize(('fraction', 'count'), [(0.01, 0), (0.99, 20)])
+def test_fraction_that_leaves_nothing(fraction, count):
+  with pytest.raises(ValueError, match=rf'is {count}; allowed.*1\.\.19'):
+    data.split_forget(key(), make_dataset(), fraction)
+
+
+@pytest.mark.parametrize(
+  ('ids', 'words'),
+  [
+    ([], '0 of 20'),
+    (list(range(20)), '20 of 20'),
+    (['train_07', '7'], r"ids\[1\]: '7' repeats ids\[0\]"),
+    ([3, 3], r'ids\[1\]: 3 repeats ids\[0\]'),
+    (['train_20'], r"ids\[0\]: 'train_20' is neither.*0\.\.19 or an id"),
+    (['20'], r"ids\[0\]: '20' is out of range; allowed is 0\.\.19"),
+    (['-1'], r"ids\[0\]: '-1' is out of range; allowed is 0\.\.19"),
+    ([20], r'ids\[0\]: 20 is out of range; allowed is 0\.\.19'),
+    ([-1], r'ids\[0\]: -1 is out of range'),
+    ([1.0], r'ids\[0\]: 1.0; allowed are str and int'),
+  ],
+)
+def test_ids_that_cannot_be(ids, words):
+  with pytest.raises(ValueError, match=words):
+    data.split_forget(None, make_dataset(NAMED), ids=ids)
+
+
+def test_one_of_fraction_and_ids():
+  for arguments in ({}, {'fraction': 0.1, 'ids': ['1']}):
+    with pytest.raises(ValueError, match='either fraction or ids'):
+      data.split_forget(key(), make_dataset(), **arguments)
+
+
+@pytest.mark.parametrize('wrong', [None, 0, np.array([0, 1], np.uint32)])
+def test_keys_are_typed(wrong):
+  with pytest.raises(ValueError, match='typed PRNG key'):
+    data.split_forget(wrong, make_dataset(), 0.1)
+
+
+def test_classes_lost():
+  dataset = make_dataset(total=6)  # Labels 0 1 2 3 0 1.
+  splits = data.split_forget(None, dataset, ids=[2, 4])
+  assert data.classes_lost(splits, 4) == [2]
+  assert data.classes_lost(splits, 6) == [2]
+  splits = data.split_forget(None, dataset, ids=[1, 2, 3, 5])
+  assert data.classes_lost(splits, 4) == [1, 2, 3]
+  splits = data.split_forget(None, dataset, ids=[0])
+  assert data.classes_lost(splits, 4) == []
+
+
+# Files of ids.
+
+
+@pytest.fixture
+def ids_file(tmp_path):
+  def write(content: str | bytes) -> pathlib.Path:
+    file = tmp_path / 'forget.txt'
+    file.write_bytes(
+      content if isinstance(content, bytes) else content.encode()
+    )
+    return file
+
+  return write
+
+
+@pytest.mark.parametrize(
+  ('content', 'rows'),
+  [
+    ('3\n1\n', [1, 3]),
+    ('3\n1', [1, 3]),
+    ('# why\n\n 3 \n\t1\t# also\n#\n', [1, 3]),
+    ('train_03\r\n1\r\n', [1, 3]),
+    (b'\xef\xbb\xbf3\n', [3]),
+    ('0019\n0\n', [0, 19]),
+    ('-0', [0]),
+  ],
+)
+def test_read_ids(ids_file, content, rows):
+  read = data.read_ids(ids_file(content), make_dataset(NAMED))
+  assert read.dtype == np.int32 and read.tolist() == rows
+  splits = data.split_forget(None, make_dataset(NAMED), ids=read)
+  assert splits.forget.indices.tolist() == rows
+
+
+def test_ids_of_files_may_have_spaces_and_hashes(ids_file):
+  dataset = make_dataset(['c #1/a.png', '# b', ' c ', 'd'])
+  content = 'c #1/a.png # the first\n# b\n c \n# no id\n'
+  read = data.read_ids(ids_file('c #1/a.png\n# b\n c \n# no id\n'), dataset)
+  assert read.tolist() == [0, 1, 2]
+  with pytest.raises(base.InputError, match=":1: 'c' is neither"):
+    data.read_ids(ids_file(content), dataset)
+
+
+def test_numbers_in_a_data_set_with_numbers_as_ids(ids_file):
+  dataset = make_dataset(['12', '7', '3'])
+  assert data.read_ids(ids_file('7\n003'), dataset).tolist() == [1, 2]
+  with pytest.raises(base.InputError, match=r":1: '1' is out .* such as '12'"):
+    data.read_ids(ids_file('1'), dataset)
+
+
+@pytest.mark.parametrize(
+  ('content', 'line', 'words'),
+  [
+    ('1\n20\n', 2, ["'20' is out of range", '0..19']),
+    ('-1', 1, ["'-1' is out of range", '0..19']),
+    ('9' * 5000, 1, ['is out of range', '5002 characters', '0..19']),
+    ('1\n\n#\n01\n', 4, ["'01' repeats line 1"]),
+    ('train_03\n3', 2, ["'3' repeats line 1"]),
+    ('1.5', 1, ["'1.5' is neither a number nor a known id", '0..19']),
+    ('1 2', 1, ["'1 2' is neither"]),
+    ('cat\x1b[31m', 1, [r"'cat\x1b[31m' is neither"]),
+    ('\u0661', 1, [r"'\u0661' is neither"]),
+    ('1\r2', 1, [r"'1\r2' is neither"]),
+    ('1\n\u2028x', 2, ["'x' is neither"]),
+  ],
+)
+def test_read_ids_names_line_and_text(ids_file, content, line, words):
+  file = ids_file(content)
+  with pytest.raises(base.InputError) as caught:
+    data.read_ids(file, make_dataset(NAMED))
+  message = str(caught.value)
+  assert message.startswith(f'{file}:{line}: ')
+  assert len(message.splitlines()) == 1 and len(message) < 300
+  for word in words:
+    assert word in message
+
+
+@pytest.mark.parametrize(
+  ('content', 'words'),
+  [
+    ('', 'names no example; allowed is one a line: 0..19'),
+    ('# only\n\n', 'names no example'),
+    (b'\xff\xfe1\x00', 'not a text file (byte 0 is not UTF-8)'),
+    (b'1\n\0\0', 'not a text file (it holds a NUL byte)'),
+  ],
+)
+def test_read_ids_of_no_list(ids_file, content, words):
+  file = ids_file(content)
+  with pytest.raises(base.InputError) as caught:
+    data.read_ids(file, make_dataset())
+  assert str(caught.value).startswith(f'{file}: {words}')
+
+
+def test_read_ids_of_no_file(tmp_path):
+  for path, word in (
+    (tmp_path / 'none.txt', 'No such file'),
+    (tmp_path, 'Is a directory'),
+    ('a\0b', 'null'),
+  ):
+    with pytest.raises(base.InputError, match=word):
+      data.read_ids(path, make_dataset())
+
+
+LINES = strategies.one_of(
+  strategies.integers(-3, 25).map(str),
+  strategies.sampled_from([*NAMED, '', '#', ' # 3', 'train_3', '1e1', '+1']),
+  strategies.text(max_size=8),
+)
+
+
+@hypothesis.given(
+  strategies.one_of(
+    strategies.lists(LINES, max_size=6).map(
+      lambda lines: '\n'.join(lines).encode('utf-8', 'surrogatepass')
+    ),
+    strategies.binary(max_size=40),
+  ),
+  strategies.booleans(),
+)
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_read_ids_of_anything(content, named):
+  dataset = make_dataset(NAMED if named else None)
+  handle, path = tempfile.mkstemp()
+  try:
+    os.write(handle, content)
+    os.close(handle)
+    try:
+      rows = data.read_ids(path, dataset)
+    except base.InputError as error:
+      assert len(str(error).splitlines()) == 1
+      assert str(error).startswith(path)
+    else:
+      assert rows.dtype == np.int32 and 0 < len(rows) <= 20
+      assert (np.diff(rows) > 0).all()
+      assert rows[0] >= 0 and rows[-1] < 20
+  finally:
+    os.unlink(path)

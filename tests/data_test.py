@@ -1,0 +1,778 @@
+"""Every kind of data set that `load` takes, on files made here."""
+
+import io
+import json
+import os
+import pathlib
+import struct
+
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
+
+from unlearn_jax import base, data
+from unlearn_jax.data import prepared
+
+
+def error_of(call, *args, **kwargs) -> str:
+  """The message of the InputError, which has to be one line."""
+  with pytest.raises(base.InputError) as caught:
+    call(*args, **kwargs)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def check(dataset: base.Dataset) -> None:
+  """What holds for every data set."""
+  for part in (dataset.train, dataset.test):
+    images, labels = part.images, part.labels
+    assert isinstance(images, np.ndarray) and images.dtype == np.uint8
+    assert images.shape[1:] == dataset.image_shape and images.ndim == 4
+    assert isinstance(labels, np.ndarray) and labels.dtype == np.int32
+    assert labels.shape == (len(images),)
+    assert labels.min() >= 0 and labels.max() < len(dataset.class_names)
+    assert part.indices.tolist() == list(range(len(labels)))
+  assert dataset.ids.shape == (dataset.train.size,)
+  assert dataset.ids.dtype.kind == 'U'
+  assert len(set(dataset.ids.tolist())) == dataset.train.size
+  assert dataset.fingerprint == data.fingerprint(
+    dataset.train, dataset.test, dataset.ids
+  )
+
+
+# Digits, subsets, fingerprints.
+
+
+def test_digits_are_split_once_and_for_all():
+  dataset = data.load('digits')
+  check(dataset)
+  assert dataset.name == 'digits'
+  assert dataset.train.images.shape == (1437, 8, 8, 1)
+  assert dataset.test.images.shape == (360, 8, 8, 1)
+  assert dataset.class_names == tuple('0123456789')
+  assert data.load('digits').fingerprint == dataset.fingerprint
+  # Each part has every class, about as often as the whole has.
+  assert np.bincount(dataset.train.labels).min() > 120
+  assert np.bincount(dataset.test.labels).min() > 25
+
+  from sklearn import datasets
+
+  digits = datasets.load_digits()
+  rows = np.array([int(name.removeprefix('digits_')) for name in dataset.ids])
+  np.testing.assert_array_equal(dataset.train.labels, digits.target[rows])
+  expected = digits.images[rows] * 255 / 16
+  assert np.abs(dataset.train.images[..., 0] - expected).max() <= 0.5
+  rest = np.setdiff1d(np.arange(1797), rows)
+  np.testing.assert_array_equal(dataset.test.labels, digits.target[rest])
+
+
+def test_subset_keeps_order_and_ids():
+  whole = data.load('digits')
+  part = data.subset(whole, 100, seed=3)
+  check(part)
+  assert part.train.size == 100
+  rows = [whole.ids.tolist().index(name) for name in part.ids]
+  assert rows == sorted(rows)
+  np.testing.assert_array_equal(part.train.images, whole.train.images[rows])
+  np.testing.assert_array_equal(part.train.labels, whole.train.labels[rows])
+  np.testing.assert_array_equal(part.test.images, whole.test.images)
+  assert part.fingerprint == data.subset(whole, 100, seed=3).fingerprint
+  others = {whole.fingerprint, data.subset(whole, 100, seed=4).fingerprint}
+  assert part.fingerprint not in others
+  assert data.subset(whole, 1437).fingerprint == whole.fingerprint
+  for size in (0, -1, 1438):
+    assert '1..1437' in error_of(data.subset, whole, size)
+
+
+def test_subset_is_uniform():
+  whole = data.load('digits')
+  counts = np.zeros(1437)
+  for seed in range(200):
+    part = data.subset(whole, 300, seed)
+    counts += np.isin(whole.ids, part.ids)
+  mean, sigma = 200 * 300 / 1437, np.sqrt(200 * 0.209 * 0.791)
+  assert np.abs(counts - mean).max() < 5 * sigma
+
+
+def test_fingerprint_sees_every_part():
+  def examples(images=0, labels=0, shape=(2, 3, 1, 1)):
+    return base.Examples.of(
+      np.full(shape, images, np.uint8), np.full(2, labels, np.int32)
+    )
+
+  ids = ['a', 'b']
+  seen = {
+    data.fingerprint(examples(), examples(), ids),
+    data.fingerprint(examples(1), examples(), ids),
+    data.fingerprint(examples(), examples(1), ids),
+    data.fingerprint(examples(labels=1), examples(), ids),
+    data.fingerprint(examples(), examples(labels=1), ids),
+    data.fingerprint(examples(shape=(2, 1, 3, 1)), examples(), ids),
+    data.fingerprint(examples(), examples(), ['ab', '']),
+    data.fingerprint(examples(), examples(), ['a', 'c']),
+  }
+  assert len(seen) == 8
+  assert all(len(text) == 64 and int(text, 16) >= 0 for text in seen)
+
+
+def test_fingerprint_is_that_of_the_chosen_rows():
+  images = np.arange(8, dtype=np.uint8).reshape(4, 2, 1, 1)
+  labels = np.arange(4, dtype=np.int32)
+  part = base.Examples.of(images, labels).take(np.array([2, 0]))
+  copied = base.Examples.of(images[[2, 0]], labels[[2, 0]])
+  assert data.fingerprint(part, part, ['x', 'y']) == data.fingerprint(
+    copied, copied, ['x', 'y']
+  )
+
+
+# npz files.
+
+
+def npz_arrays(**changes) -> dict[str, np.ndarray]:
+  random = np.random.RandomState(0)
+  arrays = {
+    'x_train': random.randint(0, 256, (6, 5, 4, 3), np.uint8),
+    'y_train': np.array([0, 1, 2, 0, 1, 2]),
+    'x_test': random.randint(0, 256, (2, 5, 4, 3), np.uint8),
+    'y_test': np.array([1, 2], np.uint8),
+  }
+  arrays.update(changes)
+  return {name: array for name, array in arrays.items() if array is not None}
+
+
+def test_npz(tmp_path):
+  file = tmp_path / 'faces.npz'
+  arrays = npz_arrays()
+  np.savez(file, **arrays)
+  dataset = data.load(f'npz:{file}')
+  check(dataset)
+  assert dataset.name == f'npz:{file}'
+  np.testing.assert_array_equal(dataset.train.images, arrays['x_train'])
+  np.testing.assert_array_equal(dataset.test.labels, [1, 2])
+  assert dataset.class_names == ('0', '1', '2')
+  assert dataset.ids.tolist() == ['0', '1', '2', '3', '4', '5']
+
+
+def test_npz_of_gray_images(tmp_path):
+  file = tmp_path / 'gray.npz'
+  arrays = npz_arrays(
+    x_train=np.ones((6, 5, 4), np.uint8), x_test=np.ones((2, 5, 4, 1), np.uint8)
+  )
+  np.savez_compressed(file, **arrays)
+  dataset = data.load(f'npz:{file}')
+  check(dataset)
+  assert dataset.image_shape == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'y_test': None}, ['y_test is missing', 'x_test, x_train, y_train']),
+    ({'x_train': np.ones((6, 5, 4, 3))}, ['x_train is float64', 'uint8']),
+    ({'x_test': np.ones((2, 5, 4, 3), bool)}, ['x_test is bool', 'uint8']),
+    ({'x_train': np.ones((6, 5), np.uint8)}, ['x_train', '(6, 5)', 'height']),
+    ({'x_train': np.ones((0, 5, 4), np.uint8)}, ['x_train', '(0, 5, 4)']),
+    ({'x_test': np.ones((2, 4, 4, 3), np.uint8)}, ['4x4x3', '5x4x3']),
+    ({'x_test': np.ones((2, 5, 4), np.uint8)}, ['5x4x1', '5x4x3']),
+    ({'y_train': np.zeros(5, int)}, ['y_train', '(5,)', '(6,)']),
+    ({'y_train': np.zeros((6, 1), int)}, ['y_train', '(6, 1)', '(6,)']),
+    ({'y_train': np.zeros(6)}, ['y_train is float64', 'integers']),
+    ({'y_test': np.array([True, False])}, ['y_test is bool', 'integers']),
+    ({'y_test': np.array([0, -1])}, ['y_test', '-1', '0..']),
+    ({'y_train': np.full(6, 2**64 - 1, np.uint64)}, ['18446744073709551615']),
+    ({'y_train': np.full(6, None)}, ['y_train', 'Python objects']),
+    ({'x_train': np.array('text')}, ['x_train is <U4', 'uint8']),
+  ],
+)
+def test_npz_defects(tmp_path, changes, words):
+  file = tmp_path / 'bad.npz'
+  np.savez(file, **npz_arrays(**changes))
+  message = error_of(data.load, f'npz:{file}')
+  for word in [str(file), *words]:
+    assert word in message
+
+
+def test_npz_that_is_none(tmp_path):
+  assert 'no such file' in error_of(data.load, f'npz:{tmp_path / "none.npz"}')
+  assert 'not an npz' in error_of(data.load, f'npz:{tmp_path}')
+  assert 'npz:PATH' in error_of(data.load, 'npz:')
+  file = tmp_path / 'file.npz'
+  for content in (b'', b'text', b'PK\x03\x04text', b'\x80\x04K\x01.'):
+    file.write_bytes(content)
+    message = error_of(data.load, f'npz:{file}')
+    assert str(file) in message and 'not an npz' in message
+  with file.open('wb') as stream:
+    np.save(stream, np.ones(3))
+  assert 'a single array' in error_of(data.load, f'npz:{file}')
+
+
+def test_npz_with_a_flipped_or_missing_byte(tmp_path):
+  file = tmp_path / 'file.npz'
+  np.savez(file, **npz_arrays())
+  whole = file.read_bytes()
+  file.write_bytes(whole[:-40])
+  assert str(file) in error_of(data.load, f'npz:{file}')
+  # The pixels of x_train begin 128 bytes after its npy header.
+  place = whole.index(b'\x93NUMPY') + 140
+  file.write_bytes(
+    whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+  )
+  message = error_of(data.load, f'npz:{file}')
+  assert 'x_train cannot be read' in message
+
+
+# Folders of images.
+
+
+def save_image(file, shape=(4, 6), value=0, mode=None) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  image = PIL.Image.fromarray(np.full(shape, value, np.uint8))
+  (image.convert(mode) if mode else image).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  root = tmp_path / 'pets'
+  save_image(root / 'train/dog/b.png', value=1)
+  save_image(root / 'train/dog/a.png', value=2)
+  save_image(root / 'train/cat/c d.png', value=3)
+  save_image(root / 'test/cat/e.bmp', value=4)
+  return root
+
+
+def test_folder_of_gray_images(folder):
+  (folder / '.hidden').mkdir()
+  (folder / 'train/.DS_Store').write_text('x')
+  (folder / 'train/cat/.DS_Store').write_text('x')
+  dataset = data.load(f'folder:{folder}')
+  check(dataset)
+  assert dataset.class_names == ('cat', 'dog')
+  assert dataset.ids.tolist() == ['cat/c d.png', 'dog/a.png', 'dog/b.png']
+  assert dataset.image_shape == (4, 6, 1)
+  assert dataset.train.images[:, 0, 0, 0].tolist() == [3, 2, 1]
+  assert dataset.train.labels.tolist() == [0, 1, 1]
+  assert dataset.test.images[:, 3, 5, 0].tolist() == [4]
+  assert dataset.test.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P', 'CMYK'])
+def test_folder_with_one_image_in_colour(folder, mode):
+  name = 'f.tiff' if mode == 'CMYK' else 'f.png'
+  save_image(folder / 'test/dog' / name, (4, 6, 3), 255, mode)
+  dataset = data.load(f'folder:{folder}')
+  check(dataset)
+  assert dataset.image_shape == (4, 6, 3)
+  assert dataset.train.images[:, 0, 0].tolist() == [[3] * 3, [2] * 3, [1] * 3]
+  assert dataset.test.images[:, 0, 0].tolist() == [[4] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize('mode', ['1', 'LA'])
+def test_folder_of_other_gray_modes(folder, mode):
+  save_image(folder / 'test/dog/f.png', value=255, mode=mode)
+  dataset = data.load(f'folder:{folder}')
+  assert dataset.image_shape == (4, 6, 1)
+  assert dataset.test.images[:, 0, 0, 0].tolist() == [4, 255]
+
+
+def test_folder_defects(folder):
+  def message():
+    return error_of(data.load, f'folder:{folder}')
+
+  odd = folder / 'train/dog/z.png'
+  save_image(odd, (5, 6))
+  first = folder / 'train/cat/c d.png'
+  assert message() == (
+    f'{odd}: is 5x6 (height x width); allowed is 4x6 like {first}'
+  )
+  odd.write_text('no image')
+  assert f'{odd}: cannot be read as an image' in message()
+  whole = first.read_bytes()
+  odd.write_bytes(whole[: len(whole) // 2])
+  assert f'{odd}: cannot be read as an image' in message()
+  odd.unlink()
+  odd.mkdir()
+  assert f'{odd}: cannot be read as an image' in message()
+  odd.rmdir()
+  PIL.Image.fromarray(np.full((4, 6), 999, np.uint16)).save(odd)
+  assert f'{odd}: has pixels of mode I' in message()
+  odd.unlink()
+
+  loose = folder / 'train/labels.csv'
+  loose.write_text('x')
+  assert f'{loose}: not a folder' in message()
+  loose.unlink()
+
+  save_image(folder / 'test/bird/g.png')
+  assert f'{folder / "test/bird"}: a class without training' in message()
+  (folder / 'test/bird/g.png').unlink()
+  (folder / 'test/bird').rmdir()
+
+  (folder / 'train/ant').mkdir()
+  assert f'{folder / "train/ant"}: holds no image' in message()
+  (folder / 'train/ant').rmdir()
+
+  (folder / 'test/cat/e.bmp').unlink()
+  assert f'{folder / "test"}: holds no image' in message()
+  (folder / 'test/cat').rmdir()
+  assert f'{folder / "test"}: holds no class' in message()
+  (folder / 'test').rmdir()
+  assert f'{folder / "test"}: no such folder' in message()
+  assert 'nowhere' in error_of(data.load, 'folder:nowhere')
+  assert 'folder:PATH' in error_of(data.load, 'folder:')
+
+
+# Directories that TFDS prepared.
+
+COUNTS = {'train': 7, 'test': 3}
+
+
+def png(pixels: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(file, 'PNG')
+  return file.getvalue()
+
+
+def pixels_of(split: str, index: int) -> np.ndarray:
+  seed = index + 100 * (split == 'test')
+  return np.random.RandomState(seed).randint(0, 256, (6, 5, 3), np.uint8)
+
+
+def label_of(index: int) -> int:
+  return index % 3
+
+
+def build(
+  root: pathlib.Path,
+  counts=None,
+  features=None,
+  supervised=('image', 'label'),
+  example=None,
+  configs=(),
+) -> pathlib.Path:
+  """Prepares a data set `tiny` with TFDS's own writer, as ArrayRecord."""
+  features = features or {
+    'id': tfds.features.Text(),
+    'image': tfds.features.Image(shape=(6, 5, 3)),
+    'label': tfds.features.ClassLabel(names=['ant', 'bee', 'cow']),
+  }
+
+  def plain(split, index):
+    return {
+      'id': f'{split}_{index:03d}',
+      'image': io.BytesIO(png(pixels_of(split, index))),
+      'label': label_of(index),
+    }
+
+  def examples(split, count):
+    for index in range(count):
+      yield index, (example or plain)(split, index)
+
+  with registered.skip_registration():
+
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version('1.0.0')
+      BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in configs]
+
+      def _info(self):
+        result = tfds.core.DatasetInfo(
+          builder=self,
+          features=tfds.features.FeaturesDict(features),
+          supervised_keys=supervised,
+        )
+        result.initialize_from_bucket = lambda: None
+        return result
+
+      def _split_generators(self, dl_manager):
+        chosen = counts or COUNTS
+        return {split: examples(split, n) for split, n in chosen.items()}
+
+      def _generate_examples(self):
+        raise NotImplementedError
+
+  for config in configs or (None,):
+    builder = Tiny(data_dir=str(root), config=config)
+    builder.download_and_prepare(
+      file_format='array_record',
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+    )
+  return pathlib.Path(builder.data_path)
+
+
+def crc32c(content: bytes) -> int:
+  crc = 0xFFFFFFFF
+  for byte in content:
+    crc ^= byte
+    for _ in range(8):
+      crc = (crc >> 1) ^ (0x82F63B78 * (crc & 1))
+  return crc ^ 0xFFFFFFFF
+
+
+def masked(content: bytes) -> bytes:
+  crc = crc32c(content)
+  rotated = ((crc >> 15) | (crc << 17)) & 0xFFFFFFFF
+  return struct.pack('<I', (rotated + 0xA282EAD8) % 2**32)
+
+
+def make_tfrecord(folder: pathlib.Path) -> None:
+  """Turns a prepared directory into what an older TFDS would have written."""
+  assert crc32c(b'123456789') == 0xE3069283  # The algorithm's check value.
+  builder = tfds.builder_from_directory(folder)
+  for split in builder.info.splits:
+    records = builder.as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+    (old,) = builder.info.splits[split].filepaths
+    new = pathlib.Path(str(old).replace('array_record', 'tfrecord'))
+    with new.open('wb') as stream:
+      for index in range(len(records)):
+        record = records[index]
+        length = struct.pack('<Q', len(record))
+        stream.write(length + masked(length) + record + masked(record))
+    pathlib.Path(old).unlink()
+  info = folder / 'dataset_info.json'
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+
+
+def check_tiny(dataset: base.Dataset) -> None:
+  check(dataset)
+  assert dataset.train.size == 7 and dataset.test.size == 3
+  assert dataset.class_names == ('ant', 'bee', 'cow')
+  for row, name in enumerate(dataset.ids):
+    index = int(name.removeprefix('train_'))
+    np.testing.assert_array_equal(
+      dataset.train.images[row], pixels_of('train', index)
+    )
+    assert dataset.train.labels[row] == label_of(index)
+
+
+def test_array_record_directory(tmp_path):
+  folder = build(tmp_path)
+  dataset = data.load('tiny', data_dir=tmp_path)
+  check_tiny(dataset)
+  assert data.load('tiny:1.0.0', data_dir=tmp_path).ids.tolist() == (
+    dataset.ids.tolist()
+  )
+  assert [file.name for file in folder.glob('*.npz')] == [prepared.CACHE_NAME]
+  assert not list(folder.glob('.*'))
+  # The data set stays one that TFDS itself reads.
+  source = tfds.builder_from_directory(folder).as_data_source('train')
+  for row in range(7):
+    np.testing.assert_array_equal(
+      source[row]['image'], dataset.train.images[row]
+    )
+
+
+def test_default_data_dir_is_that_of_tfds(tmp_path, monkeypatch):
+  build(tmp_path)
+  monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
+  check_tiny(data.load('tiny'))
+  monkeypatch.delenv('TFDS_DATA_DIR')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert prepared.default_data_dir() == tmp_path / 'tensorflow_datasets'
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_older_tfrecord_directory(tmp_path, named):
+  folder = build(tmp_path)
+  expected = data.load('tiny', data_dir=tmp_path).fingerprint
+  make_tfrecord(folder)
+  if not named:  # Before 4.3 the format was not noted down.
+    info = json.loads((folder / 'dataset_info.json').read_text())
+    del info['fileFormat']
+    (folder / 'dataset_info.json').write_text(json.dumps(info))
+  (folder / prepared.CACHE_NAME).unlink()
+  dataset = data.load('tiny', data_dir=tmp_path)
+  check_tiny(dataset)
+  assert dataset.fingerprint == expected
+
+
+def test_damaged_tfrecord(tmp_path):
+  folder = build(tmp_path)
+  make_tfrecord(folder)
+  (file,) = folder.glob('*train.tfrecord*')
+  whole = file.read_bytes()
+  flipped = bytes([whole[0] ^ 1])
+  for content in (whole[:-1], whole[:5], flipped + whole[1:], whole + b'x'):
+    file.write_bytes(content)
+    message = error_of(data.load, 'tiny', data_dir=tmp_path)
+    assert f'{file}: damaged or cut short' in message
+  (length,) = struct.unpack('<Q', whole[:8])
+  file.write_bytes(whole[length + 16 :])
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert 'train holds 6 examples where dataset_info.json says 7' in message
+  file.write_bytes(whole + whole[: length + 16])
+  assert 'train holds more' in error_of(data.load, 'tiny', data_dir=tmp_path)
+  file.unlink()
+  assert 'cannot be read' in error_of(data.load, 'tiny', data_dir=tmp_path)
+
+
+def test_damaged_directory(tmp_path):
+  folder = build(tmp_path)
+  (file,) = folder.glob('*train.array_record*')
+  whole = file.read_bytes()
+  file.unlink()
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert str(folder) in message and 'cannot be read' in message
+  file.write_bytes(whole[: len(whole) // 2])
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert str(folder) in message
+  file.write_bytes(whole)
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  info = folder / 'dataset_info.json'
+  for content in ('{', '{}', '\0'):
+    info.write_text(content)
+    message = error_of(data.load, 'tiny', data_dir=tmp_path)
+    assert str(folder) in message and 'prepare it again' in message
+
+
+def test_cache_is_used_until_the_records_change(tmp_path, monkeypatch):
+  folder = build(tmp_path)
+  decoded = []
+  decode = prepared._decode
+  monkeypatch.setattr(
+    prepared, '_decode', lambda *args: decoded.append(1) or decode(*args)
+  )
+  first = data.load('tiny', data_dir=tmp_path)
+  second = data.load('tiny', data_dir=tmp_path)
+  assert len(decoded) == 1
+  assert first.fingerprint == second.fingerprint
+  check_tiny(second)
+
+  (file,) = folder.glob('*train.array_record*')
+  status = file.stat()
+  os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  assert len(decoded) == 2
+
+  prepared.read(folder, cache=False)
+  assert len(decoded) == 3
+
+
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'pickle', 'other'])
+def test_broken_cache_is_made_again(tmp_path, damage):
+  folder = build(tmp_path)
+  expected = data.load('tiny', data_dir=tmp_path).fingerprint
+  file = folder / prepared.CACHE_NAME
+  whole = file.read_bytes()
+  if damage == 'cut':
+    file.write_bytes(whole[: len(whole) // 2])
+  elif damage == 'flip':
+    place = whole.index(pixels_of('train', 0).tobytes()) + 50
+    file.write_bytes(
+      whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+    )
+  elif damage == 'empty':
+    file.write_bytes(b'')
+  elif damage == 'pickle':
+    np.savez(file, key=np.array(None))
+  else:
+    np.savez(file, key=prepared._cache_key(folder))
+  broken = file.read_bytes()
+  dataset = data.load('tiny', data_dir=tmp_path)
+  check_tiny(dataset)
+  assert dataset.fingerprint == expected
+  assert file.read_bytes() != broken
+  with np.load(file) as arrays:
+    assert arrays['x_train'].shape == (7, 6, 5, 3)
+
+
+def test_unwritable_directory_is_read_without_a_cache(tmp_path, monkeypatch):
+  # As root every directory can be written, so the refusal is made here.
+  folder = build(tmp_path)
+
+  def refuse(*args, **kwargs):
+    raise PermissionError('read-only')
+
+  monkeypatch.setattr(prepared.tempfile, 'mkstemp', refuse)
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  assert not list(folder.glob('*.npz'))
+
+
+def test_full_disk_leaves_no_cache(tmp_path, monkeypatch):
+  folder = build(tmp_path)
+
+  def refuse(*args, **kwargs):
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(prepared.np, 'savez', refuse)
+  before = sorted(folder.iterdir())
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  assert sorted(folder.iterdir()) == before
+
+
+def test_validation_stands_in_for_test(tmp_path):
+  build(tmp_path, counts={'train': 4, 'validation': 2})
+  dataset = data.load('tiny', data_dir=tmp_path)
+  assert (dataset.train.size, dataset.test.size) == (4, 2)
+
+
+def test_missing_split(tmp_path):
+  build(tmp_path, counts={'train': 4, 'extra': 2})
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert 'has the splits extra, train' in message or (
+    'has the splits train, extra' in message
+  )
+
+
+def test_coarse_labels_and_repeated_ids(tmp_path):
+  build(
+    tmp_path,
+    features={
+      'id': tfds.features.Text(),
+      'image': tfds.features.Image(shape=(6, 5, 1)),
+      'coarse_label': tfds.features.ClassLabel(num_classes=2),
+      'fine': tfds.features.ClassLabel(num_classes=4),
+    },
+    supervised=('image', 'fine'),
+    example=lambda split, index: {
+      'id': 'same',
+      'image': io.BytesIO(png(pixels_of(split, index)[..., 0])),
+      'coarse_label': 0,
+      'fine': 3,
+    },
+  )
+  dataset = data.load('tiny', data_dir=tmp_path)
+  check(dataset)
+  assert dataset.image_shape == (6, 5, 1)
+  assert dataset.train.labels.tolist() == [3] * 7
+  assert dataset.class_names == ('0', '1', '2', '3')
+  # Ids that do not tell examples apart are none.
+  assert dataset.ids.tolist() == [str(row) for row in range(7)]
+
+
+def image_features(**changes):
+  return {
+    'image': tfds.features.Image(shape=(6, 5, 3)),
+    'label': tfds.features.ClassLabel(num_classes=3),
+    **changes,
+  }
+
+
+@pytest.mark.parametrize(
+  ('features', 'example', 'words'),
+  [
+    (
+      {'number': tfds.features.Scalar(dtype=np.int64)},
+      lambda split, index: {'number': index},
+      '0 features of type Image (none)',
+    ),
+    (
+      image_features(label=tfds.features.Scalar(dtype=np.int64)),
+      lambda split, index: {
+        'image': io.BytesIO(png(pixels_of(split, index))),
+        'label': 0,
+      },
+      '0 features of type ClassLabel (none)',
+    ),
+    (
+      image_features(image=tfds.features.Image(shape=(None, None, 3))),
+      lambda split, index: {
+        'image': io.BytesIO(png(pixels_of(split, index)[: 6 - index])),
+        'label': 0,
+      },
+      'one size for all',
+    ),
+    (
+      image_features(
+        image=tfds.features.Image(shape=(6, 5, 1), dtype=np.uint16)
+      ),
+      lambda split, index: {
+        'image': io.BytesIO(png(np.zeros((6, 5), np.uint16))),
+        'label': 0,
+      },
+      'images are uint16; allowed is uint8',
+    ),
+    (
+      image_features(),
+      lambda split, index: {
+        'image': io.BytesIO(png(pixels_of(split, index))),
+        'label': -1,
+      },
+      'the label -1; allowed are 0..2',
+    ),
+    (
+      image_features(),
+      lambda split, index: {'image': io.BytesIO(b'no image'), 'label': 0},
+      'cannot be read (UnidentifiedImageError',
+    ),
+  ],
+)
+def test_prepared_data_that_is_no_image_classification(
+  tmp_path, features, example, words
+):
+  folder = build(
+    tmp_path,
+    counts={'train': 2, 'test': 2},
+    features=features,
+    supervised=None,
+    example=example,
+  )
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert str(folder) in message and words in message
+
+
+def test_configurations(tmp_path):
+  build(tmp_path, configs=('large', 'small'))
+  check_tiny(data.load('tiny/small', data_dir=tmp_path))
+  # TFDS notes its default configuration, the first one.
+  assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/large/1.0.0'
+  (tmp_path / 'tiny/.config/metadata.json').unlink()
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert 'tiny/large, tiny/small' in message
+  (tmp_path / 'tiny/small').rename(tmp_path / 'tiny/.gone')
+  (tmp_path / 'tiny/.gone/1.0.0/dataset_info.json').unlink()
+  assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/large/1.0.0'
+  assert prepared.find('tiny/none', tmp_path) is None
+
+
+def test_the_highest_complete_version_counts(tmp_path):
+  for version in ('1.9.0', '1.10.0', '2.0.0', 'incomplete.X_3.0.0'):
+    folder = tmp_path / 'tiny' / version
+    folder.mkdir(parents=True)
+    if version != '2.0.0':
+      (folder / 'dataset_info.json').write_text('{}')
+  assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/1.10.0'
+  assert prepared.find('tiny:1.9.0', tmp_path) == tmp_path / 'tiny/1.9.0'
+  assert prepared.find('tiny:2.0.0', tmp_path) is None
+  assert prepared.find('../tiny', tmp_path / 'tiny') is None
+
+
+# Names.
+
+
+def test_known_names_with_nothing_prepared(tmp_path):
+  message = error_of(data.load, 'kmnist', data_dir=tmp_path)
+  assert 'pip install tensorflow-cpu' in message
+  assert f"tfds.data_source('kmnist', data_dir='{tmp_path}')" in message
+  message = error_of(data.load, 'emnist/letters', data_dir=tmp_path)
+  assert "tfds.data_source('emnist/letters'" in message
+  message = error_of(data.load, 'cifar10:1.0.0', data_dir=tmp_path)
+  assert 'allowed is cifar10' in message
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ('name', 'near'),
+  [
+    ('cifr10', 'cifar10'),
+    ('CIFAR10', 'cifar10'),
+    ('digit', 'digits'),
+    ('fashion-mnist', 'fashion_mnist'),
+    ('svhn', 'svhn_cropped'),
+  ],
+)
+def test_unknown_names_get_the_nearest(tmp_path, name, near):
+  message = error_of(data.load, name, data_dir=tmp_path)
+  assert f"'{name}': unknown data set; did you mean" in message
+  assert near in message.partition('allowed')[0]
+
+
+@pytest.mark.parametrize(
+  'name', ['', 'qqqqqqqq', 'a b\nc', '/etc', '../x', ':']
+)
+def test_unknown_names_without_a_near_one(tmp_path, name):
+  message = error_of(data.load, name, data_dir=tmp_path)
+  assert 'unknown data set; allowed are digits, cifar10' in message
+  assert 'npz:FILE' in message

@@ -1,0 +1,480 @@
+import functools
+from typing import NamedTuple
+
+import chex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+import ml_dtypes
+import numpy as np
+import pytest
+import scipy.stats
+
+from unlearn_jax import masks
+
+# Few trees, so that XLA compiles few programs for many examples.
+SHAPES = {
+  'plain': {'a': (3, 4), 'b': (5,)},
+  'odd': {'empty': (0, 3), 'one': (), 'row': (1, 7), 'z': (2, 2, 3)},
+  'bare': (17,),
+}
+DTYPES = ('float32', 'bfloat16', 'float16', 'mixed')
+# Zeros, ties, numbers that are tiny, subnormal or large in every dtype.
+VALUES = (0.0, -0.0, 1.0, -1.0, 1.0, 2.0, -0.5, 3e4, 6e-8, -1e-7, 1e-39, 3e-39)
+
+
+class Layer(NamedTuple):
+  kernel: jax.Array
+  bias: jax.Array
+
+
+def make(name, dtype, values):
+  """A tree of NumPy arrays of the shape `name`, filled from the front."""
+  leaves, treedef = jax.tree.flatten(
+    SHAPES[name], is_leaf=lambda x: isinstance(x, tuple)
+  )
+  cycle = ('float16', 'float32', 'bfloat16')
+  filled, start = [], 0
+  for i, shape in enumerate(leaves):
+    size = int(np.prod(shape))
+    kind = cycle[i % 3] if dtype == 'mixed' else dtype
+    piece = np.asarray(values[start : start + size], np.float64)
+    filled.append(piece.reshape(shape).astype(jnp.dtype(kind)))
+    start += size
+  return jax.tree.unflatten(treedef, filled)
+
+
+def tree_size(name):
+  zeros = make(name, 'float32', np.zeros(100))
+  return sum(x.size for x in jax.tree.leaves(zeros))
+
+
+def reference(grads, k):
+  """Sorts by |g| (NaN last), then by place; float64 holds every value."""
+  leaves = [np.asarray(x) for x in jax.tree.leaves(grads)]
+  flat = [abs(x.astype(np.float64).reshape(-1)) for x in leaves]
+  rank = np.nan_to_num(np.concatenate(flat), nan=-1.0, posinf=np.inf)
+  chosen = np.zeros(rank.size, bool)
+  chosen[np.lexsort((np.arange(rank.size), -rank))[:k]] = True
+  ends = np.cumsum([x.size for x in leaves])[:-1]
+  parts = [c.reshape(x.shape) for c, x in zip(np.split(chosen, ends), leaves)]
+  return jax.tree.unflatten(jax.tree.structure(grads), parts)
+
+
+@functools.partial(jax.jit, static_argnames=('k', 'granularity'))
+def jitted_topk(grads, k, granularity='scalar'):
+  return masks.topk_mask(grads, grads, k, granularity=granularity)
+
+
+def all_of(tree):
+  return np.concatenate(
+    [np.asarray(x).reshape(-1) for x in jax.tree.leaves(tree)]
+  )
+
+
+def test_topk_takes_the_largest_of_the_whole_tree():
+  grads = {'b': jnp.array([0.5, -4.0]), 'a': jnp.array([[1.0, -3.0], [2.0, 0]])}
+  mask = masks.topk_mask(grads, grads, 3)
+  chex.assert_trees_all_equal(
+    mask,
+    {'a': np.array([[0, 1], [1, 0]], bool), 'b': np.array([0, 1], bool)},
+  )
+
+
+@given(data=st.data())
+@settings(max_examples=120, deadline=None)
+def test_topk_is_what_sorting_gives(data):
+  name = data.draw(st.sampled_from(sorted(SHAPES)))
+  dtype = data.draw(st.sampled_from(DTYPES))
+  size = tree_size(name)
+  element = st.one_of(
+    st.sampled_from(VALUES), st.floats(-10, 10, width=16), st.just(np.inf)
+  )
+  values = data.draw(st.lists(element, min_size=size, max_size=size))
+  grads = make(name, dtype, values)
+  k = data.draw(st.integers(1, size))
+  mask = masks.topk_mask(grads, grads, k)
+  chex.assert_trees_all_equal(mask, reference(grads, k))
+  assert masks.count_scalars(mask) == k
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None)
+def test_topk_inside_jit_ranks_nan_lowest(data):
+  dtype = data.draw(st.sampled_from(('float32', 'mixed')))
+  element = st.sampled_from((*VALUES, np.nan, np.inf, -np.inf))
+  size = tree_size('plain')
+  values = data.draw(st.lists(element, min_size=size, max_size=size))
+  grads = make('plain', dtype, values)
+  # Each static k is another program.
+  k = data.draw(st.sampled_from((1, 5, 16, 17)))
+  chex.assert_trees_all_equal(jitted_topk(grads, k), reference(grads, k))
+
+
+def test_nan_is_chosen_last_whatever_its_payload_and_in_order():
+  payloads = np.array([0x7FC00001, 0xFFFFFFFF, 0x7F800001], np.uint32)
+  grads = np.append(payloads.view(np.float32), np.zeros(1, np.float32))
+  chosen = [jitted_topk(grads, k).tolist() for k in (1, 2, 3)]
+  assert chosen == [
+    [False, False, False, True],
+    [True, False, False, True],
+    [True, True, False, True],
+  ]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_every_neighbouring_pair_of_numbers_is_told_apart(dtype):
+  # All 16-bit numbers, or the float32 around each power of two and below the
+  # smallest normal one. The permutation makes places useless.
+  if dtype == 'float32':
+    bits = np.arange(0, 0x7F800000, 0x400000, dtype=np.uint32)
+    bits = np.unique(np.concatenate([bits, bits + 1, bits[1:] - 1]))
+    numbers = bits.view(np.float32)
+  else:
+    top = 0x7F80 if dtype == 'bfloat16' else 0x7C00
+    numbers = np.arange(top + 1, dtype=np.uint16).view(jnp.dtype(dtype))
+  shuffle = np.random.default_rng(0).permutation(numbers.size)
+  grads = {'x': numbers[shuffle], 'y': np.zeros(1, np.float32)}
+  for k in (1, numbers.size // 3, numbers.size - 5, numbers.size - 1):
+    mask = masks.topk_mask(grads, grads, k)
+    expected = shuffle >= numbers.size - k
+    np.testing.assert_array_equal(mask['x'], expected)
+
+
+def test_float64_is_compared_exactly_with_narrower_dtypes():
+  with jax.enable_x64(True):
+    one = np.nextafter(1.0, 2.0)
+    grads = {
+      'double': np.array([1.0, one, 5e-324, 1e300]),
+      'half': np.array([1.0, 6e-8, np.inf], np.float16),
+      'single': np.array([1.0, 1e-45, 2e-45], np.float32),
+      'brain': np.array([1.0, 1e-40], ml_dtypes.bfloat16),
+    }
+    size = 12
+    for k in range(1, size + 1):
+      mask = masks.topk_mask(grads, grads, k)
+      chex.assert_trees_all_equal(mask, reference(grads, k))
+
+
+@pytest.mark.parametrize(
+  'tree',
+  [
+    jnp.zeros(6),
+    [jnp.zeros(2), jnp.zeros((2, 2))],
+    Layer(jnp.zeros((2, 2)), jnp.zeros(2)),
+    {'a': {'b': Layer(jnp.zeros((1, 4)), jnp.zeros(())), 'c': jnp.zeros(1)}},
+  ],
+  ids=['bare', 'list', 'namedtuple', 'nested'],
+)
+def test_all_zero_gradients_give_the_first_k_of_any_tree(tree):
+  for k in range(1, 7):
+    mask = masks.topk_mask(tree, tree, k)
+    chex.assert_trees_all_equal_structs(mask, tree)
+    assert all_of(mask).tolist() == [True] * k + [False] * (6 - k)
+
+
+def large_tree(round_to=None):
+  """Leaves above and below the sizes where the code changes its way."""
+  rng = np.random.default_rng(3)
+  shapes = {
+    'a': (70_001,),
+    'b': (64,),
+    'c': (3, 3, 64, 128),
+    'd': (1023,),
+    'e': (1024,),
+    'f': (257, 256),
+  }
+  tree = {k: rng.standard_normal(s).astype('f') for k, s in shapes.items()}
+  if round_to is not None:
+    tree = jax.tree.map(lambda x: np.round(x, round_to), tree)
+  return tree
+
+
+@pytest.mark.parametrize('round_to', [None, 1, -1])
+def test_large_leaves_are_what_sorting_gives(round_to):
+  grads = large_tree(round_to)
+  size = sum(x.size for x in grads.values())
+  for k in (1, 45, 70_000, 150_000, size - 1, size):
+    mask = masks.topk_mask(grads, grads, k)
+    chex.assert_trees_all_equal(mask, reference(grads, k))
+
+
+def test_the_way_of_other_platforms_counts_the_same(monkeypatch):
+  # Off the CPU, and for leaves beyond int32, elements are counted by one sum.
+  # A shape that no other test has, so that this is not compiled yet.
+  monkeypatch.setattr(masks, '_BLOCK', 2**31)
+  grads = {**large_tree(1), 'only here': np.ones((7, 13), np.float32)}
+  mask = masks.topk_mask(grads, grads, 1000)
+  chex.assert_trees_all_equal(mask, reference(grads, 1000))
+
+
+def test_another_k_is_not_compiled_again():
+  grads = {'w': np.arange(11, dtype=np.float32)}
+  masks.topk_mask(grads, grads, 3)
+  before = masks._select._cache_size()
+  masks.topk_mask(grads, grads, 4)
+  masks.topk_mask(grads, grads, 0.9)
+  assert masks._select._cache_size() == before
+
+
+@pytest.mark.parametrize(
+  'k, count', [(0.5, 10), (1.0, 20), (1e-9, 1), (0.13, 3), (np.int64(7), 7)]
+)
+def test_a_float_is_a_share_and_an_int_a_number(k, count):
+  params = {'w': jnp.arange(20.0)}
+  key = jax.random.key(0)
+  assert masks.count_scalars(masks.topk_mask(params, params, k)) == count
+  assert masks.count_scalars(masks.randomk_mask(key, params, k)) == count
+
+
+@pytest.mark.parametrize('k', [0, -1, 21, True, 0.0, 1.5, np.nan, '3', None])
+def test_k_out_of_range(k):
+  params = {'w': jnp.arange(20.0)}
+  key = jax.random.key(0)
+  allowed = 'allowed are an int from 1 to 20'
+  with pytest.raises(ValueError, match=f'^k is .*{allowed}'):
+    masks.topk_mask(params, params, k)
+  with pytest.raises(ValueError, match=f'^k is .*{allowed}'):
+    masks.randomk_mask(key, params, k)
+  with pytest.raises(ValueError, match=f'^k_random is .*{allowed}'):
+    masks.random_topk_mask(key, params, params, k, 1)
+  with pytest.raises(ValueError, match=f'^k_top is .*{allowed}'):
+    masks.random_topk_mask(key, params, params, 5, k)
+
+
+def test_topk_errors():
+  params = {'a': {'w': jnp.zeros(3)}, 'b': jnp.zeros(2)}
+  with pytest.raises(ValueError, match="granularity is 'row'; allowed"):
+    masks.topk_mask(params, params, 1, granularity='row')
+  bad = {'a': {'w': jnp.zeros(3)}, 'b': jnp.array([1.0, jnp.nan])}
+  with pytest.raises(ValueError, match=r"grads\['b'\] contains NaN"):
+    masks.topk_mask(params, bad, 1)
+  with pytest.raises(ValueError, match=r"grads\['b'\] contains NaN"):
+    masks.topk_mask(params, bad, 1, granularity='leaf')
+  bad = {'a': {'w': jnp.zeros(3, int)}, 'b': jnp.zeros(2)}
+  with pytest.raises(ValueError, match=r"grads\['a/w'\] has dtype int32"):
+    masks.topk_mask(params, bad, 1)
+  with pytest.raises(AssertionError):
+    masks.topk_mask(params, {'b': jnp.zeros(2)}, 1)
+  with pytest.raises(AssertionError):
+    masks.topk_mask(params, {'a': {'w': jnp.zeros(4)}, 'b': jnp.zeros(2)}, 1)
+
+
+def test_trees_without_or_with_too_many_scalars():
+  with pytest.raises(ValueError, match='params has 0 scalars; allowed'):
+    masks.topk_mask({}, {}, 1)
+  huge = {'w': jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)}
+  with pytest.raises(ValueError, match='params has 4294967296 scalars'):
+    masks.randomk_mask(jax.random.key(0), huge, 1)
+
+
+def test_leaf_granularity_ranks_tensors_by_norm():
+  grads = {
+    'a': jnp.full((4, 4), 1.0),  # Norm 4.
+    'b': jnp.array([3.0, -4.0]),  # Norm 5.
+    'c': jnp.array(-4.5),
+    'd': jnp.zeros((0,)),
+    'e': jnp.array([-5.0]),  # A tie with b, and later.
+  }
+  ranking = 'becad'
+  for k in range(1, 6):
+    expected = {x: np.full(grads[x].shape, x in ranking[:k]) for x in grads}
+    mask = masks.topk_mask(grads, grads, k, granularity='leaf')
+    chex.assert_trees_all_equal(mask, expected)
+    chex.assert_trees_all_equal(jitted_topk(grads, k, 'leaf'), expected)
+
+
+def test_leaf_granularity_neither_overflows_nor_prefers_nan():
+  grads = {
+    'large': jnp.array([2e38, 2e38]),
+    'larger': jnp.array([3e38]),
+    'nan': jnp.array([jnp.nan, 3e38]),
+    'small': jnp.array([1e-30]),
+    'smaller': jnp.array([1e-31, 1e-31]),
+  }
+  ranking = ('larger', 'large', 'small', 'smaller', 'nan')
+  for k in (1, 2, 3, 4):
+    mask = jitted_topk(grads, k, 'leaf')
+    assert {x for x in grads if mask[x].all()} == set(ranking[:k])
+  grads['small'] = jnp.array([jnp.inf, -jnp.inf])
+  assert jitted_topk(grads, 1, 'leaf')['small'].all()
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize('k', [45, 20_000, 60_000])
+def test_sharded_parameters_give_the_mask_of_dense_ones(axis_type, k):
+  rng = np.random.default_rng(0)
+  grads = {
+    'a': np.round(rng.standard_normal((8, 128, 72)), 1).astype('f'),
+    'b': rng.standard_normal((8, 16)).astype('f'),
+    'c': rng.standard_normal((3,)).astype('f'),
+  }
+  mesh = jax.make_mesh((4,), ('x',), axis_types=(axis_type,))
+  specs = {
+    'a': PartitionSpec('x'),
+    'b': PartitionSpec(None, 'x'),
+    'c': PartitionSpec(),
+  }
+  with jax.set_mesh(mesh):
+    sharded = {
+      name: jax.device_put(x, NamedSharding(mesh, specs[name]))
+      for name, x in grads.items()
+    }
+    inside = jitted_topk(sharded, k)
+    outside = masks.topk_mask(sharded, sharded, k)
+  expected = reference(grads, k)
+  chex.assert_trees_all_equal(inside, expected)
+  chex.assert_trees_all_equal(outside, expected)
+  assert inside['a'].sharding.spec[0] == 'x'
+
+
+@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
+def test_no_parameter_travels_between_devices(axis_type, monkeypatch):
+  # What is compiled off the CPU, where blocks are not used. A shape that no
+  # other test has, so that it is not compiled yet.
+  monkeypatch.setattr(masks, '_BLOCK', 2**31)
+  mesh = jax.make_mesh((4,), ('x',), axis_types=(axis_type,))
+  sharding = NamedSharding(mesh, PartitionSpec('x'))
+  grads = {
+    name: jax.device_put(np.ones((8, 100, 100), np.float32), sharding)
+    for name in 'ab'
+  }
+  with jax.set_mesh(mesh):
+    text = jitted_topk.lower(grads, k=50).compile().as_text()
+  assert 'all-reduce' in text
+  assert 'all-gather' not in text
+  assert 'all-to-all' not in text
+
+
+def test_randomk_has_exactly_k_and_depends_on_the_key():
+  params = {'a': jnp.zeros((7, 11)), 'b': jnp.zeros(23), 'c': jnp.zeros(())}
+  size = 101
+  for k in (1, 50, 100, size):
+    mask = masks.randomk_mask(jax.random.key(1), params, k)
+    assert masks.count_scalars(mask) == k
+    chex.assert_trees_all_equal_shapes(mask, params)
+  first = all_of(masks.randomk_mask(jax.random.key(1), params, 50))
+  again = all_of(masks.randomk_mask(jax.random.key(1), params, 50))
+  other = all_of(masks.randomk_mask(jax.random.key(2), params, 50))
+  inside = all_of(
+    jax.jit(lambda key: masks.randomk_mask(key, params, 50))(jax.random.key(1))
+  )
+  assert (first == again).all() and (first == inside).all()
+  assert (first != other).any()
+
+
+def test_randomk_is_uniform():
+  params = {'a': jnp.zeros((4, 5)), 'b': jnp.zeros(20)}
+  draws = np.array(
+    [
+      all_of(masks.randomk_mask(jax.random.key(seed), params, 10))
+      for seed in range(400)
+    ]
+  )
+  # Without replacement, the statistic is (N - 1)/N of a chi-square's.
+  statistic = ((draws.sum(0) - 100) ** 2 / 75).sum()
+  low, high = scipy.stats.chi2.ppf([0.001, 0.999], 39)
+  assert low < statistic < high
+  # Pairs of neighbours must not stick together: 10/40 · 9/39 of the draws.
+  together = (draws[:, :-1] & draws[:, 1:]).mean()
+  assert abs(together - 10 / 40 * 9 / 39) < 0.01
+
+
+def test_randomk_is_uniform_over_large_and_small_leaves():
+  params = large_tree()
+  mask = masks.randomk_mask(jax.random.key(5), params, 0.25)
+  size = sum(x.size for x in params.values())
+  assert masks.count_scalars(mask) == round(size / 4)
+  for leaf in mask.values():
+    deviation = np.sqrt(0.25 * 0.75 / leaf.size)
+    assert abs(np.mean(leaf) - 0.25) < 4 * deviation
+
+
+@pytest.mark.parametrize('k_random, k_top', [(10, 3), (10, 10), (0.5, 0.1)])
+def test_random_topk_has_the_count_and_contains_the_topk(k_random, k_top):
+  rng = np.random.default_rng(0)
+  params = {'a': jnp.zeros((5, 6)), 'b': jnp.zeros(14)}
+  grads = {'a': rng.standard_normal((5, 6)), 'b': rng.standard_normal(14)}
+  for seed in range(5):
+    key = jax.random.key(seed)
+    mask = masks.random_topk_mask(key, params, grads, k_random, k_top)
+    top = all_of(masks.topk_mask(params, grads, k_top))
+    random = all_of(masks.randomk_mask(key, params, k_random))
+    assert all_of(mask).sum() == random.sum()
+    assert all_of(mask)[top].all()
+    # Nobody enters but the Top-K.
+    assert random[all_of(mask) & ~top].all()
+
+
+def test_random_topk_chooses_the_others_uniformly():
+  grads = {'a': jnp.array([0.0, 9.0, 1.0, 0.0]), 'b': jnp.arange(7.0)}
+  draws = np.array(
+    [
+      all_of(masks.random_topk_mask(jax.random.key(i), grads, grads, 5, 2))
+      for i in range(300)
+    ]
+  )
+  assert (draws.sum(1) == 5).all()
+  often = draws.sum(0)
+  top = all_of(masks.topk_mask(grads, grads, 2))
+  assert (often[top] == 300).all()
+  # Three of the other nine, each with probability 1/3.
+  statistic = ((often[~top] - 100) ** 2 / (100 * 2 / 3)).sum() * 8 / 9
+  low, high = scipy.stats.chi2.ppf([0.001, 0.999], 8)
+  assert low < statistic < high
+
+
+def test_random_topk_refuses_more_top_than_random():
+  params = {'w': jnp.arange(20.0)}
+  with pytest.raises(ValueError, match=r'k_top is 0\.5, 10 .* k_random, 9 sc'):
+    masks.random_topk_mask(jax.random.key(0), params, params, 9, 0.5)
+
+
+def test_last_k_follows_the_order_and_not_the_tree():
+  params = {'a': jnp.zeros((2, 2)), 'b': {'c': jnp.zeros(3), 'd': jnp.zeros(1)}}
+  order = ('b/d', 'a', 'b/c')
+  for k in (1, 2, 3):
+    mask = masks.last_k_mask(params, k, order)
+    chosen = order[-k:]
+    assert mask['a'].tolist() == [['a' in chosen] * 2] * 2
+    assert mask['b']['c'].tolist() == ['b/c' in chosen] * 3
+    assert mask['b']['d'].tolist() == ['b/d' in chosen]
+
+
+@pytest.mark.parametrize('k', [0, -1, 4, True, 1.0, '1'])
+def test_last_k_out_of_range(k):
+  params = [jnp.zeros(1)] * 3
+  with pytest.raises(ValueError, match=f'k is {k!r}; allowed are'):
+    masks.last_k_mask(params, k, ('0', '1', '2'))
+
+
+@pytest.mark.parametrize(
+  'order, message',
+  [
+    (('a',), "order lacks 'b/c'"),
+    ((), "order lacks 'a'"),
+    (('a', 'x', 'b/c', 'y'), "order has 'x', which is no tensor"),
+    (('b/c', 'a', 'b/c'), "order has 'b/c' more than once"),
+  ],
+)
+def test_last_k_order_has_to_be_a_permutation(order, message):
+  params = {'a': jnp.zeros(2), 'b': {'c': jnp.zeros(3)}}
+  with pytest.raises(ValueError, match=message):
+    masks.last_k_mask(params, 1, order)
+
+
+def test_counts():
+  mask = {
+    'a': np.array([[True, False], [True, True]]),
+    'b': jnp.zeros(4, bool),
+    'c': jnp.array(True),
+    'd': jnp.zeros((0,), bool),
+  }
+  assert masks.count_scalars(mask) == 4
+  assert masks.count_tensors(mask) == 2
+  assert isinstance(masks.count_tensors(mask), int)
+  assert masks.count_scalars({}) == masks.count_tensors({}) == 0
+  with pytest.raises(AssertionError):
+    masks.count_scalars({'a': jnp.ones(3)})

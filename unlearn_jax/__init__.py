@@ -1,0 +1,1 @@
+"""Machine unlearning in JAX, and an honest measure of how much was forgotten."""

@@ -1,0 +1,209 @@
+"""The types that every other module speaks in.
+
+Words: `source` is the paper's M (parameters ω), `unlearned` its M_UL (θ),
+`retrained` its M_RE; `forget` is D_UL, `retain` D_RE, `train` D = D_UL ∪ D_RE.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+# The name of the one mapped axis: the data-parallel devices.
+AXIS = 'batch'
+
+# A pytree of float arrays.
+Params = Any
+# A pytree shaped like `Params` with boolean leaves: true where chosen.
+Mask = Any
+# A typed PRNG key, as `jax.random.key` makes it.
+Key = jax.Array
+# `jax.Array`, or a NumPy array where a function says that it takes both.
+Array = jax.Array | np.ndarray
+
+
+class InputError(ValueError):
+  """What the user gave cannot be used; the message is one line that says why.
+
+  The binaries print it without a traceback. Everything else is a bug of ours.
+  """
+
+
+class ModelState(NamedTuple):
+  """A trained classifier: source, unlearned and retrained are all this.
+
+  Attributes:
+    params: pytree of float arrays.
+    batch_stats: pytree of BatchNorm's running statistics; `{}` without any.
+  """
+
+  params: Params
+  batch_stats: Any = {}
+
+
+class TrainState(NamedTuple):
+  """What training carries from one epoch to the next.
+
+  Attributes:
+    model: parameters and BatchNorm statistics.
+    opt_state: Optax state, of the trained tensors only.
+    key: typed PRNG key that the next epoch is drawn from.
+  """
+
+  model: ModelState
+  opt_state: optax.OptState
+  key: Key
+
+
+class Batch(NamedTuple):
+  """A batch of examples.
+
+  Attributes:
+    images: `[B, ...]`, uint8 for image data sets.
+    labels: int32 `[B]`.
+    targets: float32 `[B, C]` probabilities of a teacher, or None.
+  """
+
+  images: Array
+  labels: Array
+  targets: Array | None = None
+
+
+class Examples(NamedTuple):
+  """A set of examples: the arrays of a whole data set, and which are meant.
+
+  Subsets share `images` and `labels`, so that a split costs one index array.
+
+  Attributes:
+    images: `[N, ...]`, uint8 `[N, height, width, channels]` for images.
+    labels: int32 `[N]`, each in `[0, C)`.
+    indices: int32 `[M]`, the rows that belong to the set, without repeats.
+    targets: float32 `[M, C]`, a teacher's probabilities, aligned with
+      `indices`; None where there is no teacher.
+  """
+
+  images: Array
+  labels: Array
+  indices: Array
+  targets: Array | None = None
+
+  @property
+  def size(self) -> int:
+    """M, the number of examples in the set."""
+    return self.indices.shape[0]
+
+  @classmethod
+  def of(cls, images: Array, labels: Array) -> 'Examples':
+    """All rows of two arrays with the same leading axis."""
+    return cls(images, labels, np.arange(len(labels), dtype=np.int32))
+
+  def take(self, positions: Array) -> 'Examples':
+    """The examples at `positions` (each in `[0, M)`) of this set."""
+    targets = None if self.targets is None else self.targets[positions]
+    return Examples(self.images, self.labels, self.indices[positions], targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """An image classification data set in host memory.
+
+  Attributes:
+    name: what the user calls it, e.g. `cifar10` or `npz:faces.npz`.
+    train: uint8 images `[N, height, width, channels]`, int32 labels `[N]`.
+    test: the same for the test split.
+    class_names: one per class, in label order; its length is C.
+    ids: `[N]`, the stable identifier of each training example (str), in the
+      order of `train`; the decimal row number where the source has none.
+    fingerprint: hex SHA-256 over images, labels and ids of both splits; two
+      data sets with equal fingerprints are equal.
+  """
+
+  name: str
+  train: Examples
+  test: Examples
+  class_names: tuple[str, ...]
+  ids: np.ndarray
+  fingerprint: str
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]:
+    """(height, width, channels)."""
+    return tuple(self.train.images.shape[1:])
+
+
+class Splits(NamedTuple):
+  """D and its parts: `forget` and `retain` are disjoint and make up `train`."""
+
+  train: Examples
+  forget: Examples
+  retain: Examples
+  test: Examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """A classifier as pure functions, made by `models.build` or by the user.
+
+  Attributes:
+    apply: `(state, images, train) -> (logits [B, C], batch_stats)`. With
+      `train` true, BatchNorm uses the batch's statistics and returns updated
+      running ones; otherwise `batch_stats` comes back as it was.
+    init: `key -> ModelState`, a freshly initialised model; needed by Retrain
+      and EU-K only.
+    loss: `(logits [B, C], labels [B]) -> [B]`.
+    order: the paths of the tensors of `params` in *definition* order (JAX
+      sorts dictionary keys, so it cannot be read off a tree); needed by EU-K
+      and CF-K only.
+    freeze: `frozen paths -> Model`, the same classifier whose BatchNorm
+      layers among the frozen ones keep to their running statistics; None
+      where there is nothing to do.
+  """
+
+  apply: Callable[[ModelState, Array, bool], tuple[jax.Array, Any]]
+  init: Callable[[Key], ModelState] | None = None
+  loss: Callable[[jax.Array, jax.Array], jax.Array] = (
+    optax.softmax_cross_entropy_with_integer_labels
+  )
+  order: tuple[str, ...] = ()
+  freeze: Callable[[frozenset[str]], 'Model'] | None = None
+
+
+def stateless(
+  apply: Callable[[Params, Array], jax.Array], **fields: Any
+) -> Model:
+  """A `Model` from `apply(params, inputs) -> logits`, without BatchNorm.
+
+  Args:
+    apply: pure function from parameters and inputs `[B, ...]` to logits
+      `[B, C]`.
+    **fields: other fields of `Model`, such as `loss`.
+
+  Returns:
+    The model.
+
+  Example:
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> state = ModelState({'w': jax.numpy.eye(2)})
+    >>> model.apply(state, jax.numpy.ones((1, 2)), False)[0].tolist()
+    [[1.0, 1.0]]
+  """
+  return Model(
+    apply=lambda state, x, train: (apply(state.params, x), state.batch_stats),
+    **fields,
+  )
+
+
+def tensor_paths(tree: Params) -> tuple[str, ...]:
+  """The '/'-joined path of each leaf, in JAX's (sorted) tree order.
+
+  Example:
+    >>> tensor_paths({'dense': {'kernel': 1.0, 'bias': 2.0}})
+    ('dense/bias', 'dense/kernel')
+  """
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return tuple(
+    jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in leaves
+  )

@@ -1,0 +1,222 @@
+"""Data sets in host memory, their splits, and pixels on the device.
+
+`load` reads any of the kinds that it lists into a `base.Dataset`;
+`split_forget` says which of its training examples are to be forgotten.
+"""
+
+from collections.abc import Sequence
+import difflib
+import hashlib
+import os
+import pathlib
+
+import numpy as np
+
+from unlearn_jax import base
+from unlearn_jax.data import local, prepare, prepared
+from unlearn_jax.data.images import augment, pixel_statistics, standardize
+from unlearn_jax.data.splits import classes_lost, read_ids, split_forget
+
+__all__ = [
+  'NAMES',
+  'augment',
+  'classes_lost',
+  'fingerprint',
+  'load',
+  'pixel_statistics',
+  'read_ids',
+  'split_forget',
+  'standardize',
+  'subset',
+]
+
+# Read or prepared with nothing else installed. `load` takes more than these.
+NAMES = ('digits', *prepare.NAMES)
+
+
+def load(
+  name: str,
+  *,
+  data_dir: str | os.PathLike[str] | None = None,
+  raw_dir: str | os.PathLike[str] | None = None,
+) -> base.Dataset:
+  """Reads a data set for image classification.
+
+  | name | what is read |
+  |---|---|
+  | `digits` | scikit-learn's 8x8 digits, 1,437 for training, 360 for test |
+  | `npz:FILE` | arrays x_train, y_train, x_test, y_test |
+  | `folder:DIR` | DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE |
+  | `cifar10`, `cifar100`, `mnist`, `fashion_mnist` | what TFDS prepared in \
+`data_dir`; if nothing is, it is downloaded (or taken from `raw_dir`) first |
+  | `NAME[/CONFIG][:VERSION]` | any other data set that TFDS prepared there |
+
+  Args:
+    name: see the table.
+    data_dir: TFDS's data directory; default $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    raw_dir: archives downloaded by hand, see `prepare.prepare`; used only
+      where nothing is prepared yet.
+
+  Returns:
+    The data set: uint8 images `[N, height, width, channels]`, int32 labels.
+
+  Raises:
+    InputError: an unknown name, with the nearest known ones; or the data
+      cannot be read, downloaded or used, with the reason.
+
+  Example:
+    >>> digits = load('digits')
+    >>> digits.train.images.shape, digits.test.size
+    ((1437, 8, 8, 1), 360)
+  """
+  kind, colon, path = name.partition(':')
+  if name == 'digits':
+    parts = local.read_digits()
+  elif colon and kind in ('npz', 'folder'):
+    if not path:
+      raise base.InputError(f'{name}: allowed is {kind}:PATH')
+    read = local.read_npz if kind == 'npz' else local.read_folder
+    parts = read(pathlib.Path(path).expanduser())
+  else:
+    root = pathlib.Path(
+      prepared.default_data_dir() if data_dir is None else data_dir
+    ).expanduser()
+    folder = prepared.find(name, root)
+    if folder is None:
+      if name not in prepare.NAMES:
+        raise base.InputError(_nothing_prepared(name, root))
+      folder = prepare.prepare(name, root, source_dir=raw_dir)
+    parts = prepared.read(folder)
+  return _dataset(name, *parts)
+
+
+def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
+  """A data set with fewer training examples, drawn uniformly.
+
+  Args:
+    dataset: N training examples.
+    size: how many to keep, in 1..N; their order and ids are kept too.
+    seed: of the draw, >= 0.
+
+  Returns:
+    The smaller data set; its test part is that of `dataset`.
+
+  Raises:
+    InputError: `size` is outside 1..N.
+
+  Example:
+    >>> subset(load('digits'), 100).train.images.shape
+    (100, 8, 8, 1)
+  """
+  total = dataset.train.size
+  if not 1 <= size <= total:
+    raise base.InputError(f'size: {size}; allowed is 1..{total}')
+  # RandomState's streams, unlike Generator's, never change between versions.
+  order = np.random.RandomState(seed).permutation(total)
+  rows = np.sort(order[:size])
+  chosen = np.asarray(dataset.train.indices)[rows]
+  train = base.Examples.of(
+    np.asarray(dataset.train.images)[chosen],
+    np.asarray(dataset.train.labels)[chosen],
+  )
+  ids = dataset.ids[rows]
+  return base.Dataset(
+    name=dataset.name,
+    train=train,
+    test=dataset.test,
+    class_names=dataset.class_names,
+    ids=ids,
+    fingerprint=fingerprint(train, dataset.test, ids),
+  )
+
+
+def fingerprint(
+  train: base.Examples, test: base.Examples, ids: Sequence[str] | np.ndarray
+) -> str:
+  """Hex SHA-256 over shapes, dtypes and bytes of both splits, and the ids.
+
+  Args:
+    train: N training examples.
+    test: test examples.
+    ids: `[N]` (str).
+
+  Returns:
+    64 hexadecimal digits, the same on every machine.
+
+  Example:
+    >>> part = base.Examples.of(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1))
+    >>> fingerprint(part, part, ['a'])[:8] == fingerprint(part, part, ['b'])[:8]
+    False
+  """
+  digest = hashlib.sha256()
+  for part in (train, test):
+    rows = np.asarray(part.indices)
+    for whole in (np.asarray(part.images), np.asarray(part.labels)):
+      everything = np.array_equal(rows, np.arange(len(whole)))
+      array = np.ascontiguousarray(whole if everything else whole[rows])
+      array = array.astype(array.dtype.newbyteorder('<'), copy=False)
+      digest.update(f'{array.dtype.str}{array.shape}'.encode())
+      digest.update(array.reshape(-1).view(np.uint8))
+  # Each id with its length, so that no two lists of ids look alike.
+  for name in ids:
+    encoded = str(name).encode('utf-8', 'surrogatepass')
+    digest.update(b'%d:%b' % (len(encoded), encoded))
+  return digest.hexdigest()
+
+
+def _dataset(
+  name: str,
+  images: np.ndarray,
+  labels: np.ndarray,
+  test_images: np.ndarray,
+  test_labels: np.ndarray,
+  class_names: tuple[str, ...],
+  ids: np.ndarray | None,
+) -> base.Dataset:
+  """A `Dataset` of what a reader returned."""
+  train = base.Examples.of(images, labels)
+  test = base.Examples.of(test_images, test_labels)
+  if ids is None:
+    ids = np.arange(train.size).astype(str)
+  return base.Dataset(
+    name=name,
+    train=train,
+    test=test,
+    class_names=class_names,
+    ids=ids,
+    fingerprint=fingerprint(train, test, ids),
+  )
+
+
+def _nothing_prepared(name: str, root: pathlib.Path) -> str:
+  """One line on what to do about a name of which nothing is prepared."""
+  import tensorflow_datasets as tfds
+
+  known = tfds.list_builders(with_community_datasets=False)
+  plain = name.partition(':')[0].partition('/')[0]
+  if plain in prepare.NAMES:
+    return (
+      f'{name}: not prepared in {root}; allowed is {plain}, which is downloaded'
+      ' if need be'
+    )
+  if plain in known:
+    # `tfds build` would do it too but needs apache_beam.
+    command = (
+      f'import tensorflow_datasets as tfds;'
+      f' tfds.data_source({name!r}, data_dir={str(root)!r})'
+    )
+    return (
+      f'{name}: not prepared in {root}; preparing it needs TensorFlow once: pip'
+      f' install tensorflow-cpu importlib_resources, then python -c "{command}"'
+    )
+  choices = [*NAMES, *known]
+  near = difflib.get_close_matches(plain.lower(), choices, n=3, cutoff=0.6)
+  if len(plain) > 2:
+    near += [choice for choice in choices if choice.startswith(plain.lower())]
+  near = list(dict.fromkeys(near))[:3]
+  hint = f'did you mean {" or ".join(near)}? ' if near else ''
+  return (
+    f'{ascii(name)}: unknown data set; {hint}allowed are {", ".join(NAMES)},'
+    ' npz:FILE, folder:DIR and the names of TensorFlow Datasets'
+  )

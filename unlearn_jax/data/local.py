@@ -1,0 +1,287 @@
+"""Data sets from what is at hand: scikit-learn's digits, an npz, a folder.
+
+Each function returns the same six things, which `unlearn_jax.data.load` makes
+a `Dataset` of: training images and labels, test images and labels, class
+names, and the ids of the training examples (None: their row numbers).
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from unlearn_jax import base
+
+# Images uint8 [N, height, width, channels]; labels int32 [N].
+Parts = tuple[
+  np.ndarray,
+  np.ndarray,
+  np.ndarray,
+  np.ndarray,
+  tuple[str, ...],
+  np.ndarray | None,
+]
+
+# More classes than this are taken for a mistake, not for classes.
+MAX_CLASSES = 65536
+
+_DIGITS_TEST = 360
+_NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
+
+
+def read_digits() -> Parts:
+  """scikit-learn's 1,797 digits of 8x8 pixels, 1,437 of them for training.
+
+  The split is one fixed permutation of scikit-learn's order (whose end is by
+  other writers than its beginning), each part sorted again. The id of row 42
+  of that order is `digits_0042`.
+
+  Returns:
+    The parts of the data set, see the module; pixels 0..16 become 0..255.
+  """
+  from sklearn import datasets  # Takes seconds.
+
+  digits = datasets.load_digits()
+  images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = digits.target.astype(np.int32)
+  # RandomState's streams, unlike Generator's, never change between versions.
+  order = np.random.RandomState(0).permutation(len(labels))
+  test, train = np.sort(order[:_DIGITS_TEST]), np.sort(order[_DIGITS_TEST:])
+  names = tuple(str(name) for name in digits.target_names)
+  ids = np.array([f'digits_{row:04d}' for row in train])
+  return images[train], labels[train], images[test], labels[test], names, ids
+
+
+def read_npz(file: str | os.PathLike[str]) -> Parts:
+  """An npz of four arrays: x_train, y_train, x_test, y_test.
+
+  Args:
+    file: images are uint8 `[N, height, width]` or `[N, height, width,
+      channels]`, labels integers `[N]`, 0 or more. C is the largest label
+      plus one.
+
+  Returns:
+    The parts of the data set, see the module.
+
+  Raises:
+    InputError: the file is missing or no npz, or an array is missing, of the
+      wrong type or shape, or does not fit the others.
+  """
+  arrays = _npz_arrays(file)
+  parts = {}
+  for name in ('x_train', 'x_test'):
+    images = arrays[name]
+    if images.dtype != np.uint8:
+      raise base.InputError(
+        f'{file}: {name} is {images.dtype}; allowed is uint8, pixels 0..255'
+      )
+    if images.ndim not in (3, 4) or 0 in images.shape:
+      raise base.InputError(
+        f'{file}: {name} has shape {images.shape}; allowed is [N, height,'
+        ' width] or [N, height, width, channels], none of them 0'
+      )
+    parts[name] = images[..., None] if images.ndim == 3 else images
+  size, test_size = parts['x_train'].shape[1:], parts['x_test'].shape[1:]
+  if size != test_size:
+    raise base.InputError(
+      f'{file}: x_test has images of {_size(test_size)}; allowed is that of'
+      f' x_train, {_size(size)}'
+    )
+  for name in ('y_train', 'y_test'):
+    labels = arrays[name]
+    count = len(parts['x' + name[1:]])
+    if labels.dtype.kind not in 'iu':
+      raise base.InputError(
+        f'{file}: {name} is {labels.dtype}; allowed are integers'
+      )
+    if labels.shape != (count,):
+      raise base.InputError(
+        f'{file}: {name} has shape {labels.shape}; allowed is ({count},), a'
+        f' label for each image of x{name[1:]}'
+      )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= MAX_CLASSES:
+      raise base.InputError(
+        f'{file}: {name} has the label {lowest if lowest < 0 else highest};'
+        f' allowed are 0..{MAX_CLASSES - 1}'
+      )
+    parts[name] = labels.astype(np.int32)
+  highest = max(int(parts['y_train'].max()), int(parts['y_test'].max()))
+  names = tuple(str(label) for label in range(highest + 1))
+  return *(parts[name] for name in _NPZ_ARRAYS), names, None
+
+
+def read_folder(folder: str | os.PathLike[str]) -> Parts:
+  """Image files in train/CLASS/ and test/CLASS/.
+
+  Any image that Pillow reads, all of one size, 8 bits a channel; transparency
+  is dropped. All are grayscale or, if one is not, all become RGB. The classes
+  are the folders in train/, sorted by name. Hidden files are skipped. The id
+  of an example is its path relative to train/.
+
+  Args:
+    folder: holds `train` and `test`.
+
+  Returns:
+    The parts of the data set, see the module.
+
+  Raises:
+    InputError: a folder is missing or empty, a class is in test/ only, or a
+      file cannot be read or has another size than the first.
+  """
+  root = pathlib.Path(folder)
+  files = {split: _class_files(root / split) for split in ('train', 'test')}
+  names = tuple(files['train'])
+  for name, members in files['train'].items():
+    if not members:
+      raise base.InputError(
+        f'{root / "train" / name}: holds no image; allowed is one or more in'
+        ' each class'
+      )
+  for name in files['test']:
+    if name not in files['train']:
+      raise base.InputError(
+        f'{root / "test" / name}: a class without training images; allowed are'
+        f' the folders of {root / "train"}'
+      )
+  pixels: dict[str, list[np.ndarray]] = {'train': [], 'test': []}
+  labels: dict[str, list[int]] = {'train': [], 'test': []}
+  ids = []
+  first: tuple[pathlib.Path, tuple[int, ...]] | None = None
+  for split, classes in files.items():
+    for label, name in enumerate(names):
+      for file in classes.get(name, ()):
+        image = _read_image(file)
+        first = first or (file, image.shape[:2])
+        if image.shape[:2] != first[1]:
+          raise base.InputError(
+            f'{file}: is {_size(image.shape[:2])} (height x width); allowed is'
+            f' {_size(first[1])} like {first[0]}'
+          )
+        pixels[split].append(image)
+        labels[split].append(label)
+        if split == 'train':
+          ids.append(file.relative_to(root / 'train').as_posix())
+  if not pixels['test']:
+    raise base.InputError(
+      f'{root / "test"}: holds no image; allowed is test/CLASS/IMAGE'
+    )
+  channels = max(image.shape[2] for image in pixels['train'] + pixels['test'])
+
+  def stacked(images: list[np.ndarray]) -> np.ndarray:
+    shape = (len(images), *images[0].shape[:2], channels)
+    result = np.empty(shape, np.uint8)
+    for place, image in enumerate(images):
+      result[place] = image  # Gray is broadcast over the channels.
+    return result
+
+  return (
+    stacked(pixels['train']),
+    np.array(labels['train'], np.int32),
+    stacked(pixels['test']),
+    np.array(labels['test'], np.int32),
+    names,
+    np.array(ids),
+  )
+
+
+def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """The four arrays as they are in the file."""
+  try:
+    loaded: Any = np.load(file, allow_pickle=False)
+  except FileNotFoundError:
+    raise base.InputError(f'{file}: no such file') from None
+  except Exception as error:  # Broken files raise a dozen types.
+    raise base.InputError(
+      f'{file}: not an npz file ({_reason(error)}); allowed is what np.savez'
+      ' writes'
+    ) from None
+  if not isinstance(loaded, np.lib.npyio.NpzFile):
+    raise base.InputError(
+      f'{file}: holds a single array; allowed is an npz of'
+      f' {", ".join(_NPZ_ARRAYS)}'
+    )
+  arrays = {}
+  with loaded:
+    for name in _NPZ_ARRAYS:
+      if name not in loaded.files:
+        found = ', '.join(sorted(loaded.files)) or 'nothing'
+        raise base.InputError(
+          f'{file}: {name} is missing (found: {found}); allowed is an npz of'
+          f' {", ".join(_NPZ_ARRAYS)}'
+        )
+      try:
+        arrays[name] = loaded[name]
+      except Exception as error:
+        raise base.InputError(
+          f'{file}: {name} cannot be read ({_reason(error)}); allowed is a'
+          ' plain array without Python objects'
+        ) from None
+      if not isinstance(arrays[name], np.ndarray):
+        raise base.InputError(
+          f'{file}: {name} is no array; allowed is what np.savez writes'
+        )
+  return arrays
+
+
+def _class_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+  """The files of each class in a folder of class folders, sorted by name."""
+  classes = {}
+  for entry in _visible(folder):
+    if not entry.is_dir():
+      raise base.InputError(
+        f'{entry}: not a folder; allowed is {folder.name}/CLASS/IMAGE'
+      )
+    classes[entry.name] = _visible(entry)
+  if not classes:
+    raise base.InputError(
+      f'{folder}: holds no class; allowed is {folder.name}/CLASS/IMAGE'
+    )
+  return classes
+
+
+def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
+  """What is in a folder, without hidden files, sorted by name."""
+  try:
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+  except (FileNotFoundError, NotADirectoryError):
+    raise base.InputError(
+      f'{folder}: no such folder; allowed is a folder of train/CLASS/IMAGE and'
+      ' test/CLASS/IMAGE'
+    ) from None
+  except OSError as error:
+    raise base.InputError(
+      f'{folder}: cannot be read: {error.strerror or error}'
+    ) from None
+  return [entry for entry in entries if not entry.name.startswith('.')]
+
+
+def _read_image(file: pathlib.Path) -> np.ndarray:
+  """uint8 `[height, width, channels]`, 1 channel for gray or 3 for RGB."""
+  import PIL.Image
+
+  try:
+    with PIL.Image.open(file) as image:
+      mode = image.mode
+      if mode in ('1', 'L', 'LA', 'La'):
+        return np.asarray(image.convert('L'))[..., None]
+      if not mode.startswith(('I', 'F')):
+        return np.asarray(image.convert('RGB'))
+  except Exception as error:  # Broken files raise a dozen types.
+    raise base.InputError(
+      f'{file}: cannot be read as an image ({_reason(error)})'
+    ) from None
+  raise base.InputError(
+    f'{file}: has pixels of mode {mode}; allowed are 8 bits a channel'
+  )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+  return 'x'.join(str(number) for number in shape)
+
+
+def _reason(error: BaseException) -> str:
+  """The type and first line of an error, of bounded length."""
+  lines = str(error).splitlines() or ['']
+  return f'{type(error).__name__}: {lines[0][:120]}'.rstrip(': ')

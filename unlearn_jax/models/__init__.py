@@ -1,0 +1,187 @@
+"""The table of models, and how a Linen module becomes a `Model`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax.base import AXIS, Array, Key, Model, ModelState
+from unlearn_jax.models.cnn import CNN
+from unlearn_jax.models.resnet import ResNet18
+
+
+class _Family(NamedTuple):
+  module: Callable[..., nn.Module]
+  width: int  # the default
+  smallest: int  # the smallest image side that the net can take, in pixels
+
+
+FAMILIES = {
+  'cnn': _Family(CNN, width=16, smallest=4),
+  'resnet18': _Family(ResNet18, width=64, smallest=8),
+}
+
+
+def build(
+  name: str,
+  num_classes: int,
+  image_shape: Sequence[int],
+  *,
+  width: int | None = None,
+  mean: Sequence[float] = (0.5,),
+  std: Sequence[float] = (0.25,),
+) -> Model:
+  """A classifier of the table `FAMILIES`, on pixels.
+
+  Args:
+    name: a key of `FAMILIES`.
+    num_classes: C, at least 2.
+    image_shape: (height, width, channels).
+    width: channels of the first layer; None for the family's own.
+    mean: per channel, in [0, 1] units, subtracted inside the model.
+    std: per channel, in [0, 1] units, divided by inside the model.
+
+  Returns:
+    A `Model` that takes pixels in [0, 255], uint8 or float.
+
+  Raises:
+    ValueError: an unknown name, fewer than 2 classes, a width below 1, or an
+      image that is too small for the net.
+
+  Example:
+    >>> model = build('cnn', 10, (8, 8, 1))
+    >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
+    >>> sum(x.size for x in jax.tree.leaves(shapes.params))
+    24186
+  """
+  if name not in FAMILIES:
+    raise ValueError(f'name={name!r}, allowed: {", ".join(sorted(FAMILIES))}')
+  family = FAMILIES[name]
+  width = family.width if width is None else width
+  if num_classes < 2:
+    raise ValueError(f'num_classes={num_classes}, allowed: 2 or more')
+  if width < 1:
+    raise ValueError(f'width={width}, allowed: 1 or more')
+  if min(image_shape[:2]) < family.smallest:
+    raise ValueError(
+      f'image_shape={tuple(image_shape)}, allowed for {name}: sides of at'
+      f' least {family.smallest} pixels'
+    )
+  module = family.module(num_classes=num_classes, width=width)
+  return from_linen(module, image_shape, mean=mean, std=std)
+
+
+def from_linen(
+  module: nn.Module,
+  image_shape: Sequence[int],
+  *,
+  mean: Sequence[float] = (0.0,),
+  std: Sequence[float] = (1.0,),
+) -> Model:
+  """A `Model` from a Linen module called as `module(x, train)`.
+
+  Where the module has a field `axis_name`, it is set to the device axis while
+  training under `pmap`, so that BatchNorm sees the whole batch.
+
+  Args:
+    module: maps float32 `[B, height, width, channels]` to logits `[B, C]`.
+    image_shape: (height, width, channels).
+    mean: per channel, in [0, 1] units.
+    std: per channel, in [0, 1] units.
+
+  Returns:
+    The model; its `order` is the order in which `module` makes its tensors.
+  """
+  mean, std = np.float32(mean), np.float32(std)
+
+  def init(key: Key) -> ModelState:
+    x = jnp.zeros((1, *image_shape), jnp.float32)
+    variables = module.init(key, x, False)
+    return ModelState(variables['params'], variables.get('batch_stats', {}))
+
+  # Tracing costs milliseconds and computes nothing.
+  order = definition_order(lambda key: init(key).params)
+  return _model(module, init, order, mean, std, frozenset())
+
+
+def _model(module, init, order, mean, std, frozen: frozenset[str]) -> Model:
+  def apply(
+    state: ModelState, images: Array, train: bool
+  ) -> tuple[jax.Array, Any]:
+    x = (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+    variables = {'params': state.params, 'batch_stats': state.batch_stats}
+    if not train:
+      return module.apply(variables, x, False), state.batch_stats
+    synchronised = hasattr(module, 'axis_name') and _axis_is_bound()
+    trained = module.clone(axis_name=AXIS) if synchronised else module
+    with nn.intercept_methods(_keep_statistics_of(frozen)):
+      logits, updated = trained.apply(
+        variables, x, True, mutable=['batch_stats']
+      )
+    return logits, updated.get('batch_stats', {})
+
+  return Model(
+    apply=apply,
+    init=init,
+    order=order,
+    freeze=lambda paths: _model(module, init, order, mean, std, paths),
+  )
+
+
+def _axis_is_bound() -> bool:
+  """Whether this is being traced under `pmap` over the device axis."""
+  try:
+    jax.lax.axis_index(AXIS)
+  except NameError:
+    return False
+  return True
+
+
+def _keep_statistics_of(frozen: frozenset[str]):
+  """Makes BatchNorm layers with a frozen scale run as in evaluation."""
+
+  def interceptor(next_function, args, kwargs, context):
+    path = '/'.join(context.module.path)
+    if isinstance(context.module, nn.BatchNorm) and (f'{path}/scale' in frozen):
+      args, kwargs = args[:1], {**kwargs, 'use_running_average': True}
+    return next_function(*args, **kwargs)
+
+  return interceptor
+
+
+def definition_order(init: Callable[[Key], Any]) -> tuple[str, ...]:
+  """The paths of a model's tensors in the order in which `init` makes them.
+
+  JAX sorts dictionaries whenever a tree passes through a transformation, so
+  the order is read inside the trace, before the tree leaves it.
+
+  Args:
+    init: `key -> params`, nested dictionaries (Linen, Haiku or hand-made)
+      that are filled in definition order.
+
+  Returns:
+    '/'-joined paths, as `base.tensor_paths` writes them.
+
+  Example:
+    >>> definition_order(lambda key: {'w': jnp.ones(2), 'b': jnp.ones(1)})
+    ('w', 'b')
+  """
+  found: list[str] = []
+
+  def visit(tree: Any, path: str) -> None:
+    if isinstance(tree, dict):
+      for name, child in tree.items():
+        visit(child, f'{path}/{name}' if path else str(name))
+    else:
+      for leaf_path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        tail = jax.tree_util.keystr(leaf_path, simple=True, separator='/')
+        found.append('/'.join(part for part in (path, tail) if part))
+
+  def record(key: Key) -> None:
+    visit(init(key), '')
+
+  jax.eval_shape(record, jax.random.key(0))
+  return tuple(found)

@@ -1,0 +1,84 @@
+"""BatchNorm statistics after the weights were changed by hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import parallel
+from unlearn_jax.base import Examples, Model, ModelState
+
+
+@functools.lru_cache(maxsize=32)
+def _program(model: Model):
+  def statistics(rank, state: ModelState, images, order):
+    def updated(start, chosen):
+      running = jax.tree.map(lambda s: jnp.full_like(s, start), state[1])
+      _, new = model.apply(
+        ModelState(state.params, running), images[chosen], True
+      )
+      return new
+
+    def batch(total, chosen):
+      new = updated(0.0, chosen[rank])
+      return jax.tree.map(jnp.add, total, new), None
+
+    # A layer returns m·running + (1 − m)·batch. Started at 0 it shows the
+    # batch's statistics times 1 − m; started at 1 it shows m as well.
+    first = order[0, rank]
+    momentum = jax.tree.map(
+      jnp.subtract, updated(1.0, first), updated(0.0, first)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    total, _ = jax.lax.scan(batch, zeros, order)
+
+    def average(old, total, m):
+      # A layer that keeps to its running statistics shows m = 1.
+      own = total / (len(order) * jnp.maximum(1 - m, 1e-6))
+      return jnp.where(m > 1 - 1e-5, old, own)
+
+    return parallel.mean(
+      jax.tree.map(average, state.batch_stats, total, momentum)
+    )
+
+  return parallel.spmd(statistics)
+
+
+def reestimate(
+  model: Model,
+  state: ModelState,
+  examples: Examples,
+  *,
+  batch_size: int = 128,
+) -> ModelState:
+  """Replaces BatchNorm's running statistics by their averages over examples.
+
+  After a perturbation the running statistics describe activations that no
+  longer occur; what a model loses by that alone is not forgetting (scaling a
+  whole tensor before a BatchNorm is a symmetry of the network).
+
+  Args:
+    model: the classifier; its momentum needs no knowing.
+    state: the perturbed model.
+    examples: D_RE, the retained examples.
+    batch_size: examples a step over all devices, in the order of `examples`;
+      the last ones that do not fill a batch are left out.
+
+  Returns:
+    The same parameters with statistics averaged over all batches. Layers
+    that the model freezes keep theirs. `state` itself without BatchNorm.
+  """
+  if not jax.tree.leaves(state.batch_stats):
+    return state
+  count = len(parallel.devices())
+  size = max(count, min(batch_size, examples.size) // count * count)
+  steps = max(1, examples.size // size)
+  order = np.resize(np.asarray(examples.indices), steps * size)
+  replicated = parallel.replicate(state)
+  batch_stats = _program(model)(
+    replicated,
+    parallel.replicate(examples.images),
+    parallel.replicate(order.reshape(steps, count, -1)),
+  )
+  return ModelState(state.params, batch_stats)

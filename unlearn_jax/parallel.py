@@ -1,0 +1,111 @@
+"""Data parallelism: the only module that knows `pmap`, meshes and hosts.
+
+One logical copy of the state goes in and comes out: nothing is replicated or
+un-replicated by hand, and Orbax saves what comes out as it is.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import contextvars
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax.base import AXIS
+
+_chosen: contextvars.ContextVar[tuple[jax.Device, ...] | None] = (
+  contextvars.ContextVar('devices', default=None)
+)
+
+
+def devices() -> tuple[jax.Device, ...]:
+  """The devices that share each batch: all of them, or those of `use`."""
+  return _chosen.get() or tuple(jax.devices())
+
+
+@contextlib.contextmanager
+def use(chosen: Sequence[jax.Device]) -> Iterator[None]:
+  """Restricts data parallelism to some devices inside a `with` block.
+
+  Args:
+    chosen: at least one device.
+
+  Example:
+    >>> with use(jax.devices()[:1]):
+    ...   len(devices())
+    1
+  """
+  token = _chosen.set(tuple(chosen))
+  try:
+    yield
+  finally:
+    _chosen.reset(token)
+
+
+def replicate(tree: Any) -> Any:
+  """Puts every array of `tree` on every device, as one logical array."""
+  mesh = jax.sharding.Mesh(np.array(devices()), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(tree, sharding)
+
+
+def per_device(batch_size: int, argument: str = 'batch_size') -> int:
+  """The share of a batch that each device takes.
+
+  Raises:
+    ValueError: `batch_size` below 1 or not divisible by the devices.
+  """
+  count = len(devices())
+  if batch_size < 1 or batch_size % count:
+    raise ValueError(
+      f'{argument}={batch_size}, allowed: a positive multiple of the'
+      f' {count} device(s)'
+    )
+  return batch_size // count
+
+
+def mean(tree: Any) -> Any:
+  """The mean over devices; every output of an `spmd` function needs one."""
+  return jax.lax.pmean(tree, AXIS)
+
+
+def gather(array: jax.Array) -> jax.Array:
+  """`[P, ...]` on each of D devices to `[D * P, ...]` on all of them."""
+  return jax.lax.all_gather(array, AXIS, tiled=True)
+
+
+def spmd(
+  function: Callable[..., Any], donate: Sequence[int] = ()
+) -> Callable[..., Any]:
+  """Runs `function(rank, *args)` on every device under `jax.pmap`.
+
+  Args:
+    function: pure; `rank` is the int32 number of the device, in [0, D). All
+      else is the same on every device, and so must be all that it returns:
+      pass it through `mean` or `gather`, otherwise device 0's value comes
+      back in silence.
+    donate: positions in `args` whose memory the outputs may reuse.
+
+  Returns:
+    `(*args) -> outputs`, compiled once per shapes and devices.
+  """
+
+  @functools.cache
+  def mapped(chosen: tuple[jax.Device, ...], arity: int):
+    return jax.pmap(
+      function,
+      axis_name=AXIS,
+      in_axes=(0,) + (None,) * arity,
+      out_axes=None,
+      devices=chosen,
+      donate_argnums=[position + 1 for position in donate],
+    )
+
+  def run(*args: Any) -> Any:
+    chosen = devices()
+    return mapped(chosen, len(args))(jnp.arange(len(chosen)), *args)
+
+  return run

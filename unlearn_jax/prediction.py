@@ -1,0 +1,77 @@
+"""What a model says about examples."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import parallel
+from unlearn_jax.base import AXIS, Examples, Model, ModelState
+
+
+@functools.lru_cache(maxsize=32)
+def _program(model: Model, per_device: int):
+  """Softmax over every position of a padded index array, in batches."""
+
+  def predict(rank, state: ModelState, images, positions):
+    def batch(_, chosen):
+      logits, _ = model.apply(state, images[chosen], False)
+      return None, jax.nn.softmax(logits.astype(jnp.float32))
+
+    devices = len(parallel.devices())
+    own = positions.reshape(-1, devices, per_device)[:, rank]
+    _, probabilities = jax.lax.scan(batch, None, own)
+    # [steps, P, C] on each device to [steps, D, P, C], the padded order.
+    every = jax.lax.all_gather(probabilities, AXIS, axis=1)
+    return every.reshape(-1, every.shape[-1])
+
+  return parallel.spmd(predict)
+
+
+def predict(
+  model: Model,
+  state: ModelState,
+  examples: Examples,
+  *,
+  batch_size: int = 512,
+) -> np.ndarray:
+  """Class probabilities of every example, in evaluation mode.
+
+  Exact on every example whatever the batch size: what pads the last batch is
+  cut off again.
+
+  Args:
+    model: the classifier.
+    state: its parameters and BatchNorm statistics.
+    examples: a set of M examples.
+    batch_size: examples a step over all devices; rounded up to a multiple of
+      the devices.
+
+  Returns:
+    float32 `[M, C]` on the host, rows in the order of `examples.indices`.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> x, w = np.eye(2, dtype=np.float32), {'w': jnp.eye(2) * 100}
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> predict(model, ModelState(w), Examples.of(x, np.arange(2))).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+  """
+  count = len(parallel.devices())
+  share = -(-min(batch_size, max(examples.size, 1)) // count)
+  padding = -examples.size % (share * count)
+  positions = np.pad(np.asarray(examples.indices), (0, padding))
+  images = parallel.replicate(examples.images)
+  probabilities = _program(model, share)(
+    parallel.replicate(state), images, parallel.replicate(positions)
+  )
+  return np.asarray(probabilities)[: examples.size]
+
+
+def per_example_loss(
+  probabilities: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+  """Cross-entropy in nats: `[M, C]`, `[M]` to float64 `[M]`, capped at 100."""
+  chosen = probabilities[np.arange(len(labels)), np.asarray(labels)]
+  return -np.log(np.maximum(chosen.astype(np.float64), np.exp(-100)))
