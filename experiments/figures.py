@@ -53,6 +53,7 @@ STYLE: Any = {
 }
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 DPI = 180
+LABELLED = 12  # So many dots of a panel can have their counts beside them.
 
 # Series of the curves: metric, name, colour, line style, marker.
 SERIES: tuple[tuple[str, str, str, Any, str], ...] = (
@@ -143,10 +144,11 @@ def _curve_panel(
     values = _stack(row, metric)
     whole = np.isfinite(values).all(0)
     epochs = np.arange(values.shape[1])
-    for seed in values if not whole.all() else []:
-      axes.plot(epochs, seed, color=color, linestyle=line, linewidth=0.7)
+    shared = np.flatnonzero(whole)[-1:].sum()
+    for seed in values[:, shared:] if not whole.all() else []:
+      axes.plot(epochs[shared:], seed, color=color, linestyle=line, lw=0.7)
       end = np.flatnonzero(np.isfinite(seed))[-1:]
-      axes.plot(end, seed[end], color=color, marker=marker, markersize=2.4)
+      axes.plot(end + shared, seed[end], marker, color=color, markersize=2.4)
     if whole.any():
       known = values[:, whole]
       low, high = known.min(0), known.max(0)
@@ -329,7 +331,8 @@ def perturbed_by_layer(report: Report) -> Figure:
     first.tick_params(axis='y', labelsize=6.5, length=0)
     first.set_ylim(len(order) - 0.4, -0.6)
     low = min(min(_shares(row).values(), default=1.0) for row in rows)
-    first.set_xlim(100 * 10 ** math.floor(math.log10(low / 1.5)), 250)
+    room = 2500 if len(order) <= LABELLED else 250  # Right of 100 %.
+    first.set_xlim(100 * 10 ** math.floor(math.log10(low / 1.5)), room)
     label = (
       'share of the tensor’s scalars that was perturbed, % (log scale; no '
       'dot: none)'
@@ -364,9 +367,10 @@ def _layer_panel(axes: Axes, row: Row, order: Sequence[str]) -> None:
     markersize=3.6,
   )
   counts = row['selection']['by_tensor']
-  for share, place in zip(percent, places) if len(places) <= 12 else []:
-    text = f' {counts[order[place]]:.2g}'
-    axes.text(share * 1.4, place, text, va='center', fontsize=6.5)
+  for share, place in zip(percent, places) if len(places) <= LABELLED else []:
+    count = counts[order[place]]
+    text = verdicts.number(count, 1 if count < 10 and count % 1 else 0)
+    axes.text(share * 1.7, place, text, va='center', fontsize=6.5)
   axes.tick_params(axis='y', length=0)
   axes.set_xscale('log')
   axes.xaxis.set_major_locator(LogLocator(numticks=5))

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 import jax
 
 from unlearn_jax import models, parallel, sensitivity
@@ -248,6 +248,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _guarded(main: Callable[[], None]) -> None:
+  logging.set_verbosity(logging.WARNING)
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
     tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
   )

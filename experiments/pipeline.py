@@ -61,9 +61,12 @@ class Run:
 
 def set_up(values: Any) -> Setup:
   """Loads the data and builds the model that the flags name."""
-  dataset = data.load(
-    values.dataset, data_dir=values.data_dir, raw_dir=values.raw_dir
-  )
+  try:
+    dataset = data.load(
+      values.dataset, data_dir=values.data_dir, raw_dir=values.raw_dir
+    )
+  except InputError as error:
+    raise InputError(f'--dataset={values.dataset}: {error}') from error
   if values.train_subset is not None:
     if values.train_subset > dataset.train.size:
       raise flags.FlagError(
@@ -123,15 +126,20 @@ def draw(setup: Setup, run: int) -> Splits:
   """The forget set of run number `run`."""
   values, dataset = setup.values, setup.dataset
   if values.forget_ids is not None:
-    rows = data.read_ids(values.forget_ids, dataset)
-    return data.split_forget(None, dataset, ids=rows)
-  split_key = jax.random.key(seed_of(values, 'split', run))
-  try:
-    return data.split_forget(split_key, dataset, values.forget_fraction)
-  except ValueError as error:
+    try:
+      rows = data.read_ids(values.forget_ids, dataset)
+      return data.split_forget(None, dataset, ids=rows)
+    except InputError as error:
+      raise InputError(f'--forget_ids={values.forget_ids}: {error}') from error
+  total = dataset.train.size
+  if not 0 < round(values.forget_fraction * total) < total:
     raise flags.FlagError(
-      'forget_fraction', values.forget_fraction, str(error)
-    ) from error
+      'forget_fraction',
+      values.forget_fraction,
+      f'a share that comes to 1 to {total - 1} of {total} training images',
+    )
+  split_key = jax.random.key(seed_of(values, 'split', run))
+  return data.split_forget(split_key, dataset, values.forget_fraction)
 
 
 def check_sizes(setup: Setup, splits: Splits) -> None:
@@ -415,18 +423,39 @@ def runs(setup: Setup, workdir: stages.Workdir) -> list[Run]:
   check_against_model(setup, settings)
   drawn = [draw(setup, run) for run in range(values.seeds)]
   check_sizes(setup, drawn[0])
+  external = [_external_stages(setup, splits) for splits in drawn]
+  workdir.claim()
   for line in describe(setup, drawn):
     print(line)
   epochs = values.train_epochs + sum(
     effective(settings, STRATEGIES[name], values).epochs
     for name in values.strategies
   )
-  count = values.seeds * (1 + len(values.strategies))
+  names = {'source', *values.strategies, *external[0]}
+  count = values.seeds * len(names)
   progress = Progress(count, values.seeds * epochs)
   return [
-    _one_run(setup, workdir, settings, splits, run, progress)
+    _one_run(setup, workdir, settings, splits, run, progress, external[run])
     for run, splits in enumerate(drawn)
   ]
+
+
+def _external_stages(setup: Setup, splits: Splits) -> dict[str, stages.Stage]:
+  """The checkpoints that flags name, before anything is computed."""
+  values, given = setup.values, {}
+  if values.source_dir is not None:
+    given['source'] = external_stage(
+      setup, values.source_dir, 'source_dir', splits
+    )
+  if values.retrained_dir is not None:
+    given['retrain'] = external_stage(
+      setup,
+      values.retrained_dir,
+      'retrained_dir',
+      splits,
+      forget_sha256=forget_hash(setup, splits),
+    )
+  return given
 
 
 def _one_run(
@@ -436,34 +465,24 @@ def _one_run(
   splits: Splits,
   run: int,
   progress: Progress,
+  external: dict[str, stages.Stage],
 ) -> Run:
-  values = setup.values
-  if values.source_dir is not None:
-    source = external_stage(setup, values.source_dir, 'source_dir', splits)
-    progress.skip('source', values.train_epochs, f'from {values.source_dir}')
-  else:
-    source = source_stage(setup, workdir, splits, run, progress)
-  done = {'source': source}
-  if values.retrained_dir is not None:
-    done['retrain'] = external_stage(
-      setup,
-      values.retrained_dir,
-      'retrained_dir',
-      splits,
-      forget_sha256=forget_hash(setup, splits),
-    )
+  values, done = setup.values, dict(external)
+  for name, stage in external.items():
+    progress.skip(name, values.train_epochs, f'from {stage.path}')
+  if 'source' not in done:
+    done['source'] = source_stage(setup, workdir, splits, run, progress)
   # Retrain first: the others may take it as their teacher.
   ordered = sorted(values.strategies, key=list(STRATEGIES).index)
   for name in dict.fromkeys(ordered):
     if name in done:
-      progress.skip(name, values.train_epochs, f'from {values.retrained_dir}')
       continue
     done[name] = strategy_stage(
       name,
       setup,
       workdir,
       splits,
-      source,
+      done['source'],
       done.get('retrain'),
       settings,
       run,

@@ -10,7 +10,7 @@ class Progress:
   """Counts stages and epochs, and says how long the rest will take.
 
   On a terminal the line of the running stage is rewritten after each epoch;
-  in a log there is one line for each finished stage.
+  in a log there is one line for each finished stage, and one a minute.
   """
 
   def __init__(self, stages: int, epochs: int):
@@ -24,6 +24,7 @@ class Progress:
     self._stage = self._done = 0
     self._worked = self._planned_here = 0.0
     self._title, self._start = '', time.monotonic()
+    self._shown = self._start
 
   def begin(self, title: str, epochs: int) -> None:
     """A stage of at most `epochs` epochs starts."""
@@ -33,8 +34,10 @@ class Progress:
 
   def epoch(self, epoch: Epoch) -> None:
     """An epoch of the stage is over."""
-    if not sys.stdout.isatty():
+    rewrites = sys.stdout.isatty()
+    if not rewrites and time.monotonic() - self._shown < 60:
       return
+    self._shown = time.monotonic()
     spent = time.monotonic() - self._start
     numbers = ''.join(
       f'  {name.split("_")[0]} {100 * epoch.measured[name]:.1f} %'
@@ -43,13 +46,17 @@ class Progress:
     )
     planned = f'epoch {epoch.epoch}/{int(self._planned_here)}'
     left = self._left(self._worked + spent, self._done + epoch.epoch)
-    print(f'\r\x1b[K{self._head()}  {planned}{numbers}{left}', end='')
-    sys.stdout.flush()
+    line = f'{self._head()}  {planned}{numbers}{left}'
+    if rewrites:
+      print(f'\r\x1b[K{line}', end='', flush=True)
+    else:
+      print(line, flush=True)
 
   def end(self, note: str) -> None:
     """The stage is over; `note` says what came out."""
     self._worked += time.monotonic() - self._start
     self._done += int(self._planned_here)
+    self._shown = time.monotonic()
     clear = '\r\x1b[K' if sys.stdout.isatty() else ''
     left = self._left(self._worked, self._done)
     print(f'{clear}{self._head()}  {note}{left}', flush=True)

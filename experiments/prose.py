@@ -178,6 +178,10 @@ def captions(report: Report) -> dict[str, str]:
     if seeds
     else 'One seed: the order of the bars may be chance.'
   )
+  ran = (
+    'lines are means and bands span the seeds, a thin line is a seed that ran '
+    'on when another had stopped; '
+  )
   goal = (
     'The forget curve should end on the dotted line, not below it. '
     if verdicts.find(report, 'retrain')
@@ -188,9 +192,9 @@ def captions(report: Report) -> dict[str, str]:
     'accuracy_curves': (
       'Accuracy by epoch of unlearning. Epoch 0 is right after the '
       'perturbation, with BatchNorm’s statistics estimated anew; '
-      f'{"bands span the seeds; " if seeds else ""}the shaded panel is the '
-      f'K = 0 control. {goal}The vertical axis starts below the lowest final '
-      'value, not at 0; a deeper start is given in words.'
+      f'{ran if seeds else ""}the shaded panel is the K = 0 control. Retrain '
+      f'has a time axis of its own. {goal}The vertical axis starts below the '
+      'lowest final value, not at 0; a deeper start is given in words.'
     ),
     'perturbed_by_layer': (
       'Where the perturbed parameters sit: one line a tensor, in the order in '

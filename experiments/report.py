@@ -112,7 +112,8 @@ def markdown(report: Report) -> str:
     )
   )
   for name, caption in prose.captions(report).items():
-    parts.append(f'![{text(caption)}](figures/{name}.png)\n')
+    if caption:
+      parts.append(f'![{text(caption)}](figures/{name}.png)\n')
   for part in ('paper', 'cost'):
     parts.append(f'## {text(tables.PARTS[part][0])}\n')
     parts.append(tables.markdown_table(report, part))

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import files
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, ModelState
 from unlearn_jax.evaluation import Predictions
@@ -99,13 +100,22 @@ class Workdir:
         )
 
   def claim(self) -> None:
-    """Makes the directory and marks whose it is."""
-    self.root.mkdir(parents=True, exist_ok=True)
+    """Makes the directory and marks whose it is.
+
+    Raises:
+      InputError: it cannot be made.
+    """
     path = self.root / _IDENTITY
-    if not path.exists():
-      draft = path.with_suffix('.tmp')
-      draft.write_text(json.dumps(self._identity, indent=2) + '\n')
-      draft.replace(path)
+    try:
+      self.root.mkdir(parents=True, exist_ok=True)
+      if not path.exists():
+        text = json.dumps(self._identity, indent=2) + '\n'
+        files.replace(path, text.encode())
+    except OSError as error:
+      raise InputError(
+        f'--workdir={self.root}, allowed: a directory that can be written'
+        f' ({error.strerror})'
+      ) from error
 
   def folder(self, name: str, config: dict[str, Any]) -> pathlib.Path:
     """Where the stage with this configuration is, or will be."""
@@ -137,16 +147,15 @@ class Workdir:
       start = time.monotonic()
       state, record, predictions = compute()
       record = {**record, 'wall_seconds': time.monotonic() - start}
-      self.claim()
       buffer = io.BytesIO()
       np.savez(buffer, **predictions._asdict())
-      files = {
+      extra = {
         RECORD: json.dumps(record, indent=1, allow_nan=False).encode(),
         PREDICTIONS: buffer.getvalue(),
       }
       if len(forget_ids):
-        files[FORGET] = ('\n'.join(map(str, forget_ids)) + '\n').encode()
-      checkpoints.save(path, state, {**manifest, 'config': config}, files=files)
+        extra[FORGET] = ('\n'.join(map(str, forget_ids)) + '\n').encode()
+      checkpoints.save(path, state, {**manifest, 'config': config}, files=extra)
     return dataclasses.replace(load(path), restored=restored)
 
 

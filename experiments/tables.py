@@ -220,11 +220,12 @@ def rich_table(report: Report, part: str = 'main', width: int = 120) -> Table:
     title_style='bold',
     box=box.SIMPLE_HEAD,
     show_edge=False,
-    padding=0,
+    padding=(0, 1 if width >= 120 else 0, 0, 0),
   )
   table.add_column('Strategy', no_wrap=True)
   for column in columns(report, part):
-    header = '\n'.join(filter(None, (column.header, column.unit)))
+    lines = (*textwrap.wrap(column.header, 10), column.unit)
+    header = '\n'.join(filter(None, lines))
     table.add_column(header, justify='right')
   for row, line in zip(report['rows'], cells(report, part)):
     # In a narrow terminal a cell breaks before its ±, never after.

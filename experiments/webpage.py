@@ -40,7 +40,7 @@ tbody th { font-weight: 600; white-space: normal; min-width: 8.5rem; }
 tr.control > * { background: #fff3d6; }
 tr.reference > * { background: #eef3f7; }
 .notes { font-size: .85rem; color: #333; padding-left: 0; list-style: none; }
-dt { font-weight: 600; margin-top: .7rem; }
+dt { font-weight: 600; margin-top: .7rem; break-after: avoid; }
 dd { margin: 0; }
 figure { margin: 1.75rem 0; break-inside: avoid; }
 img { display: block; max-width: 100%; height: auto; }

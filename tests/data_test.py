@@ -5,6 +5,8 @@ import json
 import os
 import pathlib
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import PIL.Image
@@ -776,3 +778,16 @@ def test_unknown_names_without_a_near_one(tmp_path, name):
   message = error_of(data.load, name, data_dir=tmp_path)
   assert 'unknown data set; allowed are digits, cifar10' in message
   assert 'npz:FILE' in message
+
+
+def test_importing_is_light():
+  """scikit-learn and TFDS take seconds and are not always needed."""
+  script = 'import sys, unlearn_jax.data; print(*sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True, text=True, check=True,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )  # fmt: skip
+  modules = set(done.stdout.split())
+  assert 'unlearn_jax.data.prepare' in modules
+  assert not modules & {'sklearn', 'tensorflow_datasets', 'tensorflow'}

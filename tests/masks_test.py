@@ -143,6 +143,19 @@ def test_every_neighbouring_pair_of_numbers_is_told_apart(dtype):
     np.testing.assert_array_equal(mask['x'], expected)
 
 
+def test_subnormal_float16_is_compared_exactly_with_wider_dtypes():
+  # Multiples of 2^-24, and float32 right between them.
+  half = np.arange(1, 5, dtype=np.uint16).view(np.float16)
+  grads = {
+    'half': half,
+    'single': half.astype(np.float32) + np.float32(2**-25),
+    'brain': np.array([2**-24.5, 2**-14], ml_dtypes.bfloat16),
+  }
+  for k in range(1, 11):
+    mask = masks.topk_mask(grads, grads, k)
+    chex.assert_trees_all_equal(mask, reference(grads, k))
+
+
 def test_float64_is_compared_exactly_with_narrower_dtypes():
   with jax.enable_x64(True):
     one = np.nextafter(1.0, 2.0)
@@ -390,6 +403,13 @@ def test_randomk_is_uniform_over_large_and_small_leaves():
   for leaf in mask.values():
     deviation = np.sqrt(0.25 * 0.75 / leaf.size)
     assert abs(np.mean(leaf) - 0.25) < 4 * deviation
+
+
+@pytest.mark.parametrize('size', [1000, 70_000])
+def test_randomk_draws_each_tensor_by_itself(size):
+  params = {'a': jnp.zeros(size), 'b': jnp.zeros(size)}
+  mask = masks.randomk_mask(jax.random.key(0), params, 0.5)
+  assert abs(np.mean(mask['a'] == mask['b']) - 0.5) < 0.1
 
 
 @pytest.mark.parametrize('k_random, k_top', [(10, 3), (10, 10), (0.5, 0.1)])

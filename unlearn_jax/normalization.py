@@ -13,33 +13,38 @@ from unlearn_jax.base import Examples, Model, ModelState
 @functools.lru_cache(maxsize=32)
 def _program(model: Model):
   def statistics(rank, state: ModelState, images, order):
+    first = order[0, rank]
+    _, seen = model.apply(state, images[first], True)
+    # A frozen layer normalises with its statistics and returns them as they
+    # are; they must stay in place, or all that follows would be off.
+    kept = jax.tree.map(
+      lambda old, new: jnp.all(old == new), state.batch_stats, seen
+    )
+
     def updated(start, chosen):
-      running = jax.tree.map(lambda s: jnp.full_like(s, start), state[1])
-      _, new = model.apply(
-        ModelState(state.params, running), images[chosen], True
+      running = jax.tree.map(
+        lambda old, keep: jnp.where(keep, old, start), state.batch_stats, kept
       )
-      return new
+      started = ModelState(state.params, running)
+      return model.apply(started, images[chosen], True)[1]
 
     def batch(total, chosen):
       new = updated(0.0, chosen[rank])
       return jax.tree.map(jnp.add, total, new), None
 
-    # A layer returns m·running + (1 − m)·batch. Started at 0 it shows the
-    # batch's statistics times 1 − m; started at 1 it shows m as well.
-    first = order[0, rank]
+    # Another layer returns m·running + (1 − m)·batch. Started at 0 it shows
+    # the batch's statistics times 1 − m; started at 1 it shows m as well.
     momentum = jax.tree.map(
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
     total, _ = jax.lax.scan(batch, zeros, order)
 
-    def average(old, total, m):
-      # A layer that keeps to its running statistics shows m = 1.
-      own = total / (len(order) * jnp.maximum(1 - m, 1e-6))
-      return jnp.where(m > 1 - 1e-5, old, own)
+    def average(old, keep, total, m):
+      return jnp.where(keep, old, total / (len(order) * (1 - m)))
 
     return parallel.mean(
-      jax.tree.map(average, state.batch_stats, total, momentum)
+      jax.tree.map(average, state.batch_stats, kept, total, momentum)
     )
 
   return parallel.spmd(statistics)

@@ -157,7 +157,7 @@ def fingerprint(
       array = np.ascontiguousarray(whole if everything else whole[rows])
       array = array.astype(array.dtype.newbyteorder('<'), copy=False)
       digest.update(f'{array.dtype.str}{array.shape}'.encode())
-      digest.update(array.reshape(-1).view(np.uint8))
+      digest.update(array.reshape(-1).view(np.uint8).data)
   # Each id with its length, so that no two lists of ids look alike.
   for name in ids:
     encoded = str(name).encode('utf-8', 'surrogatepass')

@@ -109,7 +109,14 @@ def read_npz(file: str | os.PathLike[str]) -> Parts:
     parts[name] = labels.astype(np.int32)
   highest = max(int(parts['y_train'].max()), int(parts['y_test'].max()))
   names = tuple(str(label) for label in range(highest + 1))
-  return *(parts[name] for name in _NPZ_ARRAYS), names, None
+  return (
+    parts['x_train'],
+    parts['y_train'],
+    parts['x_test'],
+    parts['y_test'],
+    names,
+    None,
+  )
 
 
 def read_folder(folder: str | os.PathLike[str]) -> Parts:

@@ -158,7 +158,7 @@ def _decode(builder: Any, folder: pathlib.Path) -> tuple:
         f'{folder}: has the splits {", ".join(info.splits) or "none"}; allowed'
         ' are train and test, or train and validation'
       )
-  parts: list[np.ndarray] = []
+  parts: list[Any] = []
   ids: list[str] = []
   for split in ('train', test):
     count = info.splits[split].num_examples
@@ -205,7 +205,7 @@ def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
   """The names of the image and of the label among the features."""
   import tensorflow_datasets as tfds
 
-  supervised = info.supervised_keys or ()
+  supervised: Any = info.supervised_keys or ()
   if len(supervised) != 2:
     supervised = (None, None)
 
@@ -233,9 +233,10 @@ def _pixels(encoded: bytes, channels: int) -> np.ndarray:
   import PIL.Image
 
   with PIL.Image.open(io.BytesIO(encoded)) as image:
-    if image.mode != _MODES[channels]:
-      image = image.convert(_MODES[channels])
-    return np.asarray(image).reshape(image.height, image.width, channels)
+    # Without a copy where the mode is right already.
+    right = image.mode == _MODES[channels]
+    pixels = np.asarray(image if right else image.convert(_MODES[channels]))
+  return pixels.reshape(*pixels.shape[:2], channels)
 
 
 def _records(builder: Any, split: str) -> Iterator[bytes]:

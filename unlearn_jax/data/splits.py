@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import os
 import pathlib
 import re
+from typing import TypeGuard
 
 import jax
 import numpy as np
@@ -56,24 +57,12 @@ def split_forget(
     (144, 1293)
   """
   total = dataset.train.size
-  if (fraction is None) == (ids is None):
-    raise ValueError('split_forget: give either fraction or ids, not both')
-  if ids is not None:
+  if ids is None and fraction is not None:
+    rows = _drawn(key, total, fraction)
+  elif ids is not None and fraction is None:
     rows = _rows_of(ids, dataset)
   else:
-    if not 0 < fraction < 1:
-      raise base.InputError(
-        f'fraction: {fraction}; allowed is a number between 0 and 1, exclusive'
-      )
-    count = round(fraction * total)
-    if not 0 < count < total:
-      raise base.InputError(
-        f'fraction: {fraction} of {total} training examples is {count};'
-        f' allowed is a forget set of 1..{total - 1}'
-      )
-    if not _is_typed_key(key):
-      raise ValueError('key: allowed is a typed PRNG key, as jax.random.key(0)')
-    rows = np.asarray(jax.random.permutation(key, total)[:count])
+    raise ValueError('split_forget: give either fraction or ids')
   if not 0 < len(rows) < total:
     raise base.InputError(
       f'ids: {len(rows)} of {total} training examples; allowed is a forget set'
@@ -229,6 +218,23 @@ def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
       yield number, line
 
 
+def _drawn(key: base.Key | None, total: int, fraction: float) -> np.ndarray:
+  """round(fraction · total) rows, drawn uniformly without replacement."""
+  if not 0 < fraction < 1:
+    raise base.InputError(
+      f'fraction: {fraction}; allowed is a number between 0 and 1, exclusive'
+    )
+  count = round(fraction * total)
+  if not 0 < count < total:
+    raise base.InputError(
+      f'fraction: {fraction} of {total} training examples is {count};'
+      f' allowed is a forget set of 1..{total - 1}'
+    )
+  if not _is_typed_key(key):
+    raise ValueError('key: allowed is a typed PRNG key, as jax.random.key(0)')
+  return np.asarray(jax.random.permutation(key, total)[:count])
+
+
 def _rows_of(
   ids: Sequence[str] | Sequence[int] | np.ndarray, dataset: base.Dataset
 ) -> np.ndarray:
@@ -263,7 +269,7 @@ def _rows_of(
   return np.array(list(place_of), np.int64)
 
 
-def _is_typed_key(key: object) -> bool:
+def _is_typed_key(key: object) -> TypeGuard[jax.Array]:
   return isinstance(key, jax.Array) and jax.dtypes.issubdtype(
     key.dtype, jax.dtypes.prng_key
   )

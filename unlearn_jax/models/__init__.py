@@ -55,7 +55,7 @@ def build(
     >>> model = build('cnn', 10, (8, 8, 1))
     >>> shapes = jax.eval_shape(model.init, jax.random.key(0))
     >>> sum(x.size for x in jax.tree.leaves(shapes.params))
-    24186
+    24058
   """
   if name not in FAMILIES:
     raise ValueError(f'name={name!r}, allowed: {", ".join(sorted(FAMILIES))}')
@@ -100,7 +100,8 @@ def from_linen(
   def init(key: Key) -> ModelState:
     x = jnp.zeros((1, *image_shape), jnp.float32)
     variables = module.init(key, x, False)
-    return ModelState(variables['params'], variables.get('batch_stats', {}))
+    params = variables.get('params', {})
+    return ModelState(params, variables.get('batch_stats', {}))
 
   # Tracing costs milliseconds and computes nothing.
   order = definition_order(lambda key: init(key).params)

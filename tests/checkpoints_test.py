@@ -1,0 +1,109 @@
+import json
+import os
+import pathlib
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearn_jax import checkpoints, training
+from unlearn_jax.base import InputError, ModelState
+
+
+@pytest.fixture
+def state():
+  return training.initialize(jax.random.key(0), helpers.model())
+
+
+def largest_file(folder):
+  files = [path for path in folder.rglob('*') if path.is_file()]
+  return max(files, key=lambda path: path.stat().st_size)
+
+
+def test_what_was_saved_comes_back_bit_for_bit(tmp_path, state):
+  digest = checkpoints.save(
+    tmp_path / 'a' / 'b', state, {'model': 'tiny'}, files={'ids.txt': b'1\n'}
+  )
+  got, manifest = checkpoints.restore(tmp_path / 'a' / 'b', model='tiny')
+  assert jax.tree.structure(got) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert manifest == {'model': 'tiny', 'state_sha256': digest}
+  assert (tmp_path / 'a' / 'b' / 'ids.txt').read_text() == '1\n'
+  assert [p.name for p in (tmp_path / 'a').iterdir()] == ['b']
+
+
+def test_bfloat16_and_no_statistics(tmp_path):
+  state = ModelState({'w': jnp.arange(3, dtype=jnp.bfloat16)})
+  checkpoints.save(tmp_path / 'a', state, {})
+  got, _ = checkpoints.restore(tmp_path / 'a')
+  assert got.params['w'].dtype == jnp.bfloat16
+  assert got.batch_stats == {}
+  assert got.params['w'].tolist() == [0, 1, 2]
+
+
+def test_nothing_is_overwritten(tmp_path, state):
+  checkpoints.save(tmp_path / 'a', state, {})
+  with pytest.raises(InputError, match='exists; it is never overwritten'):
+    checkpoints.save(tmp_path / 'a', state, {})
+
+
+def test_a_manifest_that_does_not_serialise_leaves_nothing(tmp_path, state):
+  with pytest.raises(ValueError):
+    checkpoints.save(tmp_path / 'a', state, {'loss': float('nan')})
+  assert not list(tmp_path.iterdir())
+
+
+def test_another_models_checkpoint_is_refused(tmp_path, state):
+  checkpoints.save(tmp_path / 'a', state, {'model': 'tiny', 'width': 4})
+  with pytest.raises(InputError, match="model='tiny', allowed here: 'cnn'"):
+    checkpoints.restore(tmp_path / 'a', model='cnn')
+
+
+def test_a_flipped_byte_is_found(tmp_path, state):
+  checkpoints.save(tmp_path / 'a', state, {})
+  path = largest_file(tmp_path / 'a' / 'state')
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with pytest.raises(InputError, match='is damaged'):
+    checkpoints.restore(tmp_path / 'a')
+
+
+def test_a_missing_or_cut_file_is_found(tmp_path, state):
+  for number, harm in enumerate((os.remove, lambda p: os.truncate(p, 9))):
+    folder = tmp_path / str(number)
+    checkpoints.save(folder, state, {})
+    harm(largest_file(folder / 'state'))
+    with pytest.raises(InputError, match='is damaged'):
+      checkpoints.restore(folder)
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', 'null', '{"model": 1'])
+def test_a_broken_manifest_is_named(tmp_path, text):
+  (tmp_path / checkpoints.MANIFEST).write_text(text)
+  with pytest.raises(InputError, match=checkpoints.MANIFEST):
+    checkpoints.restore(tmp_path)
+
+
+def test_a_folder_without_checkpoint_is_named(tmp_path):
+  with pytest.raises(InputError, match='holds no checkpoint'):
+    checkpoints.restore(tmp_path)
+
+
+def test_an_unwritable_place_is_named(state):
+  with pytest.raises(InputError, match='cannot write /proc/nowhere'):
+    checkpoints.save(pathlib.Path('/proc/nowhere'), state, {})
+
+
+def test_the_digest_sees_paths_types_and_shapes():
+  trees = [
+    {'a': np.zeros(4, np.float32)},
+    {'b': np.zeros(4, np.float32)},
+    {'a': np.zeros((2, 2), np.float32)},
+    {'a': np.zeros(2, np.float64)},
+  ]
+  assert len({checkpoints.digest(tree) for tree in trees}) == 4
+  json.dumps([checkpoints.digest(tree) for tree in trees])

@@ -1,0 +1,163 @@
+import helpers
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearn_jax import models
+from unlearn_jax.base import ModelState, tensor_paths
+from unlearn_jax.models import layers
+
+# name: (image shape, tensors, parameters, in the last 5, in the last 10).
+SIZES = {
+  'cnn': ((8, 8, 1), 11, 24_058, 19_210, 23_914),
+  'resnet18': ((32, 32, 3), 62, 11_173_962, 2_365_450, 4_726_794),
+}
+
+
+def test_no_model_escapes_the_table_of_sizes():
+  assert set(SIZES) == set(models.FAMILIES)
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_sizes(name):
+  shape, tensors, parameters, last_5, last_10 = SIZES[name]
+  model = models.build(name, 10, shape)
+  params = jax.eval_shape(model.init, jax.random.key(0)).params
+  sizes = {
+    path: leaf.size
+    for path, leaf in zip(tensor_paths(params), jax.tree.leaves(params))
+  }
+  assert len(sizes) == tensors
+  assert sum(sizes.values()) == parameters
+  assert sorted(model.order) == sorted(sizes)
+  assert sum(sizes[path] for path in model.order[-5:]) == last_5
+  assert sum(sizes[path] for path in model.order[-10:]) == last_10
+
+
+def test_order_is_that_of_definition_not_of_names():
+  order = helpers.model().order
+  assert order[:3] == ('conv1/kernel', 'bn1/scale', 'bn1/bias')
+  assert order[-2:] == ('linear/kernel', 'linear/bias')
+  assert list(order) != sorted(order)
+
+
+def test_order_of_a_plain_dictionary_and_of_a_list():
+  def init(key):
+    del key
+    return {'z': {'w': jnp.ones(2), 'b': jnp.ones(1)}, 'a': [jnp.ones(1)] * 2}
+
+  assert models.definition_order(init) == ('z/w', 'z/b', 'a/0', 'a/1')
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'name': 'resnet19'}, "name='resnet19', allowed: cnn, resnet18"),
+    ({'num_classes': 1}, 'num_classes=1, allowed: 2 or more'),
+    ({'width': 0}, 'width=0, allowed: 1 or more'),
+    ({'image_shape': (2, 9, 1)}, 'sides of at least 4 pixels'),
+  ],
+)
+def test_bad_values_are_named(changes, message):
+  arguments = {'name': 'cnn', 'num_classes': 10, 'image_shape': (8, 8, 1)}
+  with pytest.raises(ValueError, match=message):
+    models.build(**{**arguments, **changes})
+
+
+def test_pixels_are_standardised_inside():
+  model = models.from_linen(_Sum(), (2, 2, 1), mean=(0.2,), std=(0.5,))
+  image = np.full((1, 2, 2, 1), 51, np.uint8)
+  logits, _ = model.apply(ModelState({}), image, False)
+  np.testing.assert_allclose(logits, [[0.0, 0.0]], atol=1e-6)
+  logits, _ = model.apply(ModelState({}), 255 * np.ones((1, 2, 2, 1)), False)
+  np.testing.assert_allclose(logits, [[6.4, -6.4]], rtol=1e-6)
+
+
+class _Sum(helpers.nn.Module):
+  @helpers.nn.compact
+  def __call__(self, x, train):
+    total = x.sum((1, 2, 3))
+    return jnp.stack([total, -total], -1)
+
+
+@pytest.mark.parametrize(
+  'side, kernel, stride, padding',
+  [
+    (8, 3, 1, 1),
+    (8, 3, 2, 1),
+    (9, 3, 2, 1),
+    (8, 1, 2, 0),
+    (7, 5, 3, 2),
+    (6, 2, 2, 'VALID'),
+    (7, 3, 2, 'SAME'),
+  ],
+)
+def test_convolution_and_both_gradients_equal_laxs(
+  side, kernel, stride, padding
+):
+  keys = jax.random.split(jax.random.key(0), 2)
+  x = jax.random.normal(keys[0], (4, side, side, 3))
+  w = jax.random.normal(keys[1], (kernel, kernel, 3, 5))
+  pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
+
+  def value(function):
+    def loss(x, w):
+      out = function(
+        x,
+        w,
+        (stride, stride),
+        pads,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+      return jnp.sum(jnp.sin(out))
+
+    # In a loop, where the two are compiled differently.
+    def body(total, _):
+      return jax.tree.map(jnp.add, total, jax.grad(loss, (0, 1))(x, w)), None
+
+    zeros = (jnp.zeros_like(x), jnp.zeros_like(w))
+    return jax.jit(lambda: jax.lax.scan(body, zeros, length=2)[0])()
+
+  for own, laxs in zip(
+    value(layers.conv_general_dilated), value(lax.conv_general_dilated)
+  ):
+    np.testing.assert_allclose(own, laxs, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_in_a_loop_hold_only_canonical_convolutions():
+  x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+
+  def loss(x, w):
+    out = layers.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)))
+    return jnp.sum(out**2)
+
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).as_text()
+  layouts = [
+    line for line in text.splitlines() if 'stablehlo.convolution' in line
+  ]
+  assert len(layouts) == 3
+  for line in layouts:
+    assert '[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]' in line
+
+
+def test_max_pool():
+  x = jnp.arange(30.0).reshape(1, 5, 6, 1)
+  pooled = layers.max_pool_2x2(x)
+  assert pooled[0, :, :, 0].tolist() == [[7, 9, 11], [19, 21, 23]]
+
+
+def test_digits_are_learned_to_97_percent():
+  from unlearn_jax import data, training
+  from unlearn_jax.data import images
+  from unlearn_jax.prediction import predict
+
+  digits = data.load('digits')
+  mean, std = images.pixel_statistics(digits.train)
+  model = models.build('cnn', 10, digits.image_shape, mean=mean, std=std)
+  fit = training.train(
+    jax.random.key(0), model, digits.train, epochs=12, batch_size=64
+  )
+  chosen = predict(model, fit.state, digits.test).argmax(-1)
+  assert (chosen == digits.test.labels).mean() >= 0.97

@@ -1,0 +1,317 @@
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from unlearn_jax import normalization, parallel, training
+from unlearn_jax.base import Examples, ModelState, stateless, tensor_paths
+from unlearn_jax.prediction import per_example_loss, predict
+from unlearn_jax.timing import Stopwatch
+
+MODEL, SPLITS = helpers.model(), helpers.splits()
+
+
+def fresh(seed=0):
+  return training.initialize(jax.random.key(seed), MODEL)
+
+
+def fit(state, devices=1, epochs=2, **options):
+  options = {'batch_sizes': [16], 'optimizer': training.adam(1e-2), **options}
+  with parallel.use(jax.devices()[:devices]):
+    return training.fit(
+      jax.random.key(7), MODEL, state, [SPLITS.train], epochs=epochs, **options
+    )
+
+
+def leaves(tree):
+  return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_four_devices_give_the_numbers_of_one():
+  one, four = fit(fresh(), 1), fit(fresh(), 4)
+  for a, b in zip(leaves(one.state), leaves(four.state)):
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+  assert one.history[-1].loss == pytest.approx(four.history[-1].loss, rel=1e-3)
+
+
+def test_a_step_under_pmap_is_a_step_of_plain_jit():
+  """One full-batch step of SGD, against jax.grad without any pmap."""
+  state = fresh()
+  with parallel.use(jax.devices()):
+    got = training.fit(
+      jax.random.key(0),
+      MODEL,
+      state,
+      [SPLITS.train],
+      epochs=1,
+      batch_sizes=[96],
+      optimizer=optax.sgd(0.1),
+    )
+
+  def loss(params):
+    logits, stats = MODEL.apply(
+      ModelState(params, state.batch_stats), SPLITS.train.images[:96], True
+    )
+    return MODEL.loss(logits, SPLITS.train.labels[:96]).mean(), stats
+
+  grads, stats = jax.jit(jax.grad(loss, has_aux=True))(state.params)
+  params = jax.tree.map(lambda w, g: w - 0.1 * g, state.params, grads)
+  for a, b in zip(
+    leaves(got.state), leaves(ModelState(params, stats)), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_every_example_is_seen_once_an_epoch():
+  """Inputs are one-hot rows, so the gradient counts them."""
+  eye = Examples.of(np.eye(12, dtype=np.float32), np.zeros(12, np.int32))
+  model = stateless(
+    lambda params, x: x @ params['w'], loss=lambda logits, _: logits[:, 0]
+  )
+  state = ModelState({'w': jnp.zeros((12, 1))})
+  with parallel.use(jax.devices()[:2]):
+    got = training.fit(
+      jax.random.key(1),
+      model,
+      state,
+      [eye],
+      epochs=1,
+      batch_sizes=[4],
+      optimizer=optax.sgd(4.0),
+    )
+  assert got.state.params['w'].ravel().tolist() == [-1.0] * 12
+
+
+def test_zero_epochs_return_the_state():
+  state = fresh()
+  got = fit(state, epochs=0)
+  for a, b in zip(leaves(state), leaves(got.state), strict=True):
+    assert (a == b).all()
+  assert len(got.history) == 1
+
+
+def test_the_start_is_neither_donated_nor_changed():
+  state = fresh()
+  before = leaves(jax.tree.map(jnp.copy, state))
+  fit(state)
+  fit(state)
+  for a, b in zip(before, leaves(state), strict=True):
+    assert (a == b).all()
+
+
+@pytest.mark.parametrize('last', [2, 5])
+def test_frozen_tensors_and_their_statistics_stay_bit_identical(last):
+  state = fresh()
+  frozen = frozenset(MODEL.order[:-last])
+  got = fit(state, devices=4, frozen=frozen)
+  for path, a, b in zip(
+    tensor_paths(state.params),
+    leaves(state.params),
+    leaves(got.state.params),
+    strict=True,
+  ):
+    assert (a == b).all() == (path in frozen), path
+  kept = {'bn1': True, 'bn2': last == 2}
+  for name, same in kept.items():
+    for part in ('mean', 'var'):
+      a = state.batch_stats[name][part]
+      b = got.state.batch_stats[name][part]
+      assert bool((a == b).all()) == same, (name, part)
+
+
+def test_only_masked_scalars_move():
+  state = fresh()
+  rng = np.random.default_rng(0)
+  mask = jax.tree.map(lambda w: rng.random(w.shape) < 0.3, state.params)
+  got = fit(state, update_mask=mask)
+  for a, b, m in zip(
+    leaves(state.params), leaves(got.state.params), leaves(mask), strict=True
+  ):
+    assert (a == b)[~m].all()
+  moved = [
+    (a != b)[m].any()
+    for a, b, m in zip(
+      leaves(state.params), leaves(got.state.params), leaves(mask)
+    )
+    if m.any()
+  ]
+  assert all(moved)
+
+
+def test_nothing_is_compiled_after_the_first_epoch():
+  state = fresh()
+  seen = []
+  with Stopwatch() as watch:
+    start = watch.__dict__['_first'][1]
+
+    def note(epoch):
+      from unlearn_jax import timing
+
+      seen.append(len(timing._compilations) - start)
+
+    fit(state, epochs=4, measure=measure, on_epoch=note)
+    fit(state, epochs=1, measure=measure, on_epoch=note)
+  # Epoch 1 compiles; 2 to 4 and the whole second run do not.
+  assert seen[1] == seen[2] == seen[3] == seen[4], seen
+
+
+def measure(state):
+  return {'mean': float(predict(MODEL, state, SPLITS.test).mean())}
+
+
+def test_augmentation_changes_what_is_learned_and_is_drawn_anew():
+  def noise(key, images):
+    return images + jax.random.randint(key, images.shape, 0, 40)
+
+  plain, first = fit(fresh()), fit(fresh(), augment=noise)
+  assert plain.history[-1].loss != first.history[-1].loss
+
+
+@pytest.mark.parametrize(
+  'options, message',
+  [
+    ({'batch_sizes': [3], 'devices': 2}, 'batch_size=3, allowed: a positive'),
+    ({'batch_sizes': [0]}, 'batch_size=0, allowed'),
+    ({'batch_sizes': [97]}, 'batch_size=97, allowed: at most the 96'),
+    ({'epochs': -1}, 'epochs=-1, allowed: 0 or more'),
+    ({'frozen': frozenset({'conv9/kernel'})}, "frozen='conv9/kernel'"),
+    ({'frozen': frozenset(MODEL.order)}, 'frozen names every tensor'),
+  ],
+)
+def test_bad_values_are_named(options, message):
+  with pytest.raises(ValueError, match=message):
+    fit(fresh(), **options)
+
+
+def test_a_model_without_init_cannot_be_trained():
+  model = stateless(lambda params, x: x)
+  with pytest.raises(ValueError, match='model.init=None'):
+    training.train(jax.random.key(0), model, SPLITS.train, epochs=1)
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 16, 48, 1000])
+def test_predictions_are_exact_for_every_batch_size(batch_size):
+  state = fresh()
+  logits, _ = MODEL.apply(
+    state, SPLITS.test.images[np.asarray(SPLITS.test.indices)], False
+  )
+  want = jax.nn.softmax(logits)
+  got = predict(MODEL, state, SPLITS.test, batch_size=batch_size)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_per_example_loss_by_hand():
+  probabilities = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
+  got = per_example_loss(probabilities, np.array([1, 1]))
+  np.testing.assert_allclose(got, [-np.log(0.75), 100.0])
+
+
+def test_statistics_are_the_averages_over_batches():
+  state = fresh()
+  got = normalization.reestimate(MODEL, state, SPLITS.retain, batch_size=16)
+  # The first layer's input is the image itself: compute it by NumPy and lax.
+  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)]
+  x = (images.astype(np.float32) / 255 - 0.5) / 0.25
+  out = jax.lax.conv_general_dilated(
+    x,
+    state.params['conv1']['kernel'],
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  batches = np.asarray(out).reshape(5, 16 * 36, 4)
+  want = {'mean': batches.mean(1).mean(0), 'var': batches.var(1).mean(0)}
+  for name, value in want.items():
+    np.testing.assert_allclose(
+      got.batch_stats['bn1'][name], value, rtol=1e-3, atol=1e-4
+    )
+  assert got.params is state.params
+
+
+def test_scaling_a_tensor_before_batchnorm_changes_nothing_after_all():
+  """The symmetry of SPEC's reading 3, and why statistics are re-estimated."""
+  state = normalization.reestimate(MODEL, fit(fresh()).state, SPLITS.retain)
+  params = {**state.params}
+  kernel = 10 * params['conv1']['kernel']
+  scaled = ModelState({**params, 'conv1': {'kernel': kernel}}, state[1])
+  before = predict(MODEL, state, SPLITS.test)
+  stale = predict(MODEL, scaled, SPLITS.test)
+  cured = predict(
+    MODEL, normalization.reestimate(MODEL, scaled, SPLITS.retain), SPLITS.test
+  )
+  assert np.abs(stale - before).max() > 0.1
+  np.testing.assert_allclose(cured, before, atol=1e-3)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_reestimation_behind_frozen_layers_by_hand(devices):
+  """The frozen layer normalises with its own statistics, and keeps them."""
+  state = fit(fresh()).state
+  model = MODEL.freeze(frozenset(MODEL.order[:3]))
+  with parallel.use(jax.devices()[:devices]):
+    got = normalization.reestimate(model, state, SPLITS.retain, batch_size=16)
+  for part in ('mean', 'var'):
+    np.testing.assert_array_equal(
+      got.batch_stats['bn1'][part], state.batch_stats['bn1'][part]
+    )
+  layout = ('NHWC', 'HWIO', 'NHWC')
+  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)]
+  x = (images.astype(np.float32) / 255 - 0.5) / 0.25
+  params, stats = state.params, state.batch_stats['bn1']
+  x = jax.lax.conv_general_dilated(
+    x, params['conv1']['kernel'], (1, 1), 'SAME', dimension_numbers=layout
+  )
+  x = (x - stats['mean']) / np.sqrt(stats['var'] + 1e-5)
+  x = jax.nn.relu(x * params['bn1']['scale'] + params['bn1']['bias'])
+  x = jax.lax.conv_general_dilated(
+    x,
+    params['conv2']['kernel'],
+    (2, 2),
+    ((1, 1), (1, 1)),
+    dimension_numbers=layout,
+  )
+  batches = np.asarray(x).reshape(5, 16 * 9, 6)
+  want = {'mean': batches.mean(1).mean(0), 'var': batches.var(1).mean(0)}
+  for part, value in want.items():
+    np.testing.assert_allclose(
+      got.batch_stats['bn2'][part], value, rtol=1e-3, atol=1e-4
+    )
+
+
+def test_without_batchnorm_reestimation_is_the_identity():
+  state = ModelState({'w': jnp.ones((36, 3))})
+  model = stateless(lambda params, x: x.reshape(len(x), -1) @ params['w'])
+  assert normalization.reestimate(model, state, SPLITS.retain) is state
+
+
+def test_the_stopwatch_tells_compilation_apart():
+  def slow(x):
+    for _ in range(200):
+      x = jnp.sin(x) @ x
+    return x
+
+  with Stopwatch() as first:
+    first.wait(jax.jit(slow)(jnp.eye(5)))
+  assert first.compilations >= 1
+  assert first.compile_seconds > 0
+  with Stopwatch() as second:
+    pass
+  assert second.compilations == 0
+  assert second.compile_seconds == 0 <= second.seconds < 0.1
+
+
+def test_a_forgotten_mean_would_show():
+  """`spmd` returns device 0's value: `mean` is what makes it everyone's."""
+  with parallel.use(jax.devices()):
+    raw = parallel.spmd(lambda rank, x: x + rank)(jnp.float32(1))
+    mean = parallel.spmd(lambda rank, x: parallel.mean(x + rank))(
+      jnp.float32(1)
+    )
+    every = parallel.spmd(
+      lambda rank, x: parallel.gather(jnp.full((1,), x + rank))
+    )(jnp.float32(1))
+  assert float(raw) == 1.0
+  assert float(mean) == 2.5
+  assert every.tolist() == [1, 2, 3, 4]
