@@ -208,7 +208,9 @@ def source_stage(
   """Trains M on D, or restores it."""
   values = setup.values
   seed = seed_of(values, 'source', run)
-  config = {**setup.facts, 'recipe': recipe(values), 'source_seed': seed}
+  # The pixel statistics follow from the data; their last bit may not.
+  known = {k: v for k, v in setup.facts.items() if 'pixel_' not in k}
+  config = {**known, 'recipe': recipe(values), 'source_seed': seed}
   title = f'seed {values.seed + run} · source'
 
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
