@@ -96,7 +96,7 @@ def define_unlearning() -> None:
     'stop_js_change': 'Stop rule: bits an epoch by which JS may still move.',
     'stop_retain_share': "Stop rule: share of the source's retain accuracy.",
   }
-  defines = {
+  defines: dict[type, Callable[..., Any]] = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,

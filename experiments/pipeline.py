@@ -104,6 +104,7 @@ def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
     )
   except ValueError as error:
     raise InputError(f'{facts["dataset"]}: {error}') from error
+  assert model.init is not None
   shapes = jax.eval_shape(model.init, jax.random.key(0)).params
   leaves = dict(zip(tensor_paths(shapes), jax.tree.leaves(shapes)))
   sizes = {path: int(leaves[path].size) for path in model.order}

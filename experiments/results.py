@@ -143,9 +143,12 @@ def _row(
   }
   paired = {}
   if name not in ('source', _CONTROL) and _CONTROL in measured:
-    for metric, column in own.items():
-      control = [values.get(metric) for values in measured[_CONTROL]]
-      if None not in column and None not in control:
+    for metric in own:
+      column, control = (
+        _known(own[metric]),
+        _known([values.get(metric) for values in measured[_CONTROL]]),
+      )
+      if column and control:
         paired[metric] = _interval(metrics.paired_interval(column, control))
   histories = [stage.record['history'] for stage in stages]
   curved = row is not None and all(histories)
@@ -156,9 +159,9 @@ def _row(
     'settings': stages[0].manifest.get('settings', {}),
     'values': own,
     'mean': {
-      metric: _interval(metrics.mean_interval(column))
+      metric: _interval(metrics.mean_interval(known))
       for metric, column in own.items()
-      if None not in column
+      if (known := _known(column))
     },
     'paired': paired,
     'curves': [_curve(history) for history in histories] if curved else [],
@@ -169,6 +172,12 @@ def _row(
     'warnings': _warnings(row, stages) if curved else [],
     'checkpoints': [str(stage.path) for stage in stages],
   }
+
+
+def _known(column: Sequence[float | None]) -> list[float]:
+  """The column if every run has a value, else nothing."""
+  known = [value for value in column if value is not None]
+  return known if len(known) == len(column) else []
 
 
 def _interval(interval: metrics.Interval) -> dict[str, float | None]:

@@ -109,7 +109,7 @@ def test_interval_by_hand():
   assert interval.mean == 2
   assert interval.low == pytest.approx(2 - half, rel=1e-6)
   assert interval.high == pytest.approx(2 + half, rel=1e-6)
-  assert interval.count == 3
+  assert interval.size == 3
 
 
 def test_interval_is_what_scipy_gives():

@@ -164,7 +164,7 @@ class Model:
 
   apply: Callable[[ModelState, Array, bool], tuple[jax.Array, Any]]
   init: Callable[[Key], ModelState] | None = None
-  loss: Callable[[jax.Array, jax.Array], jax.Array] = (
+  loss: Callable[[Array, Array], jax.Array] = (
     optax.softmax_cross_entropy_with_integer_labels
   )
   order: tuple[str, ...] = ()

@@ -71,6 +71,7 @@ def guided_loss(js_weight: float) -> training.Loss:
     retain_loss, batch_stats = training.cross_entropy(model, state, (retain,))
     logits, _ = model.apply(state, forget.images, False)
     student = jax.nn.softmax(logits.astype(jnp.float32))
+    assert forget.targets is not None
     divergence = js_divergence(forget.targets, student).mean()
     return retain_loss + js_weight * divergence, batch_stats
 
@@ -189,7 +190,8 @@ def finetune(
   """
   if not js_weight >= 0:
     raise ValueError(f'js_weight={js_weight}, allowed: 0 or more')
-  sets, sizes, loss = [splits.retain], [batch_size], training.cross_entropy
+  loss: training.Loss = training.cross_entropy
+  sets, sizes = [splits.retain], [batch_size]
   if teacher is not None and js_weight > 0:
     count = len(parallel.devices())
     if forget_batch_size is None:

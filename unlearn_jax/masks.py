@@ -423,7 +423,9 @@ def _select(keys: Any, k: jax.Array) -> Mask:
 
   pieces = _join_small(leaves, leaves)
   threshold, reached = _search(
-    lambda bounds: sum(_count(jnp.greater_equal, x, bounds) for x in pieces),
+    lambda bounds: jnp.asarray(
+      sum(_count(jnp.greater_equal, x, bounds) for x in pieces)
+    ),
     k,
     enough=jnp.zeros((), dtype),
     at_enough=total,

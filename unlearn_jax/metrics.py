@@ -21,13 +21,13 @@ class Interval(NamedTuple):
     mean: mean of the values, in their unit.
     low: lower end of the confidence interval; None for a single value.
     high: upper end, likewise.
-    count: number of values.
+    size: number of values.
   """
 
   mean: float
   low: float | None
   high: float | None
-  count: int
+  size: int
 
 
 def accuracy(logits: Array, labels: Array) -> float:
@@ -233,7 +233,7 @@ def paired_interval(
 
   Example:
     >>> paired_interval([1.0, 5.0], [0.5, 4.5])
-    Interval(mean=0.5, low=0.5, high=0.5, count=2)
+    Interval(mean=0.5, low=0.5, high=0.5, size=2)
   """
   _check_values('values', values)
   _check_values('control', control)

@@ -21,11 +21,11 @@ _compilations: list[float] = []
 _lock = threading.Lock()
 
 
-def _record(event: str, duration: float, **_: Any) -> None:
+def _record(event: str, duration_secs: float, **_: str | int) -> None:
   if event in _EVENTS:
     now = time.perf_counter()
     with _lock:
-      _spans.append((now - duration, now))
+      _spans.append((now - duration_secs, now))
       if event == _EVENTS[-1]:
         _compilations.append(now)
 

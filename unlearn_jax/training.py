@@ -231,7 +231,7 @@ def fit(
   if frozen and frozen >= set(paths):
     raise ValueError('frozen names every tensor, allowed: all but one or more')
   trained = tuple(path not in frozen for path in paths)
-  if frozen and model.freeze is not None:
+  if frozen:
     model = _frozen_model(model, frozen)
 
   def of_trained(tree: Any) -> list:
@@ -265,7 +265,7 @@ def fit(
 
 @functools.lru_cache(maxsize=64)
 def _frozen_model(model: Model, frozen: frozenset[str]) -> Model:
-  return model.freeze(frozen)
+  return model.freeze(frozen) if model.freeze else model
 
 
 def train(

@@ -95,7 +95,8 @@ def from_linen(
   Returns:
     The model; its `order` is the order in which `module` makes its tensors.
   """
-  mean, std = np.float32(mean), np.float32(std)
+  pixel_mean = np.asarray(mean, np.float32)
+  pixel_std = np.asarray(std, np.float32)
 
   def init(key: Key) -> ModelState:
     x = jnp.zeros((1, *image_shape), jnp.float32)
@@ -105,7 +106,7 @@ def from_linen(
 
   # Tracing costs milliseconds and computes nothing.
   order = definition_order(lambda key: init(key).params)
-  return _model(module, init, order, mean, std, frozenset())
+  return _model(module, init, order, pixel_mean, pixel_std, frozenset())
 
 
 def _model(module, init, order, mean, std, frozen: frozenset[str]) -> Model:
