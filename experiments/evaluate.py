@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import flags, pipeline, stages
+from experiments import flags, problem, stages
 from unlearn_jax import checkpoints, data
 from unlearn_jax.base import InputError, Splits
 from unlearn_jax.evaluation import evaluate
@@ -53,7 +53,7 @@ def main() -> None:
 
 def rebuild(
   values: Any, path: pathlib.Path, manifest: dict[str, Any]
-) -> pipeline.Setup:
+) -> problem.Setup:
   """Data and model as the manifest names them."""
   try:
     dataset = data.load(
@@ -67,12 +67,12 @@ def rebuild(
         f'{path} was made with data_fingerprint={wanted},'
         f' {manifest["dataset"]} now has {dataset.fingerprint}'
       )
-    return pipeline.assemble(values, dataset, manifest)
+    return problem.assemble(values, dataset, manifest)
   except KeyError as error:
     raise InputError(f'{path}: the manifest names no {error}') from error
 
 
-def _splits(values: Any, setup: pipeline.Setup, path: pathlib.Path) -> Splits:
+def _splits(values: Any, setup: problem.Setup, path: pathlib.Path) -> Splits:
   file = values.forget_ids or path / stages.FORGET
   if values.forget_ids is None and not file.exists():
     raise flags.FlagError(

@@ -374,7 +374,10 @@ def _layer_panel(axes: Axes, row: Row, order: Sequence[str]) -> None:
   axes.tick_params(axis='y', length=0)
   axes.set_xscale('log')
   axes.xaxis.set_major_locator(LogLocator(numticks=5))
-  axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
+  # Beyond 100 % there is only room for the counts.
+  axes.xaxis.set_major_formatter(
+    FuncFormatter(lambda x, _: f'{x:g}' if x <= 100 else '')
+  )
   axes.xaxis.set_minor_locator(LogLocator(subs=(), numticks=5))
   axes.grid(axis='x')
   total = verdicts.number(sum(filter(verdicts.finite, counts.values())), 0)

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import flags, pipeline
+from experiments import flags, pipeline, problem
 from unlearn_jax import metrics, parallel
 from unlearn_jax.evaluation import Evaluation, compare
 from unlearn_jax.strategies import REFERENCE, STRATEGIES
@@ -23,7 +23,7 @@ _CONTROL = 'finetune'
 
 
 def report(
-  setup: pipeline.Setup, runs: Sequence[pipeline.Run], wall_seconds: float
+  setup: problem.Setup, runs: Sequence[pipeline.Run], wall_seconds: float
 ) -> dict[str, Any]:
   """Everything that `report.json` holds, and all that the pages show.
 
@@ -75,7 +75,7 @@ def report(
     'rows': rows,
     'warnings': [
       line.removeprefix('warning: ')
-      for line in pipeline.describe(setup, [run.splits for run in runs])
+      for line in problem.describe(setup, [run.splits for run in runs])
       if line.startswith('warning: ')
     ],
     'notes': [],
@@ -103,7 +103,7 @@ def _rule_text(rule: dict[str, Any]) -> str:
 
 
 def _values(
-  setup: pipeline.Setup, run: pipeline.Run, name: str
+  setup: problem.Setup, run: pipeline.Run, name: str
 ) -> dict[str, float | None]:
   """The numbers of one strategy in one run."""
   source = pipeline.source_predictions(run.stages['source'], run.splits)
@@ -130,7 +130,7 @@ def _values(
 
 
 def _row(
-  setup: pipeline.Setup,
+  setup: problem.Setup,
   runs: Sequence[pipeline.Run],
   name: str,
   measured: dict[str, list[dict[str, float | None]]],
@@ -199,7 +199,7 @@ def _curve(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
   return {name: [epoch[name] for epoch in history] for name in names}
 
 
-def _selection(setup: pipeline.Setup, stages: Sequence[Any]) -> dict[str, Any]:
+def _selection(setup: problem.Setup, stages: Sequence[Any]) -> dict[str, Any]:
   counts = [stage.record['by_tensor'] for stage in stages]
   return {
     'by_tensor': {

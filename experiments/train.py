@@ -13,7 +13,7 @@ import dataclasses
 
 from absl import flags as absl_flags
 
-from experiments import flags, pipeline, stages
+from experiments import flags, pipeline, problem, stages
 from experiments.progress import Progress
 from unlearn_jax.evaluation import compare
 from unlearn_jax.strategies import Settings
@@ -35,10 +35,10 @@ def main() -> None:
   if values.subset not in SUBSETS:
     allowed = flags.closest(values.subset, SUBSETS)
     raise flags.FlagError('subset', values.subset, allowed)
-  setup = pipeline.set_up(values)
-  workdir = stages.Workdir(flags.workdir(values), pipeline.identity(setup))
-  splits = pipeline.draw(setup, 0)
-  pipeline.check_sizes(setup, splits)
+  setup = problem.set_up(values)
+  workdir = stages.Workdir(flags.workdir(values), problem.identity(setup))
+  splits = problem.draw(setup, 0)
+  problem.check_sizes(setup, splits)
   workdir.claim()
   wanted = 1 + (values.subset == 'retain')
   progress = Progress(wanted, wanted * values.train_epochs)

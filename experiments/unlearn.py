@@ -11,7 +11,15 @@ import time
 from absl import flags as absl_flags
 import rich
 
-from experiments import flags, pipeline, report, results, stages, tables
+from experiments import (
+  flags,
+  pipeline,
+  problem,
+  report,
+  results,
+  stages,
+  tables,
+)
 
 
 def main() -> None:
@@ -20,8 +28,8 @@ def main() -> None:
   values = absl_flags.FLAGS
   flags.check(values)
   flags.check_unlearning(values)
-  setup = pipeline.set_up(values)
-  workdir = stages.Workdir(flags.workdir(values), pipeline.identity(setup))
+  setup = problem.set_up(values)
+  workdir = stages.Workdir(flags.workdir(values), problem.identity(setup))
   runs = pipeline.runs(setup, workdir)
   result = results.report(setup, runs, time.monotonic() - start)
   report.write(result, workdir.root)

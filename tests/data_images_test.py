@@ -39,21 +39,6 @@ def test_a_constant_channel_is_not_blown_up():
   images = np.full((4, 2, 2, 1), 77, np.uint8)
   mean, std = data.pixel_statistics(base.Examples.of(images, np.zeros(4)))
   assert std.tolist() == [np.float32(images_module.MIN_STD)]
-  standardized = data.standardize(images, mean, std)
-  assert np.abs(standardized).max() < 1e-3
-
-
-@pytest.mark.parametrize('dtype', [np.uint8, np.float32])
-def test_standardize(dtype):
-  images = random_images((20, 4, 4, 3)).astype(dtype)
-  examples = base.Examples.of(images, np.zeros(20, np.int32))
-  mean, std = data.pixel_statistics(examples)
-  result = jax.jit(data.standardize)(images, mean, std)
-  expected = (images.astype(np.float64) / 255 - mean) / std
-  assert result.dtype == jnp.float32
-  np.testing.assert_allclose(result, expected, atol=1e-5)
-  np.testing.assert_allclose(result.mean((0, 1, 2)), 0, atol=1e-5)
-  np.testing.assert_allclose(result.std((0, 1, 2)), 1, atol=1e-5)
 
 
 def windows(image: np.ndarray, pad: int) -> dict[bytes, tuple]:

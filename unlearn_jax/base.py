@@ -142,6 +142,18 @@ class Splits(NamedTuple):
   retain: Examples
   test: Examples
 
+  @classmethod
+  def of(cls, train: Examples, forget: Array, test: Examples) -> 'Splits':
+    """D split by the positions `forget` in `train`; the rest is retained.
+
+    Example:
+      >>> every = Examples.of(np.eye(4), np.arange(4))
+      >>> Splits.of(every, np.array([2]), every).retain.indices.tolist()
+      [0, 1, 3]
+    """
+    rest = np.setdiff1d(np.arange(train.size), forget)
+    return cls(train, train.take(forget), train.take(rest), test)
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:

@@ -125,8 +125,7 @@ def evaluate(
     >>> from unlearn_jax.base import stateless
     >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 2, 3])
     >>> every = Examples.of(x, y)
-    >>> splits = Splits(every, every.take(np.array([3])),
-    ...                 every.take(np.arange(3)), every)
+    >>> splits = Splits.of(every, np.array([3]), every)
     >>> model = stateless(lambda params, x: x @ params)
     >>> knows_all = ModelState(9 * jnp.eye(4))
     >>> knows_3 = ModelState(9 * jnp.eye(4).at[3, 3].set(-1))

@@ -178,8 +178,7 @@ def finetune(
     >>> from unlearn_jax.base import stateless
     >>> x, y = jnp.eye(4), jnp.array([0, 1, 0, 1])
     >>> every = Examples.of(x, y)
-    >>> splits = Splits(every, every.take(jnp.array([3])),
-    ...                 every.take(jnp.arange(3)), every)
+    >>> splits = Splits.of(every, np.array([3]), every)
     >>> model = stateless(lambda params, x: x @ params['w'])
     >>> source = ModelState({'w': jnp.zeros((4, 2))})
     >>> with parallel.use(jax.devices()[:1]):

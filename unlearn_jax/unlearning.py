@@ -90,8 +90,7 @@ def unlearn(
     >>> from unlearn_jax.base import stateless
     >>> x, y = np.eye(4, dtype=np.float32), np.array([0, 1, 0, 1])
     >>> every = Examples.of(x, y)
-    >>> splits = Splits(every, every.take(np.array([3])),
-    ...                 every.take(np.arange(3)), every)
+    >>> splits = Splits.of(every, np.array([3]), every)
     >>> model = stateless(lambda params, x: x @ params['w'])
     >>> source = ModelState({'w': jnp.array([[9., 0], [0, 9], [9, 0], [0, 9]])})
     >>> settings = Settings(k=2, epochs=0, batch_size=3)
@@ -99,8 +98,8 @@ def unlearn(
     >>> with parallel.use(jax.devices()[:1]):
     ...   result = unlearn(jax.random.key(0), model, source, splits,
     ...                    settings=settings)
-    >>> result.by_tensor, int((result.state.params['w'] == 0).sum())
-    ({'w': 2}, 5)
+    >>> result.by_tensor
+    {'w': 2}
   """
   settings = Settings() if settings is None else settings
   if strategy not in STRATEGIES:

@@ -14,7 +14,7 @@ import numpy as np
 
 from unlearn_jax import base
 from unlearn_jax.data import local, prepare, prepared
-from unlearn_jax.data.images import augment, pixel_statistics, standardize
+from unlearn_jax.data.images import augment, pixel_statistics
 from unlearn_jax.data.splits import classes_lost, read_ids, split_forget
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
   'pixel_statistics',
   'read_ids',
   'split_forget',
-  'standardize',
   'subset',
 ]
 

@@ -1,4 +1,4 @@
-"""Pixels on the device: their statistics, their scale, and augmentation.
+"""Pixels on the device: their statistics, and augmentation.
 
 All functions are pure and run under `jax.jit`, alone or inside `lax.scan`.
 """
@@ -58,28 +58,6 @@ def pixel_statistics(examples: base.Examples) -> tuple[jax.Array, jax.Array]:
   # Around the mean, not as E[x²] - E[x]², which cancels.
   variance = average(lambda pixels: jnp.square(pixels - mean))
   return mean / 255, jnp.maximum(jnp.sqrt(variance) / 255, MIN_STD)
-
-
-def standardize(
-  images: base.Array, mean: base.Array, std: base.Array
-) -> jax.Array:
-  """(images / 255 - mean) / std.
-
-  Args:
-    images: uint8 or float pixels 0..255, `[..., channels]`.
-    mean: `[channels]`, in units of [0, 1], as from `pixel_statistics`.
-    std: `[channels]`, in the same units.
-
-  Returns:
-    float32 of the shape of `images`.
-
-  Example:
-    >>> import numpy as np
-    >>> standardize(np.array([[0], [255]], np.uint8), 0.5, 0.5).tolist()
-    [[-1.0], [1.0]]
-  """
-  pixels = jnp.asarray(images).astype(jnp.float32) / 255
-  return (pixels - jnp.asarray(mean)) / jnp.asarray(std)
 
 
 def augment(key: base.Key, images: base.Array, pad: int = 4) -> jax.Array:

@@ -1,0 +1,196 @@
+"""The problem that the flags pose: data, model, and what is to be forgotten."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import flags
+from unlearn_jax import data, models
+from unlearn_jax.base import Dataset, InputError, Model, Splits, tensor_paths
+from unlearn_jax.data import images
+from unlearn_jax.strategies import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """Data and model, the same for every run of one command.
+
+  Attributes:
+    values: the parsed flags.
+    dataset: on the host.
+    model: the classifier, with the data set's pixel statistics inside.
+    facts: what every manifest says of the two.
+    parameters: how many scalars the model has.
+    tensor_sizes: scalars per tensor, in definition order.
+  """
+
+  values: Any
+  dataset: Dataset
+  model: Model
+  facts: dict[str, Any]
+  parameters: int
+  tensor_sizes: dict[str, int]
+
+
+def set_up(values: Any) -> Setup:
+  """Loads the data and builds the model that the flags name."""
+  try:
+    dataset = data.load(
+      values.dataset, data_dir=values.data_dir, raw_dir=values.raw_dir
+    )
+  except InputError as error:
+    raise InputError(f'--dataset={values.dataset}: {error}') from error
+  if values.train_subset is not None:
+    if values.train_subset > dataset.train.size:
+      raise flags.FlagError(
+        'train_subset', values.train_subset, f'1 to {dataset.train.size}'
+      )
+    dataset = data.subset(dataset, values.train_subset)
+  mean, std = images.pixel_statistics(dataset.train)
+  return assemble(
+    values,
+    dataset,
+    {
+      'model': values.model,
+      'width': values.width or models.FAMILIES[values.model].width,
+      'num_classes': len(dataset.class_names),
+      'image_shape': list(dataset.image_shape),
+      'pixel_mean': [float(x) for x in mean],
+      'pixel_std': [float(x) for x in std],
+      'dataset': values.dataset,
+      'train_subset': values.train_subset,
+      'data_fingerprint': dataset.fingerprint,
+    },
+  )
+
+
+def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
+  """The `Setup` of a model that `facts` describe."""
+  try:
+    model = models.build(
+      facts['model'],
+      facts['num_classes'],
+      facts['image_shape'],
+      width=facts['width'],
+      mean=facts['pixel_mean'],
+      std=facts['pixel_std'],
+    )
+  except ValueError as error:
+    raise InputError(f'{facts["dataset"]}: {error}') from error
+  assert model.init is not None
+  shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+  leaves = dict(zip(tensor_paths(shapes), jax.tree.leaves(shapes)))
+  sizes = {path: int(leaves[path].size) for path in model.order}
+  return Setup(values, dataset, model, facts, sum(sizes.values()), sizes)
+
+
+def identity(setup: Setup) -> dict[str, Any]:
+  """What a work directory belongs to."""
+  names = ('dataset', 'train_subset', 'data_fingerprint', 'model', 'width')
+  return {name: setup.facts[name] for name in names}
+
+
+def seed_of(values: Any, what: str, run: int) -> int:
+  """The seed of one purpose (split, source, unlearn) in run number `run`."""
+  own = getattr(values, f'{what}_seed')
+  return (values.seed if own is None else own) + run
+
+
+def draw(setup: Setup, run: int) -> Splits:
+  """The forget set of run number `run`."""
+  values, dataset = setup.values, setup.dataset
+  if values.forget_ids is not None:
+    try:
+      rows = data.read_ids(values.forget_ids, dataset)
+      return data.split_forget(None, dataset, ids=rows)
+    except InputError as error:
+      raise InputError(f'--forget_ids={values.forget_ids}: {error}') from error
+  total = dataset.train.size
+  if not 0 < round(values.forget_fraction * total) < total:
+    raise flags.FlagError(
+      'forget_fraction',
+      values.forget_fraction,
+      f'a share that comes to 1 to {total - 1} of {total} training images',
+    )
+  split_key = jax.random.key(seed_of(values, 'split', run))
+  return data.split_forget(split_key, dataset, values.forget_fraction)
+
+
+def check_sizes(setup: Setup, splits: Splits) -> None:
+  """What can only be checked once data and model are known."""
+  values = setup.values
+  if values.batch_size > splits.retain.size:
+    raise flags.FlagError(
+      'batch_size',
+      values.batch_size,
+      f'at most the {splits.retain.size} retained examples',
+    )
+
+
+def check_against_model(setup: Setup, settings: Settings) -> None:
+  """K against the parameters that the model really has."""
+  tensors = len(setup.tensor_sizes)
+  most = tensors if settings.granularity == 'leaf' else setup.parameters
+  unit = 'tensors' if settings.granularity == 'leaf' else 'parameters'
+  if isinstance(settings.k, int) and settings.k > most:
+    raise flags.FlagError('k', settings.k, f'1 to {most}, the {unit}')
+  if settings.last_k > tensors:
+    raise flags.FlagError(
+      'last_k', settings.last_k, f'1 to {tensors}, the tensors'
+    )
+  chosen = settings.k if isinstance(settings.k, int) else 0
+  random = round(settings.ratio * setup.parameters)
+  if 'random_top_k' in setup.values.strategies and (
+    settings.granularity == 'scalar' and chosen > random
+  ):
+    raise flags.FlagError(
+      'ratio',
+      settings.ratio,
+      f'shares of at least K = {chosen} of {setup.parameters} parameters',
+    )
+
+
+def forget_ids(setup: Setup, splits: Splits) -> list[str]:
+  """Identifiers of the forget set, in the order of its indices."""
+  return [str(i) for i in setup.dataset.ids[np.asarray(splits.forget.indices)]]
+
+
+def forget_hash(setup: Setup, splits: Splits) -> str:
+  """Hex SHA-256 of the identifiers of the forget set."""
+  text = '\n'.join(forget_ids(setup, splits))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def recipe(values: Any) -> dict[str, Any]:
+  """How source and Retrain are trained."""
+  return {
+    'optimizer': 'adam',
+    'epochs': values.train_epochs,
+    'learning_rate': values.train_learning_rate,
+    'batch_size': values.batch_size,
+    'augment': values.augment,
+  }
+
+
+def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:
+  """What was loaded and drawn, and a warning where a class is forgotten."""
+  dataset, splits = setup.dataset, drawn[0]
+  height, width, channels = dataset.image_shape
+  lines = [
+    f'{dataset.name}: {dataset.train.size:,} training and'
+    f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
+    f' {len(dataset.class_names)} classes',
+    f'{setup.facts["model"]}, width {setup.facts["width"]}:'
+    f' {setup.parameters:,} parameters in {len(setup.tensor_sizes)} tensors',
+    f'forgetting {splits.forget.size:,} of {splits.train.size:,} images in'
+    f' each of {len(drawn)} run(s)',
+  ]
+  for lost in data.classes_lost(splits, len(dataset.class_names)):
+    lines.append(
+      f'warning: class {dataset.class_names[lost]!r} has no retained example'
+    )
+  return lines
