@@ -186,9 +186,14 @@ def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:
     f' {len(dataset.class_names)} classes',
     f'{setup.facts["model"]}, width {setup.facts["width"]}:'
     f' {setup.parameters:,} parameters in {len(setup.tensor_sizes)} tensors',
-    f'forgetting {splits.forget.size:,} of {splits.train.size:,} images in'
-    f' each of {len(drawn)} run(s)',
   ]
+  for run, own in enumerate(drawn):
+    ids = forget_ids(setup, own)
+    shown = ', '.join(ids[:3]) + (', …' if len(ids) > 3 else '')
+    lines.append(
+      f'seed {setup.values.seed + run}: forgetting {len(ids):,} of'
+      f' {own.train.size:,} images ({shown})'
+    )
   for lost in data.classes_lost(splits, len(dataset.class_names)):
     lines.append(
       f'warning: class {dataset.class_names[lost]!r} has no retained example'

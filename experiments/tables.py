@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from experiments import verdicts
+from experiments import prose, verdicts
 from experiments.verdicts import CONTROL, GAP, Report, Row
 
 MISSING = '–'
@@ -254,7 +254,7 @@ class Summary(NamedTuple):
   def __rich_console__(
     self, console: Console, options: ConsoleOptions
   ) -> RenderResult:
-    """The tables, their signs, the verdicts."""
+    """The tables, their signs, the verdicts, the warnings."""
     for part in PARTS:
       yield rich_table(self.report, part, options.max_width)
       yield Text()
@@ -264,6 +264,8 @@ class Summary(NamedTuple):
     found = verdicts.verdicts(self.report) + verdicts.yardsticks(self.report)
     for sentence in found:
       yield Text(f'• {_printable(sentence)}')
+    for warning in prose.warnings(self.report):
+      yield Text(f'warning: {_printable(warning)}', style='yellow')
 
 
 def rich_summary(report: Report) -> Summary:

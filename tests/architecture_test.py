@@ -76,6 +76,17 @@ def test_the_library_never_imports_the_binaries_or_prints():
         assert not (node.module or '').startswith('experiments'), path
 
 
+def test_every_public_function_has_an_example():
+  import inspect
+
+  import unlearn_jax
+
+  for name in unlearn_jax.__all__:
+    thing = getattr(unlearn_jax, name)
+    if inspect.isfunction(thing):
+      assert '>>> ' in (thing.__doc__ or ''), name
+
+
 def test_every_main_is_short():
   for path in (ROOT / 'experiments').glob('*.py'):
     for node in ast.parse(path.read_text()).body:

@@ -96,6 +96,15 @@ def monitor(
 
   Returns:
     `state -> {'forget_accuracy', 'retain_accuracy', 'js_to_source'}`.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> every = Examples.of(np.eye(4), np.array([0, 1, 0, 1]))
+    >>> splits = Splits.of(every, np.array([3]), every)
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> source = ModelState({'w': jnp.eye(4)[:, :2]})
+    >>> sorted(monitor(model, source, splits)(source).items())[0]
+    ('forget_accuracy', 0.0)
   """
   forget, retain = _spread(splits.forget, limit), _spread(splits.retain, limit)
   teacher = predict(model, source, forget)

@@ -73,6 +73,17 @@ def reestimate(
   Returns:
     The same parameters with statistics averaged over all batches. Layers
     that the model freezes keep theirs. `state` itself without BatchNorm.
+
+  Example:
+    >>> def apply(state, x, train):  # normalises, remembers the mean: m = 0.9
+    ...   mean = x.mean(0) if train else state.batch_stats['mean']
+    ...   remembered = 0.9 * state.batch_stats['mean'] + 0.1 * mean
+    ...   return x - mean, {'mean': remembered}
+    >>> state = ModelState({}, {'mean': jnp.zeros(1)})
+    >>> examples = Examples.of(np.ones((8, 1), np.float32), np.zeros(8))
+    >>> got = reestimate(Model(apply), state, examples)
+    >>> round(float(got.batch_stats['mean'][0]), 3)
+    1.0
   """
   if not jax.tree.leaves(state.batch_stats):
     return state

@@ -119,6 +119,14 @@ def model_objective(model: Model, name: str = 'loss') -> Objective:
 
   Raises:
     ValueError: an unknown name.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> objective = model_objective(model, 'output_norm')
+    >>> batch = Batch(jnp.ones((1, 2)), jnp.zeros(1, int))
+    >>> float(objective({'w': jnp.eye(2)}, batch, {}))
+    1.0
   """
   if name not in OBJECTIVES:
     raise ValueError(f'name={name!r}, allowed: {", ".join(OBJECTIVES)}')

@@ -295,6 +295,22 @@ def train(
 
   Returns:
     The `Fit`; its `state` is ω.
+
+  Raises:
+    ValueError: a model without `init`, or sizes that do not fit.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(
+    ...   lambda params, x: x @ params['w'],
+    ...   init=lambda key: ModelState({'w': jnp.zeros((4, 2))}),
+    ... )
+    >>> examples = Examples.of(np.eye(4), np.array([0, 1, 0, 1]))
+    >>> with parallel.use(jax.devices()[:1]):
+    ...   fit = train(jax.random.key(0), model, examples, epochs=3,
+    ...               batch_size=2)
+    >>> fit.history[-1].loss < fit.history[1].loss
+    True
   """
   if model.init is None:
     raise ValueError('model.init=None, allowed: a function key -> ModelState')

@@ -94,6 +94,14 @@ def from_linen(
 
   Returns:
     The model; its `order` is the order in which `module` makes its tensors.
+
+  Example:
+    >>> class Linear(nn.Module):
+    ...   @nn.compact
+    ...   def __call__(self, x, train):
+    ...     return nn.Dense(3)(x.reshape(len(x), -1))
+    >>> from_linen(Linear(), (2, 2, 1)).order
+    ('Dense_0/kernel', 'Dense_0/bias')
   """
   pixel_mean = np.asarray(mean, np.float32)
   pixel_std = np.asarray(std, np.float32)
