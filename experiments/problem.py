@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from experiments import flags
-from unlearn_jax import data, models
+from unlearn_jax import data, models, parallel
 from unlearn_jax.base import Dataset, InputError, Model, Splits, tensor_paths
 from unlearn_jax.data import images
 from unlearn_jax.strategies import Settings
@@ -21,7 +21,7 @@ class Setup:
 
   Attributes:
     values: the parsed flags.
-    dataset: on the host.
+    dataset: its images on the devices, all else on the host.
     model: the classifier, with the data set's pixel statistics inside.
     facts: what every manifest says of the two.
     parameters: how many scalars the model has.
@@ -50,6 +50,12 @@ def set_up(values: Any) -> Setup:
         'train_subset', values.train_subset, f'1 to {dataset.train.size}'
       )
     dataset = data.subset(dataset, values.train_subset)
+  # Onto the devices, once for all that follows.
+  train, test = (
+    part._replace(images=parallel.replicate(part.images))
+    for part in (dataset.train, dataset.test)
+  )
+  dataset = dataclasses.replace(dataset, train=train, test=test)
   mean, std = images.pixel_statistics(dataset.train)
   return assemble(
     values,

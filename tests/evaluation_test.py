@@ -54,6 +54,15 @@ def test_every_number_by_hand():
   assert alone.forgetting_rate == 0
 
 
+def test_without_a_right_answer_before_there_is_no_rate():
+  every = Examples.of(np.zeros((4, 1), np.float32), np.zeros(4, np.int32))
+  splits = Splits.of(every, np.array([0, 1]), every)
+  source = Predictions(one_hot([1, 1]), one_hot([0, 0]), one_hot([0, 0, 0, 0]))
+  got = evaluation.compare(source, source, splits)
+  assert got.forget_accuracy == 0
+  assert got.forgetting_rate is None and got.memory_retention_rate is None
+
+
 def test_evaluate_predicts_every_split():
   import jax
 

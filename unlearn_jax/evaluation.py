@@ -31,8 +31,10 @@ class Evaluation(NamedTuple):
     forget_accuracy: on D_UL. Lower is not better: the goal is Retrain's.
     retain_accuracy: on D_RE.
     test_accuracy: on data that no model has seen.
-    forgetting_rate: Eq. 17, relative to the *source* on D_UL.
-    memory_retention_rate: Eq. 18, on D_RE relative to the source on *D_UL*.
+    forgetting_rate: Eq. 17, relative to the *source* on D_UL; None where
+      the source has none of D_UL right.
+    memory_retention_rate: Eq. 18, on D_RE relative to the source on *D_UL*;
+      None likewise.
     mia_auc: loss-threshold membership inference, D_UL against test; 0.5 is
       no leak.
     similarity: 1 − mean JS divergence to Retrain on D_UL, in bits; None
@@ -44,8 +46,8 @@ class Evaluation(NamedTuple):
   forget_accuracy: float
   retain_accuracy: float
   test_accuracy: float
-  forgetting_rate: float
-  memory_retention_rate: float
+  forgetting_rate: float | None
+  memory_retention_rate: float | None
   mia_auc: float
   similarity: float | None
   gap_to_retrained: float | None
@@ -86,11 +88,13 @@ def compare(
   if retrained is not None:
     likeness = similarity(unlearned.forget, retrained.forget)
     gap = metrics.gap(own, _standing(retrained, splits))
+  forgetting = retention = None
+  if before > 0:
+    forgetting = metrics.forgetting_rate(before, own['forget_accuracy'])
+    retention = metrics.memory_retention_rate(own['retain_accuracy'], before)
   return Evaluation(
-    forgetting_rate=metrics.forgetting_rate(before, own['forget_accuracy']),
-    memory_retention_rate=metrics.memory_retention_rate(
-      own['retain_accuracy'], before
-    ),
+    forgetting_rate=forgetting,
+    memory_retention_rate=retention,
     similarity=likeness,
     gap_to_retrained=gap,
     **own,
@@ -115,10 +119,6 @@ def evaluate(
 
   Returns:
     The `Evaluation`.
-
-  Raises:
-    ValueError: a source that has no D_UL example right, so that FR and MRR
-      are not defined.
 
   Example:
     >>> import jax.numpy as jnp

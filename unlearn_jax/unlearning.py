@@ -191,9 +191,7 @@ def _choose(
 
 def _batch(examples: Examples) -> Batch:
   rows = np.asarray(examples.indices)
-  return Batch(
-    np.asarray(examples.images)[rows], np.asarray(examples.labels)[rows]
-  )
+  return Batch(examples.images[rows], examples.labels[rows])
 
 
 def _frozen(mask: Mask) -> frozenset[str]:
