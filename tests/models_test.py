@@ -13,6 +13,9 @@ from unlearn_jax.models import layers
 SIZES = {
   'cnn': ((8, 8, 1), 11, 24_058, 19_210, 23_914),
   'resnet18': ((32, 32, 3), 62, 11_173_962, 2_365_450, 4_726_794),
+  'vgg19': ((32, 32, 3), 66, 20_040_522, 6_666, 4_726_794),
+  'densenet121': ((32, 32, 3), 362, 6_956_298, 49_162, 178_378),
+  'googlenet': ((32, 32, 3), 258, 6_166_250, 10_634, 264_970),
 }
 
 
@@ -54,7 +57,10 @@ def test_order_of_a_plain_dictionary_and_of_a_list():
 @pytest.mark.parametrize(
   'changes, message',
   [
-    ({'name': 'resnet19'}, "name='resnet19', allowed: cnn, resnet18"),
+    (
+      {'name': 'resnet19'},
+      "name='resnet19', allowed: cnn, densenet121, googlenet, resnet18",
+    ),
     ({'num_classes': 1}, 'num_classes=1, allowed: 2 or more'),
     ({'width': 0}, 'width=0, allowed: 1 or more'),
     ({'image_shape': (2, 9, 1)}, 'sides of at least 4 pixels'),

@@ -10,7 +10,10 @@ import numpy as np
 
 from unlearn_jax.base import AXIS, Array, Key, Model, ModelState
 from unlearn_jax.models.cnn import CNN
+from unlearn_jax.models.densenet import DenseNet121
+from unlearn_jax.models.googlenet import GoogLeNet
 from unlearn_jax.models.resnet import ResNet18
+from unlearn_jax.models.vgg import VGG19
 
 
 class _Family(NamedTuple):
@@ -22,6 +25,9 @@ class _Family(NamedTuple):
 FAMILIES = {
   'cnn': _Family(CNN, width=16, smallest=4),
   'resnet18': _Family(ResNet18, width=64, smallest=8),
+  'vgg19': _Family(VGG19, width=64, smallest=32),
+  'densenet121': _Family(DenseNet121, width=32, smallest=8),
+  'googlenet': _Family(GoogLeNet, width=64, smallest=8),
 }
 
 

@@ -117,15 +117,20 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def conv(
-  features: int, kernel: int, stride: int = 1, name: str | None = None
+  features: int,
+  kernel: int,
+  stride: int = 1,
+  name: str | None = None,
+  *,
+  use_bias: bool = False,
 ) -> nn.Conv:
-  """A square convolution without bias, padded to keep the size at stride 1."""
+  """A square convolution, padded to keep the size at stride 1."""
   return nn.Conv(
     features,
     (kernel, kernel),
     (stride, stride),
     padding=((kernel // 2, kernel // 2),) * 2,
-    use_bias=False,
+    use_bias=use_bias,
     kernel_init=nn.initializers.he_normal(),
     conv_general_dilated=conv_general_dilated,
     name=name,
@@ -146,3 +151,10 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   x = x[:, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+
+
+def mean_pool_2x2(x: jax.Array) -> jax.Array:
+  """2×2 mean-pool at stride 2 of `[B, H, W, C]`; an odd last row is dropped."""
+  b, h, w, c = x.shape
+  x = x[:, : h // 2 * 2, : w // 2 * 2]
+  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
