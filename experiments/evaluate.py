@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 
 from experiments import flags, problem, stages
 from unlearn_jax import checkpoints, data
-from unlearn_jax.base import InputError, Splits
+from unlearn_jax.base import InputError, ModelState, Splits
 from unlearn_jax.evaluation import evaluate
 
 
@@ -37,16 +37,9 @@ def main() -> None:
   manifest = checkpoints.read_manifest(path)
   setup = rebuild(values, path, manifest)
   splits = _splits(values, setup, path)
-  facts = {name: setup.facts[name] for name in ('model', 'data_fingerprint')}
-  own, _ = checkpoints.restore(path, **facts)
-  source, reference = (
-    checkpoints.restore(folder, **facts)[0] if folder else None
-    for folder in parents(values, path, manifest)
-  )
-  if source is None:
-    raise flags.FlagError(
-      'source_dir', '', 'a checkpoint of the source; none is beside this one'
-    )
+  own, _ = checkpoints.restore(path, **_facts(manifest))
+  forgets = problem.forget_hash(setup, splits)
+  source, reference = parents(values, path, manifest, forgets)
   result = evaluate(setup.model, own, source, splits, reference)
   print(json.dumps(result._asdict(), indent=2))
 
@@ -72,40 +65,71 @@ def rebuild(
     raise InputError(f'{path}: the manifest names no {error}') from error
 
 
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+  names = ('model', 'width', 'num_classes', 'data_fingerprint')
+  return {name: manifest[name] for name in names}
+
+
 def _splits(values: Any, setup: problem.Setup, path: pathlib.Path) -> Splits:
-  file = values.forget_ids or path / stages.FORGET
-  if values.forget_ids is None and not file.exists():
+  file = path / stages.FORGET
+  if file.exists() == (values.forget_ids is not None):
+    has = 'has its own' if file.exists() else 'has none'
+    allowed = 'nothing' if file.exists() else 'a file'
     raise flags.FlagError(
-      'forget_ids', '', f'a file; no forget set belongs to {path}'
+      'forget_ids', values.forget_ids, f'{allowed}, {path} {has}'
     )
-  rows = data.read_ids(file, setup.dataset)
+  rows = data.read_ids(values.forget_ids or file, setup.dataset)
   return data.split_forget(None, setup.dataset, ids=rows)
 
 
 def parents(
-  values: Any, path: pathlib.Path, manifest: dict[str, Any]
-) -> tuple[Any, Any]:
-  """The folders of source and retrained model, None where there is none."""
-  source, retrained = values.source_dir, values.retrained_dir
+  values: Any, path: pathlib.Path, manifest: dict[str, Any], forgets: str
+) -> tuple[ModelState, ModelState | None]:
+  """Source and retrained model: named by flags, or beside the checkpoint."""
+  origin = manifest['parent_sha256'] or manifest['state_sha256']
+  facts = _facts(manifest)
+  source = {**facts, 'strategy': 'source', 'state_sha256': origin}
+  retrain = {**facts, 'strategy': 'retrain', 'forget_sha256': forgets}
+  source_dir = values.source_dir or _beside(path, source, 'source_dir')
+  if source_dir is None:
+    raise flags.FlagError(
+      'source_dir', '', 'a checkpoint of the source; none is beside this one'
+    )
+  beside = {**retrain, 'parent_sha256': origin}
+  if manifest['strategy'] == 'retrain':
+    beside['state_sha256'] = manifest['state_sha256']
+  retrained_dir = values.retrained_dir or _beside(path, beside, 'retrained_dir')
+  state, _ = checkpoints.restore(source_dir, **source)
+  if retrained_dir is None:
+    return state, None
+  return state, checkpoints.restore(retrained_dir, **retrain)[0]
+
+
+def _beside(
+  path: pathlib.Path, expected: dict[str, Any], flag: str
+) -> pathlib.Path | None:
+  """The one folder next to `path` whose manifest says what is expected."""
+  found = []
   for sibling in sorted(path.absolute().parent.iterdir()):
     try:
-      other = checkpoints.read_manifest(sibling)
+      manifest = checkpoints.read_manifest(sibling)
     except InputError:
       continue
-    is_parent = other['state_sha256'] == manifest.get('parent_sha256')
-    if source is None and (
-      is_parent
-      or (sibling == path.absolute() and manifest['strategy'] == 'source')
-    ):
-      source = sibling
-    if (
-      retrained is None
-      and other.get('strategy') == 'retrain'
-      and other.get('parent_sha256') == manifest.get('parent_sha256')
-      and other.get('forget_sha256') == manifest.get('forget_sha256')
-    ):
-      retrained = sibling
-  return source, retrained
+    if all(manifest.get(name) == value for name, value in expected.items()):
+      found.append(sibling)
+  # Retrained with several seeds or recipes: the checkpoint's own seed decides.
+  if len(found) > 1:
+    seed = _unlearn_seed(path)
+    found = [folder for folder in found if _unlearn_seed(folder) == seed]
+  if len(found) > 1:
+    names = ', '.join(folder.name for folder in found)
+    raise flags.FlagError(flag, '', f'one of {names}')
+  return found[0] if found else None
+
+
+def _unlearn_seed(path: pathlib.Path) -> int | None:
+  config = checkpoints.read_manifest(path).get('config', {})
+  return config.get('unlearn_seed')
 
 
 if __name__ == '__main__':

@@ -104,7 +104,7 @@ def accuracy_curves(report: Report) -> Figure:
     )
     for axes, row in zip(grid.flat, rows):
       _curve_panel(axes, row, verdicts.find(report, 'retrain'), floor)
-      end = last if _stops(row) else max(_epochs(row))
+      end = max(1, last if _stops(row) else max(_epochs(row)))
       axes.set_xlim(-0.04 * end, 1.04 * end)
     for axes in grid.flat[len(rows) :]:
       axes.remove()

@@ -5,6 +5,7 @@ with one line and status 1; in both cases before anything is written.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -16,9 +17,9 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
-from unlearn_jax import models, parallel, sensitivity
+from unlearn_jax import models, parallel
 from unlearn_jax.base import InputError
-from unlearn_jax.strategies import STRATEGIES, Settings
+from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 
 _DEFAULTS = Settings()
 
@@ -90,7 +91,8 @@ def define_unlearning() -> None:
     'sensitivity_examples': 'Examples that the sensitivity averages.',
     'js_weight': 'λ of Eq. 10.',
     'js_teacher': "source (the paper's), retrained or none.",
-    'train_mask': 'Scalars that fine-tuning moves: all or selected.',
+    'train_mask': 'Scalars that fine-tuning moves: all, or selected (those'
+    ' that were chosen; the K = 0 control still moves all).',
     'learning_rate': "Adam's, in every fine-tuning.",
     'epochs': 'The most epochs of fine-tuning.',
     'stop_js_change': 'Stop rule: bits an epoch by which JS may still move.',
@@ -154,15 +156,7 @@ def check_unlearning(values: Any) -> None:
   if not values.strategies:
     raise FlagError('strategies', '', closest('', list(STRATEGIES)))
   _k(values.k)
-  for name, allowed in {
-    'granularity': ('scalar', 'leaf'),
-    'rule': ('scale', 'donor'),
-    'donor_scope': ('tensor', 'tree'),
-    'objective': sensitivity.OBJECTIVES,
-    'reduction': sensitivity.REDUCTIONS,
-    'js_teacher': ('source', 'retrained', 'none'),
-    'train_mask': ('all', 'selected'),
-  }.items():
+  for name, allowed in CHOICES.items():
     value = getattr(values, name)
     if value not in allowed:
       raise FlagError(name, value, closest(value, allowed))
@@ -252,8 +246,10 @@ def _guarded(main: Callable[[], None]) -> None:
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
     tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
   )
-  jax.config.update('jax_compilation_cache_dir', cache)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  with contextlib.suppress(OSError):  # Without a cache it is only slower.
+    os.makedirs(cache, exist_ok=True)
+    jax.config.update('jax_compilation_cache_dir', cache)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
   try:
     main()
   except FlagError as error:

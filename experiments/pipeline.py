@@ -44,15 +44,16 @@ def source_stage(
   """Trains M on D, or restores it."""
   values = setup.values
   seed = problem.seed_of(values, 'source', run)
-  # The pixel statistics follow from the data; their last bit may not.
-  known = {k: v for k, v in setup.facts.items() if 'pixel_' not in k}
+  # The fingerprint says which data; names and statistics follow from it.
+  names = ('model', 'width', 'num_classes', 'data_fingerprint')
+  known = {name: setup.facts[name] for name in names}
   config = {**known, 'recipe': problem.recipe(values), 'source_seed': seed}
   title = f'seed {values.seed + run} · source'
 
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
     progress.begin(title, values.train_epochs)
     fit = training.train(
-      jax.random.key(seed),
+      problem.key_of('source', seed),
       setup.model,
       splits.train,
       epochs=values.train_epochs,
@@ -67,6 +68,7 @@ def source_stage(
       'seconds': fit.history[-1].seconds,
       'compile_seconds': fit.compile_seconds,
     }
+    _require_finite(title, record)
     progress.end(f'{fit.history[-1].seconds:.1f} s')
     return fit.state, record, predictions
 
@@ -112,7 +114,12 @@ def source_predictions(stage: stages.Stage, splits: Splits) -> Predictions:
 
 
 def external_stage(
-  setup: Setup, directory: str, flag: str, splits: Splits, **expected: Any
+  setup: Setup,
+  directory: str,
+  flag: str,
+  strategy: str,
+  splits: Splits,
+  **expected: Any,
 ) -> stages.Stage:
   """A checkpoint that a flag names, refused if it does not fit."""
   names = ('model', 'width', 'num_classes', 'data_fingerprint')
@@ -120,13 +127,16 @@ def external_stage(
   path = pathlib.Path(directory)
   try:
     state, manifest = checkpoints.restore(path, **wanted)
+    if manifest.get('strategy', strategy) != strategy:
+      raise InputError(
+        f'holds a {manifest["strategy"]} model, allowed: {strategy}'
+      )
     if (path / stages.RECORD).exists():
       return stages.load(path)
   except InputError as error:
     raise InputError(f'--{flag}={directory}: {error}') from error
   # Made by a program of the user's own: there is nothing but the model.
-  of_source = manifest.get('forget_sha256') is None
-  predict = _by_row if of_source else _by_split
+  predict = _by_row if strategy == 'source' else _by_split
   record = {'history': [], 'seconds': 0.0, 'compile_seconds': 0.0}
   return stages.Stage(
     path, state, manifest, record, predict(setup, state, splits), True
@@ -167,7 +177,9 @@ def strategy_stage(
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
     progress.begin(title, settings.epochs)
     result = unlearn(
-      jax.random.fold_in(jax.random.key(seed), list(STRATEGIES).index(name)),
+      jax.random.fold_in(
+        problem.key_of('unlearn', seed), list(STRATEGIES).index(name)
+      ),
       setup.model,
       source.state,
       splits,
@@ -178,6 +190,7 @@ def strategy_stage(
       on_epoch=progress.epoch,
     )
     record = _record(result)
+    _require_finite(title, record)
     progress.end(_summary(record, row))
     predictions = predict_splits(setup.model, result.state, splits)
     return result.state, record, predictions
@@ -214,10 +227,11 @@ def effective(settings: Settings, row: Strategy, values: Any) -> Settings:
 def _relevant(settings: Settings, row: Strategy, values: Any) -> dict[str, Any]:
   """The settings that the strategy's result depends on."""
   names = ['learning_rate', 'epochs', 'batch_size', *row.settings]
-  names += ['stop_js_change', 'stop_retain_share']
   if row.guided:
     names += ['js_weight', 'js_teacher']
-  if row.choose is not None:
+  if row.stops:
+    names += ['stop_js_change', 'stop_retain_share']
+  if row.stops and row.choose is not None:
     names += ['train_mask']
   chosen = {name: getattr(settings, name) for name in names}
   return {**chosen, 'augment': values.augment}
@@ -226,12 +240,24 @@ def _relevant(settings: Settings, row: Strategy, values: Any) -> dict[str, Any]:
 def _record(result: Unlearning) -> dict[str, Any]:
   return {
     'history': [_plain(epoch) for epoch in result.history],
-    'seconds': result.seconds,
+    'selection_seconds': result.selection_seconds,
+    'source_retain_accuracy': result.source_retain_accuracy,
     'compile_seconds': result.compile_seconds,
     'stop_epoch': result.stop_epoch,
     'by_tensor': result.by_tensor,
     'perturbation_js': result.perturbation_js,
   }
+
+
+def _require_finite(title: str, record: dict[str, Any]) -> None:
+  numbers = [record.get('perturbation_js', 0.0)]
+  for epoch in record['history']:
+    numbers += [value for value in epoch.values() if value is not None]
+  if not np.isfinite(numbers).all():
+    raise InputError(
+      f'{title} diverged: a loss or an output is not finite; allowed: smaller'
+      ' learning rates and ε'
+    )
 
 
 def _plain(epoch: training.Epoch) -> dict[str, Any]:
@@ -244,9 +270,9 @@ def _summary(record: dict[str, Any], row: Strategy) -> str:
   parts = [
     f'forget {100 * last["forget_accuracy"]:.1f} %',
     f'retain {100 * last["retain_accuracy"]:.1f} %',
-    f'{record["seconds"]:.1f} s',
+    f'{last["seconds"] + record["selection_seconds"]:.1f} s',
   ]
-  if record['stop_epoch'] is None:
+  if record['stop_epoch'] is None and row.stops:
     parts.append('stop rule not met')
   if row.change is not None and row.stops:
     changed = sum(record['by_tensor'].values())
@@ -283,13 +309,14 @@ def _external_stages(setup: Setup, splits: Splits) -> dict[str, stages.Stage]:
   values, given = setup.values, {}
   if values.source_dir is not None:
     given['source'] = external_stage(
-      setup, values.source_dir, 'source_dir', splits
+      setup, values.source_dir, 'source_dir', 'source', splits
     )
   if values.retrained_dir is not None:
     given['retrain'] = external_stage(
       setup,
       values.retrained_dir,
       'retrained_dir',
+      'retrain',
       splits,
       forget_sha256=problem.forget_hash(setup, splits),
     )

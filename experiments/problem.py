@@ -10,7 +10,14 @@ import numpy as np
 
 from experiments import flags
 from unlearn_jax import data, models, parallel
-from unlearn_jax.base import Dataset, InputError, Model, Splits, tensor_paths
+from unlearn_jax.base import (
+  Dataset,
+  InputError,
+  Key,
+  Model,
+  Splits,
+  tensor_paths,
+)
 from unlearn_jax.data import images
 from unlearn_jax.strategies import Settings
 
@@ -22,7 +29,8 @@ class Setup:
   Attributes:
     values: the parsed flags.
     dataset: its images on the devices, all else on the host.
-    model: the classifier, with the data set's pixel statistics inside.
+    model: the classifier, with the pixel statistics of D inside: a mean and
+      a deviation a channel, the same for source and Retrain.
     facts: what every manifest says of the two.
     parameters: how many scalars the model has.
     tensor_sizes: scalars per tensor, in definition order.
@@ -96,7 +104,7 @@ def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
 
 def identity(setup: Setup) -> dict[str, Any]:
   """What a work directory belongs to."""
-  names = ('dataset', 'train_subset', 'data_fingerprint', 'model', 'width')
+  names = ('data_fingerprint', 'model', 'width')
   return {name: setup.facts[name] for name in names}
 
 
@@ -104,6 +112,12 @@ def seed_of(values: Any, what: str, run: int) -> int:
   """The seed of one purpose (split, source, unlearn) in run number `run`."""
   own = getattr(values, f'{what}_seed')
   return (values.seed if own is None else own) + run
+
+
+def key_of(what: str, seed: int) -> Key:
+  """The key of one purpose, unlike that of another with the same seed."""
+  purposes = ('split', 'source', 'unlearn')
+  return jax.random.fold_in(jax.random.key(seed), purposes.index(what))
 
 
 def draw(setup: Setup, run: int) -> Splits:
@@ -122,7 +136,7 @@ def draw(setup: Setup, run: int) -> Splits:
       values.forget_fraction,
       f'a share that comes to 1 to {total - 1} of {total} training images',
     )
-  split_key = jax.random.key(seed_of(values, 'split', run))
+  split_key = key_of('split', seed_of(values, 'split', run))
   return data.split_forget(split_key, dataset, values.forget_fraction)
 
 
@@ -148,11 +162,11 @@ def check_against_model(setup: Setup, settings: Settings) -> None:
     raise flags.FlagError(
       'last_k', settings.last_k, f'1 to {tensors}, the tensors'
     )
-  chosen = settings.k if isinstance(settings.k, int) else 0
-  random = round(settings.ratio * setup.parameters)
-  if 'random_top_k' in setup.values.strategies and (
-    settings.granularity == 'scalar' and chosen > random
-  ):
+  chosen = settings.k
+  if isinstance(chosen, float):
+    chosen = max(1, round(chosen * setup.parameters))
+  random = max(1, round(settings.ratio * setup.parameters))
+  if 'random_top_k' in setup.values.strategies and chosen > random:
     raise flags.FlagError(
       'ratio',
       settings.ratio,
@@ -184,7 +198,7 @@ def recipe(values: Any) -> dict[str, Any]:
 
 def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:
   """What was loaded and drawn, and a warning where a class is forgotten."""
-  dataset, splits = setup.dataset, drawn[0]
+  dataset = setup.dataset
   height, width, channels = dataset.image_shape
   lines = [
     f'{dataset.name}: {dataset.train.size:,} training and'
@@ -200,8 +214,9 @@ def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:
       f'seed {setup.values.seed + run}: forgetting {len(ids):,} of'
       f' {own.train.size:,} images ({shown})'
     )
-  for lost in data.classes_lost(splits, len(dataset.class_names)):
-    lines.append(
-      f'warning: class {dataset.class_names[lost]!r} has no retained example'
-    )
+    for lost in data.classes_lost(own, len(dataset.class_names)):
+      lines.append(
+        f'warning: class {dataset.class_names[lost]!r} has no retained example'
+        f' (seed {setup.values.seed + run})'
+      )
   return lines

@@ -14,12 +14,19 @@ import jax
 import numpy as np
 
 from experiments import flags, pipeline, problem
+from experiments.stages import Stage
 from unlearn_jax import metrics, parallel
 from unlearn_jax.evaluation import Evaluation, compare
+from unlearn_jax.finetuning import StopRule
 from unlearn_jax.strategies import REFERENCE, STRATEGIES
+from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
 
 _CONTROL = 'finetune'
+_SELECTED = (
+  '--train_mask=selected: each strategy moves the scalars that it perturbed'
+  ' only; the K = 0 control perturbs none and moves all.'
+)
 
 
 def report(
@@ -78,7 +85,7 @@ def report(
       for line in problem.describe(setup, [run.splits for run in runs])
       if line.startswith('warning: ')
     ],
-    'notes': [],
+    'notes': [_SELECTED] if values.train_mask == 'selected' else [],
   }
 
 
@@ -115,11 +122,12 @@ def _values(
   values: dict[str, float | None] = dict(evaluation._asdict())
   if name == 'source' or not stage.record['history']:
     return values
-  values['seconds'] = stage.record['seconds']
+  seconds = _clock(setup, stage)[1]
+  values['seconds'] = seconds
   values['compile_seconds'] = stage.record['compile_seconds']
-  if retrained and retrained.record['seconds'] > 0:
+  if retrained and retrained.record['history']:
     values['acceleration'] = metrics.acceleration(
-      retrained.record['seconds'], stage.record['seconds']
+      _clock(setup, retrained)[1], seconds
     )
   if STRATEGIES[name].role != REFERENCE:
     counts = stage.record['by_tensor'].values()
@@ -127,6 +135,24 @@ def _values(
     values['tensors_changed'] = sum(count > 0 for count in counts)
     values['perturbation_js'] = stage.record['perturbation_js']
   return values
+
+
+def _clock(setup: problem.Setup, stage: Stage) -> tuple[int | None, float]:
+  """When the stop rule held first, and the seconds up to then.
+
+  None, and all of the seconds, where it never did.
+  """
+  record, values = stage.record, setup.values
+  history = [
+    Epoch(row['epoch'], row['loss'], row['seconds'], row)
+    for row in record['history']
+  ]
+  share = values.stop_retain_share
+  rule = StopRule(
+    values.stop_js_change, share * record['source_retain_accuracy']
+  )
+  stop = rule.epoch(history)
+  return stop, record['selection_seconds'] + history[stop or -1].seconds
 
 
 def _row(
@@ -165,11 +191,9 @@ def _row(
     },
     'paired': paired,
     'curves': [_curve(history) for history in histories] if curved else [],
-    'stop_epoch': [s.record.get('stop_epoch') for s in stages]
-    if curved
-    else [],
+    'stop_epoch': [_clock(setup, s)[0] for s in stages] if curved else [],
     'selection': _selection(setup, stages) if curved else None,
-    'warnings': _warnings(row, stages) if curved else [],
+    'warnings': _warnings(setup, row, stages) if curved else [],
     'checkpoints': [str(stage.path) for stage in stages],
   }
 
@@ -199,7 +223,7 @@ def _curve(history: list[dict[str, Any]]) -> dict[str, list[Any]]:
   return {name: [epoch[name] for epoch in history] for name in names}
 
 
-def _selection(setup: problem.Setup, stages: Sequence[Any]) -> dict[str, Any]:
+def _selection(setup: problem.Setup, stages: Sequence[Stage]) -> dict[str, Any]:
   counts = [stage.record['by_tensor'] for stage in stages]
   return {
     'by_tensor': {
@@ -211,7 +235,9 @@ def _selection(setup: problem.Setup, stages: Sequence[Any]) -> dict[str, Any]:
   }
 
 
-def _warnings(row: Any, stages: Sequence[Any]) -> list[str]:
+def _warnings(
+  setup: problem.Setup, row: Any, stages: Sequence[Stage]
+) -> list[str]:
   found = []
   if row.change is not None and row.stops:
     bits = float(np.mean([s.record['perturbation_js'] for s in stages]))
@@ -220,7 +246,7 @@ def _warnings(row: Any, stages: Sequence[Any]) -> list[str]:
         f'{row.label}: the perturbation moved held-out outputs by only'
         f' {bits:.2g} bits; what follows is plain fine-tuning'
       )
-  missed = sum(stage.record['stop_epoch'] is None for stage in stages)
+  missed = sum(_clock(setup, stage)[0] is None for stage in stages)
   if missed:
     found.append(
       f'{row.label}: the stop rule was not met in {missed} of'

@@ -266,6 +266,91 @@ def test_train_makes_the_retrained_reference(
   assert sorted(workdir.rglob('*')) == before
 
 
+def test_another_kind_of_checkpoint_is_refused(
+  finished, data_file, tmp_path, monkeypatch, capsys
+):
+  (other,) = (finished[0] / 'checkpoints').glob('seed0-random_k-*')
+  for flag in ('source_dir', 'retrained_dir'):
+    status, _, err = invoke(
+      monkeypatch,
+      capsys,
+      unlearn.main,
+      *quick(data_file, tmp_path / 'run', '--seeds=1'),
+      f'--{flag}={other}',
+    )
+    untouched(tmp_path, status, err, 1, 'holds a random_k model, allowed: ')
+
+
+def test_evaluate_refuses_other_parents_and_another_forget_set(
+  finished, tmp_path, monkeypatch, capsys
+):
+  folders = finished[0] / 'checkpoints'
+  (own,) = folders.glob('seed0-random_k-*')
+  (source,) = folders.glob('seed1-source-*')
+  (retrained,) = folders.glob('seed1-retrain-*')
+  file = tmp_path / 'forget.txt'
+  file.write_text('1\n')
+  for flag, status, line in (
+    (f'--source_dir={source}', 1, 'state_sha256'),
+    (f'--retrained_dir={retrained}', 1, 'forget_sha256'),
+    (f'--retrained_dir={own}', 1, "strategy='random_k'"),
+    (f'--forget_ids={file}', 2, 'has its own'),
+  ):
+    got, _, err = invoke(
+      monkeypatch, capsys, evaluate.main, f'--checkpoint={own}', flag
+    )
+    assert (got, err.count('\n')) == (status, 1), err
+    assert line in err
+
+
+def test_a_stop_flag_dates_retrain_anew_without_training_it(
+  finished, data_file, monkeypatch, capsys
+):
+  arguments = quick(data_file, finished[0], '--seeds=1', '--strategies=retrain')
+  status, out, err = invoke(
+    monkeypatch,
+    capsys,
+    unlearn.main,
+    *arguments,
+    '--stop_js_change=1',
+    '--stop_retain_share=0',
+  )
+  assert status == 0, err
+  assert out.count('done before') == 2
+  report = json.loads((finished[0] / 'report.json').read_text())
+  assert report['rows'][1]['stop_epoch'] == [1]
+
+
+def test_what_diverges_is_named(data_file, tmp_path, monkeypatch, capsys):
+  status, _, err = invoke(
+    monkeypatch,
+    capsys,
+    unlearn.main,
+    *quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=random_k'),
+    '--epsilon_random=1e38',
+  )
+  assert (status, err.count('\n')) == (1, 1), err
+  assert 'random_k diverged' in err
+  names = [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()]
+  assert [name.split('-')[1] for name in names] == ['source']
+
+
+def test_a_damaged_stage_is_named(
+  finished, data_file, tmp_path, monkeypatch, capsys
+):
+  import shutil
+
+  workdir = tmp_path / 'copy'
+  shutil.copytree(finished[0], workdir)
+  (folder,) = (workdir / 'checkpoints').glob('seed0-finetune-*')
+  (folder / 'record.json').write_text('{}')
+  status, _, err = invoke(
+    monkeypatch, capsys, unlearn.main, *quick(data_file, workdir, '--seeds=1')
+  )
+  assert (status, err.count('\n')) == (1, 1), err
+  assert 'is damaged' in err and 'record.json' in err
+
+
 # Bad input: one line, the right status, and nothing on disk.
 
 BAD_FLAGS = {
@@ -281,6 +366,7 @@ BAD_FLAGS = {
   '--ratio=1.01': 'above 0 and at most 1',
   '--ratio=nan': 'above 0 and at most 1',
   '--ratio=0.0001': 'shares of at least K',
+  '--k=0.5': 'shares of at least K',
   '--last_k=0': '1 or more',
   '--last_k=99': '1 to 11, the tensors',
   '--forget_fraction=0': 'above 0 and below 1',
@@ -328,7 +414,7 @@ def test_bad_flags(flag, data_file, tmp_path, monkeypatch, capsys):
     flag,
   )
   untouched(tmp_path, status, err, 2, BAD_FLAGS[flag])
-  if flag.startswith('--') and 'no_such' not in flag:
+  if flag.startswith('--') and 'no_such' not in flag and 'k=0.5' not in flag:
     name, value = flag[2:].split('=')
     assert name in err and value in err, err
 

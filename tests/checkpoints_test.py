@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+from typing import NamedTuple
 
 import helpers
 import jax
@@ -30,6 +31,7 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, state):
   assert jax.tree.structure(got) == jax.tree.structure(state)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, b)
+  assert manifest.pop('files_sha256').keys() == {'ids.txt'}
   assert manifest == {'model': 'tiny', 'state_sha256': digest}
   assert (tmp_path / 'a' / 'b' / 'ids.txt').read_text() == '1\n'
   assert [p.name for p in (tmp_path / 'a').iterdir()] == ['b']
@@ -42,6 +44,29 @@ def test_bfloat16_and_no_statistics(tmp_path):
   assert got.params['w'].dtype == jnp.bfloat16
   assert got.batch_stats == {}
   assert got.params['w'].tolist() == [0, 1, 2]
+
+
+def test_other_structures_come_back_with_a_pattern(tmp_path):
+  class Params(NamedTuple):
+    w: np.ndarray
+    b: tuple[np.ndarray, np.ndarray]
+
+  state = ModelState(Params(np.ones(2), (np.zeros(1), np.full(3, 2.0))))
+  checkpoints.save(tmp_path / 'a', state, {})
+  got, _ = checkpoints.restore(tmp_path / 'a', state)
+  assert jax.tree.structure(got) == jax.tree.structure(state)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
+    np.testing.assert_array_equal(a, b)
+  other = ModelState({'w': np.ones(2)})
+  with pytest.raises(InputError, match='allowed: the same'):
+    checkpoints.restore(tmp_path / 'a', other)
+
+
+def test_a_changed_extra_file_is_found(tmp_path, state):
+  checkpoints.save(tmp_path / 'a', state, {}, files={'record.json': b'{1}'})
+  (tmp_path / 'a' / 'record.json').write_bytes(b'{2}')
+  with pytest.raises(InputError, match='record.json does not have the digest'):
+    checkpoints.restore(tmp_path / 'a')
 
 
 def test_nothing_is_overwritten(tmp_path, state):

@@ -1,3 +1,5 @@
+from typing import NamedTuple
+
 import helpers
 import jax
 from jax import lax
@@ -46,12 +48,20 @@ def test_order_is_that_of_definition_not_of_names():
   assert list(order) != sorted(order)
 
 
-def test_order_of_a_plain_dictionary_and_of_a_list():
+def test_order_of_plain_dictionaries_lists_and_tuples():
+  class Layer(NamedTuple):
+    w: jax.Array
+    b: jax.Array
+
   def init(key):
     del key
-    return {'z': {'w': jnp.ones(2), 'b': jnp.ones(1)}, 'a': [jnp.ones(1)] * 2}
+    one = jnp.ones(1)
+    return {'z': Layer(one, one), 'a': [{'w': one, 'b': one}, (one, one)]}
 
-  assert models.definition_order(init) == ('z/w', 'z/b', 'a/0', 'a/1')
+  order = models.definition_order(init)
+  assert order == ('z/w', 'z/b', 'a/0/w', 'a/0/b', 'a/1/0', 'a/1/1')
+  params = init(jax.random.key(0))
+  assert sorted(order) == sorted(tensor_paths(params))
 
 
 @pytest.mark.parametrize(

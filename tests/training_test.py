@@ -161,6 +161,21 @@ def measure(state):
   return {'mean': float(predict(MODEL, state, SPLITS.test).mean())}
 
 
+def test_the_callers_key_is_not_donated():
+  key = jax.random.key(7)
+  for _ in range(2):
+    training.fit(
+      key,
+      MODEL,
+      fresh(),
+      [SPLITS.train],
+      epochs=1,
+      batch_sizes=[16],
+      optimizer=training.adam(1e-2),
+    )
+  assert jax.random.bits(key).shape == ()
+
+
 def test_augmentation_changes_what_is_learned_and_is_drawn_anew():
   def noise(key, images):
     return images + jax.random.randint(key, images.shape, 0, 40)

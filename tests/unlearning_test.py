@@ -19,7 +19,7 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.divergences import js_divergence
 from unlearn_jax.prediction import predict
-from unlearn_jax.strategies import STRATEGIES, Settings
+from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 from unlearn_jax.timing import Stopwatch
 
 MODEL, SPLITS = helpers.model(), helpers.splits()
@@ -352,11 +352,17 @@ def test_the_donor_rule_changes_no_more_than_its_mask(source):
   assert 10 < moved <= 29
 
 
+def test_the_choices_are_those_of_the_functions():
+  assert CHOICES['objective'] == sensitivity.OBJECTIVES
+  assert CHOICES['reduction'] == sensitivity.REDUCTIONS
+
+
 def test_bad_settings_are_named(source):
   with pytest.raises(ValueError, match="strategy='topk', allowed: retrain"):
     run(source, 'topk')
-  with pytest.raises(ValueError, match="js_teacher='self', allowed: source"):
-    run(source, 'top_k', dataclasses.replace(QUICK, js_teacher='self'))
+  for name, value in (('js_teacher', 'self'), ('rule', 'doner')):
+    with pytest.raises(ValueError, match=f"{name}='{value}', allowed: "):
+      Settings(**{name: value})
   with pytest.raises(ValueError, match='needs retrained, which is None'):
     run(source, 'top_k', dataclasses.replace(QUICK, js_teacher='retrained'))
 

@@ -182,6 +182,9 @@ class Model:
   order: tuple[str, ...] = ()
   freeze: Callable[[frozenset[str]], 'Model'] | None = None
 
+  def __post_init__(self):
+    object.__setattr__(self, 'order', tuple(self.order))
+
 
 def stateless(
   apply: Callable[[Params, Array], jax.Array], **fields: Any

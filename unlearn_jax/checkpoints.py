@@ -31,7 +31,8 @@ def digest(tree: Any) -> str:
     False
   """
   sha = hashlib.sha256()
-  for path, leaf in zip(tensor_paths(tree), jax.tree.leaves(tree)):
+  leaves = dict(zip(tensor_paths(tree), jax.tree.leaves(tree)))
+  for path, leaf in sorted(leaves.items()):
     array = np.asarray(leaf)
     sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
     sha.update(np.ascontiguousarray(array).tobytes())
@@ -62,7 +63,12 @@ def save(
   if target.exists():
     raise InputError(f'checkpoint {target} exists; it is never overwritten')
   host = jax.tree.map(np.asarray, state)
-  manifest = {**manifest, 'state_sha256': digest(host)}
+  extra = dict(files or {})
+  manifest = {
+    **manifest,
+    'state_sha256': digest(host),
+    'files_sha256': {name: _sha256(extra[name]) for name in sorted(extra)},
+  }
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
     parent = tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent)
@@ -72,7 +78,7 @@ def save(
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       checkpointer.save(draft / 'state', host._asdict())
-    for name, content in (files or {}).items():
+    for name, content in extra.items():
       (draft / name).write_bytes(content)
     text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
     (draft / MANIFEST).write_text(text + '\n')
@@ -83,6 +89,10 @@ def save(
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   return manifest['state_sha256']
+
+
+def _sha256(content: bytes) -> str:
+  return hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
@@ -106,12 +116,16 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def restore(
-  directory: str | os.PathLike, **expected: Any
+  directory: str | os.PathLike,
+  like: ModelState | None = None,
+  **expected: Any,
 ) -> tuple[ModelState, dict[str, Any]]:
   """Reads a model back, and refuses one that is damaged or another's.
 
   Args:
     directory: where `save` put it.
+    like: a state of the same structure, for parameters that are not nested
+      dictionaries and lists: Orbax gives NamedTuples back as dictionaries.
     **expected: entries of the manifest and the values that they must have.
 
   Returns:
@@ -131,10 +145,13 @@ def restore(
   try:
     with ocp.StandardCheckpointer() as checkpointer:
       tree = checkpointer.metadata(path).item_metadata.tree
-      like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-      restored = checkpointer.restore(path, like)
+      target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+      restored = checkpointer.restore(path, target)
     state = ModelState(restored['params'], restored.get('batch_stats') or {})
     found = digest(jax.tree.map(np.asarray, state))
+    for name, wanted in manifest.get('files_sha256', {}).items():
+      if _sha256((path.parent / name).read_bytes()) != wanted:
+        raise ValueError(f'{name} does not have the digest of the manifest')
   # Orbax raises whatever the damaged layer raises: there is no common type.
   except Exception as error:
     reason = str(error).split('\n')[0][:120]
@@ -146,4 +163,16 @@ def restore(
       f'checkpoint {directory} is damaged: its arrays do not have the digest'
       ' that its manifest names'
     )
-  return state, manifest
+  return state if like is None else _shaped(state, like), manifest
+
+
+def _shaped(state: ModelState, like: ModelState) -> ModelState:
+  leaves = dict(zip(tensor_paths(state), jax.tree.leaves(state)))
+  paths = tensor_paths(like)
+  if set(paths) != set(leaves):
+    raise InputError(
+      f'like has the tensors {sorted(paths)}, the checkpoint'
+      f' {sorted(leaves)}; allowed: the same'
+    )
+  structure = jax.tree.structure(like)
+  return jax.tree.unflatten(structure, [leaves[path] for path in paths])

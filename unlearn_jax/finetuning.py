@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unlearn_jax import parallel, training
+from unlearn_jax import parallel, timing, training
 from unlearn_jax.base import (
   Batch,
   Examples,
@@ -167,7 +167,7 @@ def finetune(
     epochs: the most passes over D_RE; 0 returns `state`.
     batch_size: examples of D_RE a step, over all devices.
     forget_batch_size: examples of D_UL a step, over all devices; by default
-      an eighth of `batch_size`, rounded up to the devices.
+      an eighth of `batch_size`, rounded down to a multiple of the devices.
     optimizer: Optax; Adam at 1e-3 by default.
     frozen: paths of tensors that stay bit-identical.
     update_mask: only these scalars move (Theorem 1); None moves all.
@@ -200,15 +200,18 @@ def finetune(
     raise ValueError(f'js_weight={js_weight}, allowed: 0 or more')
   loss: training.Loss = training.cross_entropy
   sets, sizes = [splits.retain], [batch_size]
+  spent = compile_seconds = 0.0
   if teacher is not None and js_weight > 0:
     count = len(parallel.devices())
     if forget_batch_size is None:
       forget_batch_size = max(1, batch_size // (8 * count)) * count
-    targets = predict(model, teacher, splits.forget)
+    with timing.Stopwatch() as watch:
+      targets = predict(model, teacher, splits.forget)
+    spent, compile_seconds = watch.seconds, watch.compile_seconds
     sets.append(splits.forget._replace(targets=targets))
     sizes.append(forget_batch_size)
     loss = guided_loss(float(js_weight))
-  return training.fit(
+  fit = training.fit(
     key,
     model,
     state,
@@ -223,4 +226,6 @@ def finetune(
     measure=measure,
     stop=(lambda h: stop_rule.epoch(h) is not None) if stop_rule else None,
     on_epoch=on_epoch,
+    spent=spent,
   )
+  return fit._replace(compile_seconds=fit.compile_seconds + compile_seconds)

@@ -14,6 +14,18 @@ METHOD, CONTROL = 'method', 'control'
 BASELINE, REFERENCE = 'baseline', 'reference'
 
 
+# What the settings that are names can be.
+CHOICES = {
+  'granularity': ('scalar', 'leaf'),
+  'rule': ('scale', 'donor'),
+  'donor_scope': ('tensor', 'tree'),
+  'objective': ('loss', 'output_norm'),
+  'reduction': ('mean_abs', 'mean', 'single'),
+  'js_teacher': ('source', 'retrained', 'none'),
+  'train_mask': ('all', 'selected'),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """Everything that unlearning can be told; the defaults are SPEC's readings.
@@ -65,6 +77,13 @@ class Settings:
   batch_size: int = 128
   stop_js_change: float = 0.01
   stop_retain_share: float = 0.98
+
+  def __post_init__(self):
+    for name, allowed in CHOICES.items():
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'{name}={getattr(self, name)!r}, allowed: {", ".join(allowed)}'
+        )
 
 
 # `(key, params, sensitivity, order, settings) -> mask`.

@@ -190,6 +190,7 @@ def fit(
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
   on_epoch: Callable[[Epoch], None] | None = None,
+  spent: float = 0.0,
 ) -> Fit:
   """Trains a model: one compiled, data-parallel call an epoch.
 
@@ -213,6 +214,7 @@ def fit(
       counted.
     stop: told the history after each epoch; true ends the training.
     on_epoch: told of each epoch as it ends, epoch 0 included.
+    spent: seconds that preparing this training took, where the clock starts.
 
   Returns:
     The `Fit`.
@@ -232,20 +234,20 @@ def fit(
     raise ValueError('frozen names every tensor, allowed: all but one or more')
   trained = tuple(path not in frozen for path in paths)
   if frozen:
-    model = _frozen_model(model, frozen)
+    model = frozen_model(model, frozen)
 
   def of_trained(tree: Any) -> list:
     return [x for x, moves in zip(jax.tree.leaves(tree), trained) if moves]
 
   run = _program(model, loss, optimizer, sizes, steps, trained, augment)
-  # A copy, because the epoch's state is donated and `state` is the caller's.
-  own = jax.tree.map(jnp.copy, state)
+  # Copies, because what an epoch starts from is donated.
+  own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
     TrainState(own, optimizer.init(of_trained(own.params)), key)
   )
   movable = None if update_mask is None else of_trained(update_mask)
   inputs = parallel.replicate((tuple(sets), movable))
-  history = [Epoch(0, None, 0.0, measure(state) if measure else {})]
+  history = [Epoch(0, None, spent, measure(state) if measure else {})]
   if on_epoch:
     on_epoch(history[0])
   compile_seconds = 0.0
@@ -264,7 +266,8 @@ def fit(
 
 
 @functools.lru_cache(maxsize=64)
-def _frozen_model(model: Model, frozen: frozenset[str]) -> Model:
+def frozen_model(model: Model, frozen: frozenset[str]) -> Model:
+  """`model.freeze`, the same object for the same paths."""
   return model.freeze(frozen) if model.freeze else model
 
 
@@ -312,8 +315,6 @@ def train(
     >>> fit.history[-1].loss < fit.history[1].loss
     True
   """
-  if model.init is None:
-    raise ValueError('model.init=None, allowed: a function key -> ModelState')
   init_key, fit_key = jax.random.split(key)
   return fit(
     fit_key,
@@ -336,5 +337,11 @@ def _init_program(init: Callable[[Key], ModelState]):
 
 
 def initialize(key: Key, model: Model) -> ModelState:
-  """A freshly initialised model."""
+  """A freshly initialised model.
+
+  Raises:
+    ValueError: a model without `init`.
+  """
+  if model.init is None:
+    raise ValueError('model.init=None, allowed: a function key -> ModelState')
   return _init_program(model.init)(key)

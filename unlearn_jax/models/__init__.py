@@ -1,6 +1,6 @@
 """The table of models, and how a Linen module becomes a `Model`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -175,8 +175,8 @@ def definition_order(init: Callable[[Key], Any]) -> tuple[str, ...]:
   the order is read inside the trace, before the tree leaves it.
 
   Args:
-    init: `key -> params`, nested dictionaries (Linen, Haiku or hand-made)
-      that are filled in definition order.
+    init: `key -> params`, nested dictionaries (Linen, Haiku or hand-made),
+      lists and tuples that are filled in definition order.
 
   Returns:
     '/'-joined paths, as `base.tensor_paths` writes them.
@@ -188,10 +188,16 @@ def definition_order(init: Callable[[Key], Any]) -> tuple[str, ...]:
   found: list[str] = []
 
   def visit(tree: Any, path: str) -> None:
+    children: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, dict):
-      for name, child in tree.items():
-        visit(child, f'{path}/{name}' if path else str(name))
-    else:
+      children = tree.items()
+    elif hasattr(tree, '_fields'):
+      children = zip(tree._fields, tree)
+    elif isinstance(tree, list | tuple):
+      children = enumerate(tree)
+    for name, child in children:
+      visit(child, f'{path}/{name}' if path else str(name))
+    if not isinstance(tree, dict | list | tuple):
       for leaf_path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         tail = jax.tree_util.keystr(leaf_path, simple=True, separator='/')
         found.append('/'.join(part for part in (path, tail) if part))
