@@ -49,6 +49,16 @@ def test_every_flag_and_strategy_that_is_named_exists():
     assert name in TEXT
 
 
+def test_every_table_of_results_is_one_that_a_run_wrote():
+  rows = re.findall(r'^\| (?:\*\*)?(?:Top-K|Retrain|Fine-tune).*$', TEXT, re.M)
+  written = '\n'.join(
+    path.read_text() for path in (ROOT / 'results').rglob('report.md')
+  )
+  assert len(rows) >= 6
+  for row in rows:
+    assert row in written
+
+
 def test_every_file_that_is_linked_exists():
   for target in re.findall(r'\]\(([^)#]+)\)', TEXT):
     if not target.startswith('http'):
