@@ -2,8 +2,9 @@
 
   python -m experiments.evaluate --checkpoint=WORKDIR/checkpoints/seed0-top_k-…
 
-The manifest names the data set, the model and the parents; the source and the
-retrained reference are found beside the checkpoint, or named by flags.
+prints JSON, `{"forget_accuracy": …, "gap_to_retrained": …}`, after one pass
+over the data. The manifest names data set, model and parents; the source and
+the retrained reference are found beside the checkpoint, or named by flags.
 """
 
 import json

@@ -4,6 +4,7 @@
   python -m experiments.train --dataset=digits --workdir=runs/mine \
       --subset=retain --forget_fraction=0.1
 
+takes seconds on digits, shows the accuracy on D_UL, D_RE and test, and
 prints the checkpoint that `experiments.unlearn --source_dir=` (or
 `--retrained_dir=`) takes. In a work directory that `experiments.unlearn`
 shares, what one of them trained the other does not train again.

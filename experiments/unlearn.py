@@ -3,7 +3,9 @@
   python -m experiments.unlearn
 
 trains a source and a retrained reference on scikit-learn's digits, unlearns a
-tenth of the training images with each strategy and writes a report.
+tenth of the training images with each strategy and writes a report. It took
+64 s on 2 shared CPU cores and ended with `Report: runs/digits-cnn/report.html`
+and the sentences that results/cpu/digits/report.md begins with.
 """
 
 import time

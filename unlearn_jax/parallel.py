@@ -46,10 +46,19 @@ def use(chosen: Sequence[jax.Device]) -> Iterator[None]:
 
 
 def replicate(tree: Any) -> Any:
-  """Puts every array of `tree` on every device, as one logical array."""
-  mesh = jax.sharding.Mesh(np.array(devices()), (AXIS,))
+  """Puts every array of `tree` on every device, as one logical array.
+
+  With several processes each of them puts its own copy, which has to be equal
+  to the others', on the devices that it holds.
+  """
+  mesh = jax.sharding.Mesh(np.array(_local(devices())), (AXIS,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return jax.device_put(tree, sharding)
+
+
+def _local(chosen: Sequence[jax.Device]) -> list[jax.Device]:
+  """Those of the devices that this process holds."""
+  return [d for d in chosen if d.process_index == jax.process_index()]
 
 
 def per_device(batch_size: int, argument: str = 'batch_size') -> int:
@@ -106,6 +115,7 @@ def spmd(
 
   def run(*args: Any) -> Any:
     chosen = devices()
-    return mapped(chosen, len(args))(jnp.arange(len(chosen)), *args)
+    ranks = [chosen.index(device) for device in _local(chosen)]
+    return mapped(chosen, len(args))(jnp.array(ranks), *args)
 
   return run
