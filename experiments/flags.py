@@ -223,6 +223,8 @@ def workdir(values: Any) -> pathlib.Path:
 
 def run(main: Callable[[], None]) -> None:
   """Runs a binary's `main` with the errors and exit statuses of this page."""
+  for name in names():  # Those that --help shows.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
     app.run(lambda _: _guarded(main), flags_parser=_parse)
   except KeyboardInterrupt:
