@@ -7,18 +7,17 @@ from unlearn_jax import models
 from unlearn_jax.base import Examples, Splits
 
 
-class Tiny(nn.Module):
-  """Two convolutions, one of them under BatchNorm, and a classifier."""
+class Tiny(models.layers.Classifier):
+  """Two convolutions under BatchNorm, and a classifier."""
 
-  axis_name: str | None = None
+  num_classes: int = 3
+  width: int = 4
 
   @nn.compact
   def __call__(self, x, train):
-    x = models.layers.conv(4, 3, name='conv1')(x)
-    x = nn.relu(models.layers.norm(self.axis_name, 'bn1')(x, not train))
-    x = models.layers.conv(6, 3, 2, name='conv2')(x)
-    x = nn.relu(models.layers.norm(self.axis_name, 'bn2')(x, not train))
-    return nn.Dense(3, name='linear')(x.mean((1, 2)))
+    x = nn.relu(self.norm(self.conv(4, 3, name='conv1')(x), train, 'bn1'))
+    x = nn.relu(self.norm(self.conv(6, 3, 2, 'conv2')(x), train, 'bn2'))
+    return self.classify(models.layers.mean_over_pixels(x))
 
 
 def model():

@@ -9,11 +9,12 @@ import pytest
 
 from unlearn_jax import models
 from unlearn_jax.base import ModelState, tensor_paths
-from unlearn_jax.models import layers
+from unlearn_jax.models import convolution, layers
 
 # name: (image shape, tensors, parameters, in the last 5, in the last 10).
 SIZES = {
   'cnn': ((8, 8, 1), 11, 24_058, 19_210, 23_914),
+  'resnet9': ((32, 32, 3), 26, 2_563_522, 592_906, 1_183_754),
   'resnet18': ((32, 32, 3), 62, 11_173_962, 2_365_450, 4_726_794),
   'vgg19': ((32, 32, 3), 66, 20_040_522, 6_666, 4_726_794),
   'densenet121': ((32, 32, 3), 362, 6_956_298, 49_162, 178_378),
@@ -69,7 +70,7 @@ def test_order_of_plain_dictionaries_lists_and_tuples():
   [
     (
       {'name': 'resnet19'},
-      "name='resnet19', allowed: cnn, densenet121, googlenet, resnet18",
+      "name='resnet19', allowed: cnn, densenet121, googlenet, resnet18, resnet9",
     ),
     ({'num_classes': 1}, 'num_classes=1, allowed: 2 or more'),
     ({'width': 0}, 'width=0, allowed: 1 or more'),
@@ -137,7 +138,7 @@ def test_convolution_and_both_gradients_equal_laxs(
     return jax.jit(lambda: jax.lax.scan(body, zeros, length=2)[0])()
 
   for own, laxs in zip(
-    value(layers.conv_general_dilated), value(lax.conv_general_dilated)
+    value(convolution.conv_general_dilated), value(lax.conv_general_dilated)
   ):
     np.testing.assert_allclose(own, laxs, rtol=1e-4, atol=1e-4)
 
@@ -146,7 +147,7 @@ def test_gradients_in_a_loop_hold_only_canonical_convolutions():
   x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
 
   def loss(x, w):
-    out = layers.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)))
+    out = convolution.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)))
     return jnp.sum(out**2)
 
   text = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).as_text()

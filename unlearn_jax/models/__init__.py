@@ -12,7 +12,7 @@ from unlearn_jax.base import AXIS, Array, Key, Model, ModelState
 from unlearn_jax.models.cnn import CNN
 from unlearn_jax.models.densenet import DenseNet121
 from unlearn_jax.models.googlenet import GoogLeNet
-from unlearn_jax.models.resnet import ResNet18
+from unlearn_jax.models.resnet import ResNet9, ResNet18
 from unlearn_jax.models.vgg import VGG19
 
 
@@ -24,11 +24,14 @@ class _Family(NamedTuple):
 
 FAMILIES = {
   'cnn': _Family(CNN, width=16, smallest=4),
+  'resnet9': _Family(ResNet9, width=64, smallest=8),
   'resnet18': _Family(ResNet18, width=64, smallest=8),
   'vgg19': _Family(VGG19, width=64, smallest=32),
   'densenet121': _Family(DenseNet121, width=32, smallest=8),
   'googlenet': _Family(GoogLeNet, width=64, smallest=8),
 }
+
+DTYPES = ('float32', 'bfloat16')
 
 
 def build(
@@ -39,6 +42,7 @@ def build(
   width: int | None = None,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.25,),
+  dtype: str = 'float32',
 ) -> Model:
   """A classifier of the table `FAMILIES`, on pixels.
 
@@ -49,12 +53,14 @@ def build(
     width: channels of the first layer; None for the family's own.
     mean: per channel, in [0, 1] units, subtracted inside the model.
     std: per channel, in [0, 1] units, divided by inside the model.
+    dtype: one of `DTYPES`, what activations are computed in. Parameters,
+      BatchNorm's statistics, logits and all that follows are float32.
 
   Returns:
     A `Model` that takes pixels in [0, 255], uint8 or float.
 
   Raises:
-    ValueError: an unknown name, fewer than 2 classes, a width below 1, or an
+    ValueError: an unknown name or dtype, fewer than 2 classes, a width below 1, or an
       image that is too small for the net.
 
   Example:
@@ -76,7 +82,9 @@ def build(
       f'image_shape={tuple(image_shape)}, allowed for {name}: sides of at'
       f' least {family.smallest} pixels'
     )
-  module = family.module(num_classes=num_classes, width=width)
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r}, allowed: {", ".join(DTYPES)}')
+  module = family.module(num_classes=num_classes, width=width, dtype=dtype)
   return from_linen(module, image_shape, mean=mean, std=std)
 
 
@@ -160,8 +168,11 @@ def _keep_statistics_of(frozen: frozenset[str]):
   """Makes BatchNorm layers with a frozen scale run as in evaluation."""
 
   def interceptor(next_function, args, kwargs, context):
-    path = '/'.join(context.module.path)
-    if isinstance(context.module, nn.BatchNorm) and (f'{path}/scale' in frozen):
+    module, path = context.module, '/'.join(context.module.path)
+    if isinstance(module, nn.BatchNorm) and f'{path}/scale' in frozen:
+      # Told when it was made or when it is called, never both; what was made
+      # lives for this one call of the network.
+      object.__setattr__(module, 'use_running_average', None)
       args, kwargs = args[:1], {**kwargs, 'use_running_average': True}
     return next_function(*args, **kwargs)
 

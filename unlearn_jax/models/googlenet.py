@@ -28,58 +28,48 @@ _INCEPTIONS = (
 )
 
 
-class Inception(nn.Module):
+class Inception(layers.Block, kw_only=True):
   """Four branches side by side.
 
   Attributes:
     features: channels, as in a row of `_INCEPTIONS`.
-    axis_name: device axis over which BatchNorm is synchronised, or None.
   """
 
   features: tuple[int, ...]
-  axis_name: str | None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """`[B, H, W, Cin]` to the four branches' channels, concatenated."""
 
     def unit(y, features, kernel, name):
-      y = layers.conv(features, kernel, use_bias=True, name=f'{name}_conv')(y)
-      return nn.relu(layers.norm(self.axis_name, f'{name}_bn')(y, not train))
+      y = self.conv(features, kernel, name=f'{name}_conv', use_bias=True)(y)
+      return nn.relu(self.norm(y, train, f'{name}_bn'))
 
     one, three_in, three, five_in, five, pooled = self.features
     first = unit(x, one, 1, 'b1')
     second = unit(unit(x, three_in, 1, 'b2_in'), three, 3, 'b2')
     third = unit(unit(x, five_in, 1, 'b3_in'), five, 3, 'b3_mid')
     third = unit(third, five, 3, 'b3')
-    fourth = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
-    fourth = unit(fourth, pooled, 1, 'b4')
+    fourth = unit(layers.max_pool_3x3(x), pooled, 1, 'b4')
     return jnp.concatenate([first, second, third, fourth], -1)
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(layers.Classifier):
   """Nine inceptions in three stages.
 
-  Attributes:
-    num_classes: C.
-    width: a third of the first convolution's channels; 64 is the paper's.
-    axis_name: device axis over which BatchNorm is synchronised, or None.
+  Its `width` is a third of the first convolution's channels.
   """
-
-  num_classes: int
-  width: int = 64
-  axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
     """Standardised images `[B, H, W, channels]` to logits `[B, C]`."""
-    x = layers.conv(3 * self.width, 3, use_bias=True, name='conv1')(x)
-    x = nn.relu(layers.norm(self.axis_name, 'bn1')(x, not train))
+    x = self.conv(3 * self.width, 3, name='conv1', use_bias=True)(x)
+    x = nn.relu(self.norm(x, train, 'bn1'))
     for i, row in enumerate(_INCEPTIONS):
       if row is None:
-        x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = layers.max_pool_3x3(x, stride=2)
       else:
         features = tuple(max(1, n * self.width // 64) for n in row)
         name = f'inception{i + 1}'
-        x = Inception(features, self.axis_name, name=name)(x, train)
-    return nn.Dense(self.num_classes, name='linear')(x.mean((1, 2)))
+        x = self.part(Inception, features=features, name=name)(x, train)
+    return self.classify(layers.mean_over_pixels(x))

@@ -1,145 +1,88 @@
-"""Convolution, normalisation and pooling that every model is made of."""
+"""What every network is made of."""
 
-from collections.abc import Sequence
-import functools
+from typing import Any
 
 from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
-_MOMENTUM = 0.9
+from unlearn_jax.models.convolution import conv_general_dilated
 
 
-def conv_general_dilated(
-  lhs: jax.Array,
-  rhs: jax.Array,
-  window_strides: Sequence[int],
-  padding: str | Sequence[tuple[int, int]],
-  **options,
-) -> jax.Array:
-  """`lax.conv_general_dilated`, with gradients that stay fast inside loops.
+class Block(nn.Module):
+  """A network or a part of one, and how its layers are made.
 
-  XLA:CPU turns only the convolutions of a program's entry computation into
-  its fast kernel; lax's own gradients, inside `scan`, are not in the form
-  that this kernel takes and run 20-40 times slower (jax-ml/jax#12868). Here
-  both gradients are spelled out as plain NHWC/HWIO convolutions. On other
-  backends, and for dilated or grouped convolutions, this *is* lax's function.
-
-  Args:
-    lhs: `[B, height, width, Cin]`.
-    rhs: `[kernel height, kernel width, Cin, Cout]`.
-    window_strides: (rows, columns).
-    padding: 'SAME', 'VALID' or (low, high) pairs, in pixels.
-    **options: the further arguments of `lax.conv_general_dilated`.
-
-  Returns:
-    `[B, height', width', Cout]`.
+  Attributes:
+    axis_name: device axis over which BatchNorm is synchronised, or None.
+    dtype: what activations are computed in; parameters and BatchNorm's
+      statistics are float32 whatever it is.
   """
-  plain = (
-    lhs.ndim == 4
-    and options.get('feature_group_count', 1) == 1
-    and all(d == 1 for d in options.get('lhs_dilation') or (1,))
-    and all(d == 1 for d in options.get('rhs_dilation') or (1,))
-  )
-  if not plain or jax.default_backend() != 'cpu':
-    return lax.conv_general_dilated(
-      lhs, rhs, window_strides, padding, **options
+
+  axis_name: str | None = None
+  dtype: Any = jnp.float32
+
+  @nn.nowrap
+  def conv(
+    self,
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    name: str | None = None,
+    *,
+    use_bias: bool = False,
+  ) -> nn.Conv:
+    """A square convolution, padded to keep the size at stride 1."""
+    return nn.Conv(
+      features,
+      (kernel, kernel),
+      (stride, stride),
+      padding=((kernel // 2, kernel // 2),) * 2,
+      use_bias=use_bias,
+      dtype=self.dtype,
+      kernel_init=nn.initializers.he_normal(),
+      conv_general_dilated=conv_general_dilated,
+      name=name,
     )
-  strides = tuple(window_strides)
-  if isinstance(padding, str):
-    padding = lax.padtype_to_pads(
-      lhs.shape[1:3], rhs.shape[:2], strides, padding
+
+  @nn.nowrap
+  def norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
+    """BatchNorm of `[..., C]`, synchronised over `axis_name`."""
+    layer = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.9,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+      name=name,
     )
-  pads = tuple((int(low), int(high)) for low, high in padding)
-  return _convolve(lhs, rhs, strides, pads)
+    return layer(x)
+
+  @nn.nowrap
+  def part(self, block: type['Block'], **fields: Any) -> 'Block':
+    """A block of this network, made as its own layers are."""
+    return block(axis_name=self.axis_name, dtype=self.dtype, **fields)
 
 
-def _canonical(lhs, rhs, strides, pads, lhs_dilation=(1, 1), rhs_dilation=None):
-  return lax.conv_general_dilated(
-    lhs,
-    rhs,
-    strides,
-    pads,
-    lhs_dilation=lhs_dilation,
-    rhs_dilation=rhs_dilation,
-    dimension_numbers=_LAYOUT,
-  )
+class Classifier(Block, kw_only=True):
+  """A network from standardised images to logits.
+
+  Attributes:
+    num_classes: C.
+    width: channels of the first stage, which all others are multiples of.
+  """
+
+  num_classes: int
+  width: int
+
+  @nn.nowrap
+  def classify(self, features: jax.Array) -> jax.Array:
+    """`[B, F]` to float32 logits `[B, C]`, computed in float32."""
+    layer = nn.Dense(self.num_classes, name='linear')
+    return layer(features.astype(jnp.float32))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _convolve(lhs, rhs, strides, pads):
-  return _canonical(lhs, rhs, strides, pads)
-
-
-def _convolve_forward(lhs, rhs, strides, pads):
-  return _canonical(lhs, rhs, strides, pads), (lhs, rhs)
-
-
-def _convolve_backward(strides, pads, residuals, out_grad):
-  lhs, rhs = residuals
-  # What the windows leave over at the bottom and right when they do not tile
-  # the padded input; it takes part in neither gradient but must be counted.
-  left_over = [
-    lhs.shape[1 + i]
-    + sum(pads[i])
-    - rhs.shape[i]
-    - strides[i] * (out_grad.shape[1 + i] - 1)
-    for i in range(2)
-  ]
-  # d lhs: the gradient, spread out by the strides, under the flipped kernel.
-  lhs_grad = _canonical(
-    out_grad,
-    jnp.flip(rhs, (0, 1)).transpose(0, 1, 3, 2),
-    (1, 1),
-    [
-      (
-        rhs.shape[i] - 1 - pads[i][0],
-        rhs.shape[i] - 1 - pads[i][1] + left_over[i],
-      )
-      for i in range(2)
-    ],
-    lhs_dilation=strides,
-  )
-  # d rhs: channels act as the batch, and the batch is summed as channels are.
-  rhs_grad = _canonical(
-    lhs.transpose(3, 1, 2, 0),
-    out_grad.transpose(1, 2, 0, 3),
-    (1, 1),
-    [(pads[i][0], pads[i][1] - left_over[i]) for i in range(2)],
-    rhs_dilation=strides,
-  ).transpose(1, 2, 0, 3)
-  return lhs_grad, rhs_grad
-
-
-_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def conv(
-  features: int,
-  kernel: int,
-  stride: int = 1,
-  name: str | None = None,
-  *,
-  use_bias: bool = False,
-) -> nn.Conv:
-  """A square convolution, padded to keep the size at stride 1."""
-  return nn.Conv(
-    features,
-    (kernel, kernel),
-    (stride, stride),
-    padding=((kernel // 2, kernel // 2),) * 2,
-    use_bias=use_bias,
-    kernel_init=nn.initializers.he_normal(),
-    conv_general_dilated=conv_general_dilated,
-    name=name,
-  )
-
-
-def norm(axis_name: str | None, name: str | None = None) -> nn.BatchNorm:
-  """BatchNorm, synchronised over `axis_name`; call it with `train`."""
-  return nn.BatchNorm(momentum=_MOMENTUM, axis_name=axis_name, name=name)
+def mean_over_pixels(x: jax.Array) -> jax.Array:
+  """`[B, H, W, C]` to float32 `[B, C]`."""
+  return x.mean((1, 2), dtype=jnp.float32)
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
@@ -158,3 +101,8 @@ def mean_pool_2x2(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   x = x[:, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+
+
+def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
+  """3×3 max-pool of `[B, H, W, C]`, padded by one pixel on all sides."""
+  return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))

@@ -13,18 +13,8 @@ from unlearn_jax.models import layers
 _STAGES = (2, 2, 4, 4, 4)
 
 
-class VGG19(nn.Module):
-  """Sixteen 3×3 convolutions in five stages.
-
-  Attributes:
-    num_classes: C.
-    width: channels of the first stage; 64 is the paper's.
-    axis_name: device axis over which BatchNorm is synchronised, or None.
-  """
-
-  num_classes: int
-  width: int = 64
-  axis_name: str | None = None
+class VGG19(layers.Classifier):
+  """Sixteen 3×3 convolutions in five stages."""
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -33,8 +23,8 @@ class VGG19(nn.Module):
       features = self.width * min(2**stage, 8)
       for i in range(count):
         name = f'{stage + 1}_{i}'
-        x = layers.conv(features, 3, use_bias=True, name=f'conv{name}')(x)
-        x = nn.relu(layers.norm(self.axis_name, f'bn{name}')(x, not train))
+        x = self.conv(features, 3, name=f'conv{name}', use_bias=True)(x)
+        x = nn.relu(self.norm(x, train, f'bn{name}'))
       x = layers.max_pool_2x2(x)
     # At 32×32 pixels this is a single position.
-    return nn.Dense(self.num_classes, name='linear')(x.mean((1, 2)))
+    return self.classify(layers.mean_over_pixels(x))
