@@ -19,6 +19,7 @@ import jax
 
 from unlearn_jax import models, parallel
 from unlearn_jax.base import InputError
+from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 
 _DEFAULTS = Settings()
@@ -29,6 +30,12 @@ class FlagError(Exception):
 
   def __init__(self, name: str, value: Any, allowed: str):
     super().__init__(f'--{name}={value}, allowed: {allowed}')
+
+
+def _by(field: str) -> str:
+  return 'default ' + ', '.join(
+    f'{getattr(recipe, field)} ({name})' for name, recipe in RECIPES.items()
+  )
 
 
 def define_data_and_model() -> None:
@@ -54,12 +61,28 @@ def define_data_and_model() -> None:
   flags.DEFINE_string(
     'workdir', None, 'Where results go; default runs/DATASET-MODEL.'
   )
-  flags.DEFINE_integer('train_epochs', 20, 'Epochs of source and Retrain.')
-  flags.DEFINE_float(
-    'train_learning_rate', 1e-3, "Adam's, for source and Retrain."
+  flags.DEFINE_string(
+    'dtype', 'float32', 'Of activations: float32 or bfloat16.'
   )
-  flags.DEFINE_bool('augment', False, 'Random flips and crops in training.')
-  flags.DEFINE_integer('batch_size', 128, 'Examples a step, all devices.')
+  flags.DEFINE_string(
+    'recipe',
+    'paper',
+    'How source and Retrain are trained: paper (Adam, nothing augmented, the'
+    ' training set remembered) or standard (SGD with momentum, cosine, flips'
+    ' and crops). It sets the four flags that follow where they are not given.',
+  )
+  flags.DEFINE_integer(
+    'train_epochs', None, f'Epochs of source and Retrain; {_by("epochs")}.'
+  )
+  flags.DEFINE_float(
+    'train_learning_rate', None, f'Theirs; {_by("learning_rate")}.'
+  )
+  flags.DEFINE_bool(
+    'augment', None, f'Flips and crops in training; {_by("augment")}.'
+  )
+  flags.DEFINE_integer(
+    'batch_size', None, f'Examples a step, all devices; {_by("batch_size")}.'
+  )
   flags.DEFINE_float('forget_fraction', 0.1, 'Share of D that is forgotten.')
   flags.DEFINE_string(
     'forget_ids', None, 'File with one example index or id a line.'
@@ -119,11 +142,20 @@ def closest(value: str, allowed: Sequence[str]) -> str:
 
 
 def check(values: Any) -> None:
-  """Raises `FlagError` for the first shared flag that is out of range."""
+  """Takes from the recipe what was not given; all of it must be allowed.
+
+  Raises:
+    FlagError: the first shared flag that is out of range.
+  """
   if values.model not in models.FAMILIES:
     raise FlagError(
       'model', values.model, closest(values.model, sorted(models.FAMILIES))
     )
+  for name, allowed in (('dtype', models.DTYPES), ('recipe', tuple(RECIPES))):
+    if getattr(values, name) not in allowed:
+      value = getattr(values, name)
+      raise FlagError(name, value, closest(value, allowed))
+  _complete(values)
   for name in ('width', 'train_subset'):
     _require(values, name, lambda v: v is None or v >= 1, '1 or more')
   for name in ('train_epochs',):
@@ -144,6 +176,19 @@ def check(values: Any) -> None:
     lambda v: v >= 1 and v % count == 0,
     f'a positive multiple of the {count} device(s)',
   )
+
+
+def _complete(values: Any) -> None:
+  recipe = RECIPES[values.recipe]
+  given = {
+    'train_epochs': recipe.epochs,
+    'train_learning_rate': recipe.learning_rate,
+    'augment': recipe.augment,
+    'batch_size': recipe.batch_size,
+  }
+  for name, value in given.items():
+    if getattr(values, name) is None:
+      setattr(values, name, value)
 
 
 def check_unlearning(values: Any) -> None:

@@ -45,7 +45,7 @@ def source_stage(
   values = setup.values
   seed = problem.seed_of(values, 'source', run)
   # The fingerprint says which data; names and statistics follow from it.
-  names = ('model', 'width', 'num_classes', 'data_fingerprint')
+  names = ('model', 'width', 'dtype', 'num_classes', 'data_fingerprint')
   known = {name: setup.facts[name] for name in names}
   config = {**known, 'recipe': problem.recipe(values), 'source_seed': seed}
   title = f'seed {values.seed + run} · source'
@@ -58,7 +58,7 @@ def source_stage(
       splits.train,
       epochs=values.train_epochs,
       batch_size=values.batch_size,
-      optimizer=training.adam(values.train_learning_rate),
+      optimizer=problem.optimizer(values, splits.train),
       augment=images.augment if values.augment else None,
       on_epoch=progress.epoch,
     )
@@ -186,6 +186,7 @@ def strategy_stage(
       name,
       settings,
       retrained=retrained.state if retrained else None,
+      optimizer=None if row.stops else problem.optimizer(values, splits.retain),
       augment=images.augment if values.augment else None,
       on_epoch=progress.epoch,
     )
@@ -234,7 +235,10 @@ def _relevant(settings: Settings, row: Strategy, values: Any) -> dict[str, Any]:
   if row.stops and row.choose is not None:
     names += ['train_mask']
   chosen = {name: getattr(settings, name) for name in names}
-  return {**chosen, 'augment': values.augment}
+  own = {'augment': values.augment, 'dtype': values.dtype}
+  if not row.stops:
+    own['optimizer'] = problem.recipe(values)['optimizer']
+  return {**chosen, **own}
 
 
 def _record(result: Unlearning) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from experiments import flags
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (
   Dataset,
+  Examples,
   InputError,
   Key,
   Model,
@@ -19,6 +21,7 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.data import images
+from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import Settings
 
 
@@ -71,6 +74,7 @@ def set_up(values: Any) -> Setup:
     {
       'model': values.model,
       'width': values.width or models.FAMILIES[values.model].width,
+      'dtype': values.dtype,
       'num_classes': len(dataset.class_names),
       'image_shape': list(dataset.image_shape),
       'pixel_mean': [float(x) for x in mean],
@@ -92,6 +96,7 @@ def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
       width=facts['width'],
       mean=facts['pixel_mean'],
       std=facts['pixel_std'],
+      dtype=facts.get('dtype', 'float32'),
     )
   except ValueError as error:
     raise InputError(f'{facts["dataset"]}: {error}') from error
@@ -188,12 +193,18 @@ def forget_hash(setup: Setup, splits: Splits) -> str:
 def recipe(values: Any) -> dict[str, Any]:
   """How source and Retrain are trained."""
   return {
-    'optimizer': 'adam',
+    'optimizer': RECIPES[values.recipe].optimizer.__name__,
     'epochs': values.train_epochs,
     'learning_rate': values.train_learning_rate,
     'batch_size': values.batch_size,
     'augment': values.augment,
   }
+
+
+def optimizer(values: Any, examples: Examples) -> optax.GradientTransformation:
+  """The recipe's, for a training on these examples."""
+  steps = values.train_epochs * (examples.size // values.batch_size)
+  return RECIPES[values.recipe].optimizer(values.train_learning_rate, steps)
 
 
 def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:

@@ -222,6 +222,44 @@ def test_train_shares_its_stages_and_feeds_unlearn(
   assert not list((tmp_path / 'other' / 'checkpoints').glob('*source*'))
 
 
+def test_recipe_and_dtype_are_kept_with_the_model(
+  data_file, tmp_path, monkeypatch, capsys
+):
+  def checkpoint(*more):
+    status, out, err = invoke(
+      monkeypatch,
+      capsys,
+      train.main,
+      f'--dataset=npz:{data_file}',
+      f'--workdir={tmp_path / "run"}',
+      '--width=4',
+      '--batch_size=24',
+      '--train_epochs=2',
+      *more,
+    )
+    assert status == 0, err
+    return pathlib.Path(re.search('Checkpoint: (.*)', out)[1])
+
+  plain = checkpoint()
+  other = checkpoint('--recipe=standard', '--dtype=bfloat16')
+  assert plain != other
+  settings = json.loads((other / 'manifest.json').read_text())
+  assert settings['dtype'] == 'bfloat16'
+  assert settings['settings'] == {
+    'optimizer': 'momentum',
+    'epochs': 2,
+    'learning_rate': 0.1,
+    'batch_size': 24,
+    'augment': True,
+  }
+  # A flag that is given counts for more than the recipe.
+  kept = checkpoint('--recipe=standard', '--noaugment')
+  settings = json.loads((kept / 'manifest.json').read_text())
+  assert settings['settings']['augment'] is False
+  # The same choices find the same model.
+  assert checkpoint('--recipe=standard', '--dtype=bfloat16') == other
+
+
 def test_train_makes_the_retrained_reference(
   data_file, tmp_path, monkeypatch, capsys
 ):
@@ -354,7 +392,7 @@ def test_a_damaged_stage_is_named(
 # Bad input: one line, the right status, and nothing on disk.
 
 BAD_FLAGS = {
-  '--model=resnet19': 'did you mean resnet18?',
+  '--model=resnet_18': 'did you mean resnet18?',
   '--strategies=topk': 'did you mean top_k?',
   '--strategies=': 'one of retrain',
   '--k=0': 'a whole number from 1',
@@ -372,6 +410,8 @@ BAD_FLAGS = {
   '--forget_fraction=0': 'above 0 and below 1',
   '--forget_fraction=1': 'above 0 and below 1',
   '--forget_fraction=0.001': 'a share that comes to 1 to 239 of 240',
+  '--dtype=float16': 'did you mean bfloat16?',
+  '--recipe=standart': 'did you mean standard?',
   '--batch_size=0': 'a positive multiple',
   '--batch_size=100000': 'at most the ',
   '--seeds=0': '1 or more',

@@ -3,6 +3,7 @@ from typing import NamedTuple
 import helpers
 import jax
 from jax import lax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -42,6 +43,39 @@ def test_sizes(name):
   assert sum(sizes[path] for path in model.order[-10:]) == last_10
 
 
+@pytest.mark.parametrize('name', SIZES)
+def test_bfloat16_is_for_activations_only(name):
+  """Convolutions take bfloat16; what is stored or summed up is float32."""
+  model = models.build(name, 10, SIZES[name][0], dtype='bfloat16')
+  state = jax.eval_shape(model.init, jax.random.key(0))
+
+  def loss(params, stats, images, labels):
+    logits, stats = model.apply(ModelState(params, stats), images, True)
+    return model.loss(logits, labels).mean(), (logits, stats)
+
+  images = jax.ShapeDtypeStruct((2, *SIZES[name][0]), jnp.uint8)
+  labels = jax.ShapeDtypeStruct((2,), jnp.int32)
+  arguments = (state.params, state.batch_stats, images, labels)
+  step = jax.value_and_grad(loss, has_aux=True)
+  for leaf in jax.tree.leaves((state, jax.eval_shape(step, *arguments))):
+    assert leaf.dtype == jnp.float32
+  convolved = [
+    operand.aval.dtype
+    for equation in _equations(jax.make_jaxpr(step)(*arguments).jaxpr)
+    if equation.primitive.name == 'conv_general_dilated'
+    for operand in equation.invars
+  ]
+  assert convolved and set(convolved) == {jnp.dtype('bfloat16')}
+
+
+def _equations(jaxpr):
+  """All equations, those of inner functions too."""
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from _equations(inner)
+
+
 def test_order_is_that_of_definition_not_of_names():
   order = helpers.model().order
   assert order[:3] == ('conv1/kernel', 'bn1/scale', 'bn1/bias')
@@ -70,8 +104,9 @@ def test_order_of_plain_dictionaries_lists_and_tuples():
   [
     (
       {'name': 'resnet19'},
-      "name='resnet19', allowed: cnn, densenet121, googlenet, resnet18, resnet9",
+      "name='resnet19', allowed: cnn, densenet121, googlenet, resnet18,",
     ),
+    ({'dtype': 'float16'}, "dtype='float16', allowed: float32, bfloat16"),
     ({'num_classes': 1}, 'num_classes=1, allowed: 2 or more'),
     ({'width': 0}, 'width=0, allowed: 1 or more'),
     ({'image_shape': (2, 9, 1)}, 'sides of at least 4 pixels'),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from unlearn_jax import finetuning, normalization, timing, training
 from unlearn_jax.base import (
@@ -68,6 +69,7 @@ def unlearn(
   settings: Settings | None = None,
   *,
   retrained: ModelState | None = None,
+  optimizer: optax.GradientTransformation | None = None,
   augment: training.Augment | None = None,
   on_epoch: Callable[[training.Epoch], None] | None = None,
 ) -> Unlearning:
@@ -81,6 +83,7 @@ def unlearn(
     strategy: a name of `STRATEGIES`.
     settings: `Settings()` by default.
     retrained: M_RE, needed with `js_teacher='retrained'` only.
+    optimizer: of the training; Adam at `settings.learning_rate` by default.
     augment: applied to D_RE's images while training.
     on_epoch: told of each epoch as it ends.
 
@@ -144,7 +147,7 @@ def unlearn(
     js_weight=settings.js_weight,
     epochs=settings.epochs,
     batch_size=settings.batch_size,
-    optimizer=training.adam(settings.learning_rate),
+    optimizer=optimizer or training.adam(settings.learning_rate),
     frozen=frozen,
     update_mask=mask if settings.train_mask == 'selected' else None,
     augment=augment,

@@ -60,8 +60,8 @@ def build(
     A `Model` that takes pixels in [0, 255], uint8 or float.
 
   Raises:
-    ValueError: an unknown name or dtype, fewer than 2 classes, a width below 1, or an
-      image that is too small for the net.
+    ValueError: an unknown name or dtype, fewer than 2 classes, a width below
+      1, or an image that is too small for the net.
 
   Example:
     >>> model = build('cnn', 10, (8, 8, 1))
