@@ -30,9 +30,11 @@ def what_was_done(report: Report) -> str:
     if verdicts.find(report, 'retrain')
     else '; no model was retrained without them to compare with.'
   )
+  dtype = model.get('dtype', 'float32')
+  computed = '' if dtype == 'float32' else f', activations in {dtype}'
   return (
     f'A {model["name"]} of width {model["width"]} ({model["parameters"]:,} '
-    f'parameters in {model["tensors"]} tensors) was trained on '
+    f'parameters in {model["tensors"]} tensors{computed}) was trained on '
     f'{data["train"]:,} images of {data["name"]} ({data["classes"]} classes, '
     f'{shape} pixels; {data["test"]:,} more for testing). '
     f'Then {data["forget"]:,} of the training images ({share:.1f} %) were to '

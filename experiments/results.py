@@ -74,6 +74,7 @@ def report(
     'model': {
       'name': setup.facts['model'],
       'width': setup.facts['width'],
+      'dtype': setup.facts['dtype'],
       'parameters': setup.parameters,
       'tensors': len(setup.tensor_sizes),
     },
