@@ -91,6 +91,38 @@ def test_sensitivity_of_a_model_is_the_mean_of_single_gradients(source):
       np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('reduction', ['mean_abs', 'mean'])
+def test_several_gradients_at_a_time_are_those_of_one_at_a_time(
+  source, monkeypatch, devices, reduction
+):
+  """What other backends than a CPU do; 22 examples fill no chunk of 4."""
+  batch = Batch(SPLITS.train.images[:22], SPLITS.train.labels[:22])
+  arguments = (source.params, batch, source.batch_stats)
+
+  def sensitivities(at_a_time, memory):
+    monkeypatch.setattr(sensitivity, '_at_a_time', at_a_time)
+    # A new function, so that nothing compiled before is used.
+    objective = sensitivity.model_objective.__wrapped__(MODEL)
+    with parallel.use(jax.devices()[:devices]):
+      return sensitivity.gradient_sensitivity(
+        objective, *arguments, reduction=reduction, memory=memory
+      )
+
+  one = sensitivities(lambda params, memory: 1, 0)
+  four = sensitivities(lambda params, memory: memory, 4)
+  for a, b in zip(leaves(one), leaves(four), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_memory_says_how_many_gradients_are_held(monkeypatch):
+  params = {'w': jnp.ones((25, 10))}  # 1,000 bytes
+  assert sensitivity._at_a_time(params, 10**6) == 1  # a CPU
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  assert sensitivity._at_a_time(params, 3999) == 3
+  assert sensitivity._at_a_time(params, 0) == 1
+
+
 def test_sensitivity_compiles_once():
   params, x, other = {'w': jnp.ones(2)}, jnp.ones((4, 2)), jnp.zeros((4, 2))
   sensitivity.gradient_sensitivity(squared, params, x)
@@ -104,6 +136,10 @@ def test_bad_sensitivity_arguments_are_named():
   with pytest.raises(ValueError, match="reduction='max', allowed: mean_abs"):
     sensitivity.gradient_sensitivity(
       squared, params, jnp.ones((1, 2)), reduction='max'
+    )
+  with pytest.raises(ValueError, match='memory=-1, allowed: 0 bytes or more'):
+    sensitivity.gradient_sensitivity(
+      squared, params, jnp.ones((1, 2)), memory=-1
     )
   with pytest.raises(ValueError, match='allowed: one size of 1 or more'):
     sensitivity.gradient_sensitivity(squared, params, jnp.ones((0, 2)))

@@ -44,6 +44,7 @@ from unlearn_jax.metrics import (
   mean_interval,
   memory_retention_rate,
   paired_interval,
+  selection_stability,
 )
 from unlearn_jax.models import definition_order, from_linen
 from unlearn_jax.normalization import reestimate
@@ -96,6 +97,7 @@ __all__ = [
   'randomk_mask',
   'reestimate',
   'reinitialize',
+  'selection_stability',
   'similarity',
   'split_forget',
   'stateless',

@@ -1,14 +1,16 @@
 """Numbers for a report, made once, on the host, from what was measured."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import math
 from typing import NamedTuple
 
 import chex
+import jax
 import numpy as np
 import scipy.stats
 
-from unlearn_jax.base import Array
+from unlearn_jax.base import Array, Mask
 
 # What two models are compared by: each a share in [0, 1].
 _COMPARED = ('forget_accuracy', 'retain_accuracy', 'test_accuracy', 'mia_auc')
@@ -243,6 +245,45 @@ def paired_interval(
       f'has, {len(values)}.'
     )
   return mean_interval([v - c for v, c in zip(values, control)], confidence)
+
+
+def selection_stability(masks: Sequence[Mask]) -> float:
+  """How alike several selections are: their mean Jaccard overlap.
+
+  |A ∩ B| / |A ∪ B|, averaged over all pairs. The Top-K of one draw of examples
+  are not those of another; this says by how much.
+
+  Args:
+    masks: two boolean trees or more, of one structure, none of them all false.
+
+  Returns:
+    In [0, 1]; 1 if all selections are the same.
+
+  Raises:
+    ValueError: fewer than two masks, or one that chooses nothing.
+
+  Example:
+    >>> import numpy as np
+    >>> masks = [{'w': np.array(m, bool)} for m in ([1, 1, 0], [0, 1, 1])]
+    >>> round(selection_stability(masks), 3)
+    0.333
+  """
+  if len(masks) < 2:
+    raise ValueError(f'masks has {len(masks)}; allowed are 2 or more.')
+  chex.assert_trees_all_equal_shapes_and_dtypes(*masks)
+  chosen = [_true(mask) for mask in masks]
+  for i, number in enumerate(chosen):
+    if not number:
+      raise ValueError(f'masks[{i}] chooses nothing; allowed is 1 or more.')
+  overlaps = []
+  for i, j in itertools.combinations(range(len(masks)), 2):
+    both = _true(jax.tree.map(lambda a, b: a & b, masks[i], masks[j]))
+    overlaps.append(both / (chosen[i] + chosen[j] - both))
+  return float(np.mean(overlaps))
+
+
+def _true(mask: Mask) -> int:
+  return sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(mask))
 
 
 def _check_accuracy(name: str, value: float, positive: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 import functools
+import math
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from unlearn_jax.base import Batch, Model, ModelState, Params
 REDUCTIONS = ('mean_abs', 'mean', 'single')
 OBJECTIVES = ('loss', 'output_norm')
 
+# Examples a batch, where only the gradient of their mean is wanted.
+_BATCH = 64
+
 # `(params, batch, *args) -> scalar`, a mean over the batch's leading axis.
 Objective = Callable[..., jax.Array]
 
@@ -24,6 +28,7 @@ def gradient_sensitivity(
   batch: Any,
   *args: Any,
   reduction: str = 'mean_abs',
+  memory: int = 2**28,
 ) -> Params:
   """Elementwise |∂F/∂ω| over examples (Zuo et al., Eq. 5 and 6).
 
@@ -31,21 +36,26 @@ def gradient_sensitivity(
   changes with the example. The default averages |∂F/∂ω| over all of them;
   the gradient of the mean is mostly noise once a model has converged.
 
+  Gradients of single examples are taken one after the other on a CPU, and
+  several at a time elsewhere, as many as `memory` holds.
+
   Args:
-    objective: F, `(params, batch, *args) -> scalar`; called on one example at
-      a time, as a batch with a leading axis of 1. Pass the same function
-      object again and it is not compiled again.
+    objective: F, `(params, batch, *args) -> scalar`, a mean over the leading
+      axis of the batch. Pass the same function object again and it is not
+      compiled again.
     params: ω, where the gradient is taken.
     batch: pytree of arrays `[N, ...]`, N ≥ 1.
     *args: pytrees passed on to `objective`, not differentiated.
     reduction: `mean_abs`, the mean over examples of |g|; `mean`, |mean of g|;
       `single`, |g| of the first example (the paper's).
+    memory: bytes that the gradients of single examples may take on each
+      device, beside the sum; at least one gradient is held whatever it is.
 
   Returns:
     A tree like `params`, float32, non-negative.
 
   Raises:
-    ValueError: an unknown reduction or an empty batch.
+    ValueError: an unknown reduction, an empty batch or a negative `memory`.
 
   Example:
     >>> def objective(params, x):
@@ -58,6 +68,8 @@ def gradient_sensitivity(
     raise ValueError(
       f'reduction={reduction!r}, allowed: {", ".join(REDUCTIONS)}'
     )
+  if memory < 0:
+    raise ValueError(f'memory={memory}, allowed: 0 bytes or more')
   sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
   if len(sizes) != 1 or 0 in sizes:
     raise ValueError(
@@ -66,36 +78,62 @@ def gradient_sensitivity(
   (size,) = sizes
   if reduction == 'single':
     size, batch = 1, jax.tree.map(lambda x: x[:1], batch)
-  share = -(-size // len(parallel.devices()))
-  padding = share * len(parallel.devices()) - size
+  signed, devices = reduction == 'mean', len(parallel.devices())
+  share = -(-size // devices)
+  if signed:
+    # Whole batches, where they tile what each device takes.
+    chunk = math.gcd(share, _BATCH) if share * devices == size else 1
+  else:
+    chunk = min(share, _at_a_time(params, memory))
+  share = -(-share // chunk) * chunk
+  padding = share * devices - size
   padded = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), batch
   )
-  return _program(objective, share, reduction == 'mean')(
+  return _program(objective, share, chunk, signed)(
     *parallel.replicate((params, padded, jnp.float32(size), args))
   )
 
 
+def _at_a_time(params: Params, memory: int) -> int:
+  """How many gradients of single examples are taken at once."""
+  # `vmap` makes convolutions grouped, which a CPU has no fast kernel for.
+  if jax.default_backend() == 'cpu':
+    return 1
+  own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+  return max(1, memory // max(1, own))
+
+
 @functools.lru_cache(maxsize=32)
-def _program(objective: Objective, share: int, signed: bool):
+def _program(objective: Objective, share: int, chunk: int, signed: bool):
   def sensitivity(rank, params, batch, size, args):
-    def add(total, position):
-      example = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, position, 1), batch
-      )
-      # ∂F/∂ω of one example (Eq. 5).
-      grads = jax.grad(objective)(params, example, *args)
-      weight = jnp.where(position < size, 1 / size, 0.0)
+    def gradient(examples):
+      return jax.grad(objective)(params, examples, *args)
+
+    # The weighted sum of g, or of |g| example by example (Eq. 5).
+    def summed(examples, weights):
+      if signed or chunk == 1:
+        grads = gradient(examples)
+        grads = grads if signed else jax.tree.map(jnp.abs, grads)
+        return jax.tree.map(
+          lambda g: weights.sum() * g.astype(jnp.float32), grads
+        )
+      single = jax.tree.map(lambda x: x[:, None], examples)
       return jax.tree.map(
-        lambda t, g: (
-          t + weight * (g if signed else jnp.abs(g)).astype(jnp.float32)
-        ),
-        total,
-        grads,
-      ), None
+        lambda g: jnp.tensordot(weights, jnp.abs(g.astype(jnp.float32)), 1),
+        jax.vmap(gradient)(single),
+      )
+
+    def add(total, start):
+      positions = start + jnp.arange(chunk)
+      examples = jax.tree.map(
+        lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), batch
+      )
+      weights = jnp.where(positions < size, 1 / size, 0.0)
+      return jax.tree.map(jnp.add, total, summed(examples, weights)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    own = rank * share + jnp.arange(share)
+    own = rank * share + jnp.arange(0, share, chunk)
     total, _ = jax.lax.scan(add, zeros, own)
     # Devices hold disjoint examples: their sum is D times their mean.
     devices = len(parallel.devices())
