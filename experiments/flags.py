@@ -19,6 +19,7 @@ import jax
 
 from unlearn_jax import models, parallel
 from unlearn_jax.base import InputError
+from unlearn_jax.data import streaming
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 
@@ -53,6 +54,12 @@ def define_data_and_model() -> None:
   )
   flags.DEFINE_integer(
     'train_subset', None, 'Use this many training examples only.'
+  )
+  flags.DEFINE_integer(
+    'device_data_mb',
+    None,
+    'Images of more megabytes (10⁶ bytes) come from the host in blocks;'
+    " default: half of a GPU's or TPU's memory, no limit on a CPU.",
   )
   flags.DEFINE_string('model', 'cnn', f'One of {", ".join(models.FAMILIES)}.')
   flags.DEFINE_integer(
@@ -158,6 +165,7 @@ def check(values: Any) -> None:
   _complete(values)
   for name in ('width', 'train_subset'):
     _require(values, name, lambda v: v is None or v >= 1, '1 or more')
+  _require(values, 'device_data_mb', lambda v: v is None or v >= 0, '0 or more')
   for name in ('train_epochs',):
     _require(values, name, lambda v: v >= 1, '1 or more')
   for name in ('train_learning_rate',):
@@ -297,8 +305,11 @@ def _guarded(main: Callable[[], None]) -> None:
     os.makedirs(cache, exist_ok=True)
     jax.config.update('jax_compilation_cache_dir', cache)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  megabytes = getattr(flags.FLAGS, 'device_data_mb', None)
+  limit = megabytes if megabytes is None else max(0, megabytes) * 10**6
   try:
-    main()
+    with streaming.limit(limit):
+      main()
   except FlagError as error:
     _exit(str(error), 2)
   except InputError as error:

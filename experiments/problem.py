@@ -20,7 +20,7 @@ from unlearn_jax.base import (
   Splits,
   tensor_paths,
 )
-from unlearn_jax.data import images
+from unlearn_jax.data import images, streaming
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import Settings
 
@@ -31,7 +31,7 @@ class Setup:
 
   Attributes:
     values: the parsed flags.
-    dataset: its images on the devices, all else on the host.
+    dataset: its images on the devices if they fit, all else on the host.
     model: the classifier, with the pixel statistics of D inside: a mean and
       a deviation a channel, the same for source and Retrain.
     facts: what every manifest says of the two.
@@ -61,9 +61,11 @@ def set_up(values: Any) -> Setup:
         'train_subset', values.train_subset, f'1 to {dataset.train.size}'
       )
     dataset = data.subset(dataset, values.train_subset)
-  # Onto the devices, once for all that follows.
+  # Onto the devices, once for all that follows, if they hold it.
   train, test = (
-    part._replace(images=parallel.replicate(part.images))
+    part
+    if streaming.streams(part)
+    else part._replace(images=parallel.replicate(part.images))
     for part in (dataset.train, dataset.test)
   )
   dataset = dataclasses.replace(dataset, train=train, test=test)

@@ -260,6 +260,30 @@ def test_recipe_and_dtype_are_kept_with_the_model(
   assert checkpoint('--recipe=standard', '--dtype=bfloat16') == other
 
 
+def test_streamed_data_give_the_model_of_resident_data(
+  data_file, tmp_path, monkeypatch, capsys
+):
+  digests = []
+  for place, megabytes in (('resident', 1), ('streamed', 0)):
+    status, out, err = invoke(
+      monkeypatch,
+      capsys,
+      train.main,
+      *quick(data_file, tmp_path / place)[:1],
+      f'--workdir={tmp_path / place}',
+      '--width=4',
+      '--batch_size=24',
+      '--train_epochs=2',
+      f'--device_data_mb={megabytes}',
+    )
+    assert status == 0, err
+    folder = pathlib.Path(re.search('Checkpoint: (.*)', out)[1])
+    manifest = json.loads((folder / 'manifest.json').read_text())
+    accuracies = re.findall('accuracy .*', out)
+    digests.append((manifest['state_sha256'], accuracies))
+  assert digests[0] == digests[1]
+
+
 def test_train_makes_the_retrained_reference(
   data_file, tmp_path, monkeypatch, capsys
 ):
@@ -410,6 +434,7 @@ BAD_FLAGS = {
   '--forget_fraction=0': 'above 0 and below 1',
   '--forget_fraction=1': 'above 0 and below 1',
   '--forget_fraction=0.001': 'a share that comes to 1 to 239 of 240',
+  '--device_data_mb=-1': '0 or more',
   '--dtype=float16': 'did you mean bfloat16?',
   '--recipe=standart': 'did you mean standard?',
   '--batch_size=0': 'a positive multiple',

@@ -96,3 +96,15 @@ def test_augment_refuses():
     data.augment(jax.random.key(0), np.zeros((8, 8, 3), np.uint8))
   with pytest.raises(ValueError, match='pad: -1'):
     data.augment(jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8), -1)
+
+
+def test_statistics_do_not_depend_on_where_images_lie_or_their_order():
+  images = random_images((2500, 5, 4, 3))
+  here = base.Examples.of(images, np.zeros(2500, np.int32))
+  there = here._replace(images=jnp.asarray(images))
+  shuffled = here.take(np.random.default_rng(0).permutation(2500))
+  for other in (there, shuffled):
+    for a, b in zip(
+      data.pixel_statistics(here), data.pixel_statistics(other), strict=True
+    ):
+      np.testing.assert_array_equal(a, b)

@@ -1,3 +1,5 @@
+import re
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from unlearn_jax import normalization, parallel, training
+from unlearn_jax import finetuning, normalization, parallel, timing, training
 from unlearn_jax.base import Examples, ModelState, stateless, tensor_paths
 from unlearn_jax.prediction import per_example_loss, predict
 from unlearn_jax.timing import Stopwatch
@@ -147,14 +149,106 @@ def test_nothing_is_compiled_after_the_first_epoch():
     start = watch.__dict__['_first'][1]
 
     def note(epoch):
-      from unlearn_jax import timing
-
       seen.append(len(timing._compilations) - start)
 
     fit(state, epochs=4, measure=measure, on_epoch=note)
     fit(state, epochs=1, measure=measure, on_epoch=note)
   # Epoch 1 compiles; 2 to 4 and the whole second run do not.
   assert seen[1] == seen[2] == seen[3] == seen[4], seen
+
+
+def test_finetuning_with_two_sets_compiles_in_its_first_epoch_only():
+  seen = []
+
+  def run(seed):
+    finetuning.finetune(
+      jax.random.key(seed),
+      MODEL,
+      fresh(seed),
+      SPLITS,
+      teacher=fresh(2),
+      epochs=3,
+      batch_size=16,
+      optimizer=training.adam(3e-2),
+      measure=measure,
+      on_epoch=lambda _: seen.append(len(timing._compilations)),
+    )
+
+  run(0)
+  assert seen[0] < seen[1] == seen[2] == seen[3], seen
+  run(1)
+  assert seen[3] == seen[-1], seen
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_an_epoch_transfers_nothing(devices):
+  """From the first epoch on, only what is asked for explicitly moves."""
+
+  def guard(epoch):
+    if epoch.epoch == 1:
+      jax.config.update('jax_transfer_guard', 'disallow')
+
+  mask = jax.tree.map(lambda w: np.ones(w.shape, bool), fresh().params)
+  try:
+    guarded = fit(fresh(), devices, epochs=3, on_epoch=guard, update_mask=mask)
+    with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed'):
+      jnp.sin(np.arange(3.0))
+  finally:
+    jax.config.update('jax_transfer_guard', 'allow')
+  free = fit(fresh(), devices, epochs=3, update_mask=mask)
+  for a, b in zip(leaves(guarded.state), leaves(free.state), strict=True):
+    assert (a == b).all()
+
+
+def epoch_of(frozen):
+  """The program of an epoch, and what it is run on."""
+  state, optimizer = fresh(), training.adam(1e-2)
+  trained = tuple(p not in frozen for p in tensor_paths(state.params))
+  model = training.frozen_model(MODEL, frozen)
+  program = training._program(
+    model, training.cross_entropy, optimizer, (16,), 6, trained, None
+  )
+  moving = [
+    w for w, moves in zip(jax.tree.leaves(state.params), trained) if moves
+  ]
+  start = training.TrainState(state, optimizer.init(moving), jax.random.key(0))
+  return program, (start, (SPLITS.train,), None, None, None)
+
+
+def test_a_frozen_beginning_costs_no_backward_pass():
+  convolutions, flops = [], []
+  with parallel.use(jax.devices()[:1]):
+    # All; all but the first convolution and its BatchNorm; the last layer.
+    for last in (8, 5, 2):
+      program, inputs = epoch_of(frozenset(MODEL.order[:-last]))
+      compiled = jax.jit(program).lower(*inputs).compile()
+      found = re.findall(r'= \S+ convolution\(', compiled.as_text())
+      convolutions.append(len(found))
+      flops.append(compiled.cost_analysis()['flops'])
+  # Two forward; two gradients of kernels and one of the second's inputs.
+  assert convolutions == [2 + 3, 2 + 1, 2 + 0]
+  assert flops[0] > 1.5 * flops[1] > 2 * flops[2]
+
+
+def test_frozen_tensors_have_no_optimiser_state(monkeypatch):
+  """The state that an epoch really carries has moments of the trained."""
+  frozen, seen = frozenset(MODEL.order[:-2]), []
+  original = training._program
+
+  def spy(*arguments):
+    program = original(*arguments)
+
+    def run(state, *rest):
+      seen.append(jax.tree.map(jnp.shape, state.opt_state))
+      return program(state, *rest)
+
+    return run
+
+  monkeypatch.setattr(training, '_program', spy)
+  got = fit(fresh(), epochs=1, frozen=frozen)
+  shapes = [got.state.params['linear'][k].shape for k in ('bias', 'kernel')]
+  adam = seen[0][0]
+  assert [adam.mu, adam.nu] == [shapes, shapes]
 
 
 def measure(state):

@@ -78,7 +78,9 @@ class Examples(NamedTuple):
   Subsets share `images` and `labels`, so that a split costs one index array.
 
   Attributes:
-    images: `[N, ...]`, uint8 `[N, height, width, channels]` for images.
+    images: `[N, ...]`, uint8 `[N, height, width, channels]` for images; a
+      `jax.Array`, a NumPy array, or any host object with `shape`, `dtype`
+      and `array[rows]`, such as `np.memmap`.
     labels: int32 `[N]`, each in `[0, C)`.
     indices: int32 `[M]`, the rows that belong to the set, without repeats.
     targets: float32 `[M, C]`, a teacher's probabilities, aligned with

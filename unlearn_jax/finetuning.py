@@ -19,6 +19,7 @@ from unlearn_jax.base import (
   ModelState,
   Splits,
 )
+from unlearn_jax.data import streaming
 from unlearn_jax.divergences import js_divergence
 from unlearn_jax.prediction import predict
 
@@ -121,11 +122,11 @@ def monitor(
 
 
 def _spread(examples: Examples, limit: int) -> Examples:
-  if examples.size <= limit:
-    return examples
-  return examples.take(
-    np.linspace(0, examples.size - 1, limit).round().astype(np.int32)
-  )
+  if examples.size > limit:
+    examples = examples.take(
+      np.linspace(0, examples.size - 1, limit).round().astype(np.int32)
+    )
+  return streaming.gathered(examples)
 
 
 def _accuracy(probabilities: np.ndarray, examples: Examples) -> float:

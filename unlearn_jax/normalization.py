@@ -1,6 +1,8 @@
 """BatchNorm statistics after the weights were changed by hand."""
 
+from collections.abc import Callable
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,28 +10,40 @@ import numpy as np
 
 from unlearn_jax import parallel
 from unlearn_jax.base import Examples, Model, ModelState
+from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
 def _program(model: Model):
-  def statistics(rank, state: ModelState, images, order):
-    first = order[0, rank]
-    _, seen = model.apply(state, images[first], True)
+  """The sum of the statistics over batches, and the average so far.
+
+  `order` are positions `[steps, D, P]` or, for streamed images, None;
+  `before` is what the last call returned, or None.
+  """
+
+  def statistics(rank, state: ModelState, images, order, streamed, before):
+    own = streamed if order is None else order[:, rank]
+
+    def draw(chosen):
+      return chosen if order is None else images[chosen]
+
+    first = draw(own[0])
+    _, seen = model.apply(state, first, True)
     # A frozen layer normalises with its statistics and returns them as they
     # are; they must stay in place, or all that follows would be off.
     kept = jax.tree.map(
       lambda old, new: jnp.all(old == new), state.batch_stats, seen
     )
 
-    def updated(start, chosen):
+    def updated(start, inputs):
       running = jax.tree.map(
         lambda old, keep: jnp.where(keep, old, start), state.batch_stats, kept
       )
       started = ModelState(state.params, running)
-      return model.apply(started, images[chosen], True)[1]
+      return model.apply(started, inputs, True)[1]
 
     def batch(total, chosen):
-      new = updated(0.0, chosen[rank])
+      new = updated(0.0, draw(chosen))
       return jax.tree.map(jnp.add, total, new), None
 
     # Another layer returns m·running + (1 − m)·batch. Started at 0 it shows
@@ -38,16 +52,17 @@ def _program(model: Model):
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
     zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
-    total, _ = jax.lax.scan(batch, zeros, order)
+    count, start = (0, zeros) if before is None else before
+    total, _ = jax.lax.scan(batch, start, own)
+    count = count + len(own)
 
     def average(old, keep, total, m):
-      return jnp.where(keep, old, total / (len(order) * (1 - m)))
+      return jnp.where(keep, old, total / (count * (1 - m)))
 
-    return parallel.mean(
-      jax.tree.map(average, state.batch_stats, kept, total, momentum)
-    )
+    averages = jax.tree.map(average, state.batch_stats, kept, total, momentum)
+    return parallel.mean(((jnp.float32(count), total), averages))
 
-  return parallel.spmd(statistics)
+  return parallel.spmd(statistics, split=[3])
 
 
 def reestimate(
@@ -66,7 +81,8 @@ def reestimate(
   Args:
     model: the classifier; its momentum needs no knowing.
     state: the perturbed model.
-    examples: D_RE, the retained examples.
+    examples: D_RE, the retained examples; images on the host beyond
+      `data.streaming.limit` come in blocks.
     batch_size: examples a step over all devices, in the order of `examples`;
       the last ones that do not fill a batch are left out.
 
@@ -91,10 +107,33 @@ def reestimate(
   size = max(count, min(batch_size, examples.size) // count * count)
   steps = max(1, examples.size // size)
   order = np.resize(np.asarray(examples.indices), steps * size)
-  replicated = parallel.replicate(state)
-  batch_stats = _program(model)(
-    replicated,
-    parallel.replicate(examples.images),
-    parallel.replicate(order.reshape(steps, count, -1)),
-  )
+  order = order.reshape(steps, count, -1)
+  program = functools.partial(_program(model), parallel.replicate(state))
+  if streaming.streams(examples):
+    batch_stats = _streamed(program, state, examples, order)
+  else:
+    images = parallel.replicate(examples.images)
+    _, batch_stats = program(images, parallel.replicate(order), None, None)
   return ModelState(state.params, batch_stats)
+
+
+def _streamed(
+  program: Callable[..., Any],
+  state: ModelState,
+  examples: Examples,
+  order: np.ndarray,
+) -> Any:
+  steps, _, share = order.shape
+  stream = streaming.Stream([examples.images], [share], steps)
+  zeros = jax.tree.map(np.zeros_like, state.batch_stats)
+  total = parallel.replicate((np.float32(0), zeros))
+  averages = None
+
+  def add(block: streaming.Block) -> jax.Array:
+    nonlocal total, averages
+    total, averages = program(None, None, block.images[0], total)
+    return total[0]
+
+  rows = order[:, parallel.ranks()].swapaxes(0, 1)
+  streaming.each(stream.blocks([rows], parallel.shard), add)
+  return averages

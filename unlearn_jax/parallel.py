@@ -11,7 +11,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.base import AXIS
@@ -61,6 +60,22 @@ def _local(chosen: Sequence[jax.Device]) -> list[jax.Device]:
   return [d for d in chosen if d.process_index == jax.process_index()]
 
 
+def ranks() -> np.ndarray:
+  """The int32 numbers, in [0, D), of the devices that this process holds."""
+  chosen = devices()
+  return np.array([chosen.index(d) for d in _local(chosen)], np.int32)
+
+
+def shard(tree: Any) -> Any:
+  """Puts row i of every array of `tree` on the i-th device of `ranks`.
+
+  For the `split` arguments of `spmd`; each process gives its own rows.
+  """
+  mesh = jax.sharding.Mesh(np.array(_local(devices())), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  return jax.device_put(tree, sharding)
+
+
 def per_device(batch_size: int, argument: str = 'batch_size') -> int:
   """The share of a batch that each device takes.
 
@@ -87,7 +102,9 @@ def gather(array: jax.Array) -> jax.Array:
 
 
 def spmd(
-  function: Callable[..., Any], donate: Sequence[int] = ()
+  function: Callable[..., Any],
+  donate: Sequence[int] = (),
+  split: Sequence[int] = (),
 ) -> Callable[..., Any]:
   """Runs `function(rank, *args)` on every device under `jax.pmap`.
 
@@ -97,25 +114,34 @@ def spmd(
       pass it through `mean` or `gather`, otherwise device 0's value comes
       back in silence.
     donate: positions in `args` whose memory the outputs may reuse.
+    split: positions in `args` of which each device gets its own row, as
+      `shard` places them.
 
   Returns:
     `(*args) -> outputs`, compiled once per shapes and devices.
   """
 
+  @functools.wraps(function)
+  def unpacked(rank: tuple[jax.Array], *args: Any) -> Any:
+    return function(*rank, *args)
+
   @functools.cache
   def mapped(chosen: tuple[jax.Device, ...], arity: int):
-    return jax.pmap(
-      function,
+    # The rank in a tuple, because pmap of JAX 0.10 mistakes flat axes for
+    # those of leaves when arguments that are None make up for the others.
+    program = jax.pmap(
+      unpacked,
       axis_name=AXIS,
-      in_axes=(0,) + (None,) * arity,
+      in_axes=((0,), *(0 if i in split else None for i in range(arity))),
       out_axes=None,
       devices=chosen,
       donate_argnums=[position + 1 for position in donate],
     )
+    # The ranks lie on the devices once and for all, even if JAX is tracing.
+    with jax.ensure_compile_time_eval():
+      return functools.partial(program, (shard(ranks()),))
 
   def run(*args: Any) -> Any:
-    chosen = devices()
-    ranks = [chosen.index(device) for device in _local(chosen)]
-    return mapped(chosen, len(args))(jnp.array(ranks), *args)
+    return mapped(devices(), len(args))(*args)
 
   return run

@@ -1,5 +1,6 @@
 """What a model says about examples."""
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -8,25 +9,32 @@ import numpy as np
 
 from unlearn_jax import parallel
 from unlearn_jax.base import AXIS, Examples, Model, ModelState
+from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
 def _program(model: Model, per_device: int):
-  """Softmax over every position of a padded index array, in batches."""
+  """Softmax over every position of a padded index array, in batches.
 
-  def predict(rank, state: ModelState, images, positions):
+  Streamed images are their own positions.
+  """
+
+  def predict(rank, state: ModelState, images, positions, streamed):
     def batch(_, chosen):
-      logits, _ = model.apply(state, images[chosen], False)
+      inputs = images[chosen] if streamed is None else chosen
+      logits, _ = model.apply(state, inputs, False)
       return None, jax.nn.softmax(logits.astype(jnp.float32))
 
     devices = len(parallel.devices())
-    own = positions.reshape(-1, devices, per_device)[:, rank]
+    own = streamed
+    if streamed is None:
+      own = positions.reshape(-1, devices, per_device)[:, rank]
     _, probabilities = jax.lax.scan(batch, None, own)
     # [steps, P, C] on each device to [steps, D, P, C], the padded order.
     every = jax.lax.all_gather(probabilities, AXIS, axis=1)
     return every.reshape(-1, every.shape[-1])
 
-  return parallel.spmd(predict)
+  return parallel.spmd(predict, split=[3])
 
 
 def predict(
@@ -44,7 +52,8 @@ def predict(
   Args:
     model: the classifier.
     state: its parameters and BatchNorm statistics.
-    examples: a set of M examples.
+    examples: a set of M examples; images on the host beyond
+      `data.streaming.limit` come in blocks.
     batch_size: examples a step over all devices; rounded up to a multiple of
       the devices.
 
@@ -60,13 +69,31 @@ def predict(
   """
   count = len(parallel.devices())
   share = -(-min(batch_size, max(examples.size, 1)) // count)
+  state, program = parallel.replicate(state), _program(model, share)
+  if streaming.streams(examples):
+    return _streamed(functools.partial(program, state), examples, share)
   padding = -examples.size % (share * count)
   positions = np.pad(np.asarray(examples.indices), (0, padding))
   images = parallel.replicate(examples.images)
-  probabilities = _program(model, share)(
-    parallel.replicate(state), images, parallel.replicate(positions)
-  )
+  probabilities = program(state, images, parallel.replicate(positions), None)
   return np.asarray(probabilities)[: examples.size]
+
+
+def _streamed(
+  program: Callable[..., jax.Array], examples: Examples, share: int
+) -> np.ndarray:
+  """`predict` in blocks of one length, whatever the number of examples."""
+  count, own = len(parallel.devices()), parallel.ranks()
+  steps = max(1, -(-examples.size // (share * count)))
+  stream = streaming.Stream([examples.images], [share], steps, even=True)
+  padding = stream.steps * count * share - examples.size
+  rows = np.pad(np.asarray(examples.indices), (0, padding))
+  rows = rows.reshape(stream.steps, count, share)[:, own].swapaxes(0, 1)
+  parts = streaming.each(
+    stream.blocks([rows], parallel.shard),
+    lambda block: program(None, None, block.images[0]),
+  )
+  return np.concatenate(parts)[: examples.size]
 
 
 def per_example_loss(

@@ -15,6 +15,7 @@ import optax
 
 from unlearn_jax import parallel, timing
 from unlearn_jax.base import (
+  Array,
   Batch,
   Examples,
   Key,
@@ -24,6 +25,7 @@ from unlearn_jax.base import (
   TrainState,
   tensor_paths,
 )
+from unlearn_jax.data import streaming
 
 # `(model, state, batches) -> (loss, batch_stats)`, a mean over the batches.
 Loss = Callable[[Model, ModelState, tuple[Batch, ...]], tuple[jax.Array, Any]]
@@ -98,6 +100,36 @@ def _shuffled(key: Key, count: int, shape: tuple[int, ...]) -> jax.Array:
   return jnp.concatenate(rounds)[:needed].reshape(shape)
 
 
+class _Part(NamedTuple):
+  """Consecutive steps of an epoch: which examples, and what augments them.
+
+  Attributes:
+    key: that the augmentation of every step of the epoch is drawn from.
+    numbers: int32 `[S]`, the steps' numbers in the epoch.
+    orders: of each set int32 `[S, D, P]`, positions of the examples that each
+      of the D devices takes.
+  """
+
+  key: Key
+  numbers: Array
+  orders: tuple[Array, ...]
+
+
+def _plan(
+  key: Key, counts: Sequence[int], shares: Sequence[int], steps: int
+) -> tuple[Key, _Part]:
+  """A whole epoch, and the key of the next one."""
+  key, shuffle_key, augment_key = jax.random.split(key, 3)
+  devices = len(parallel.devices())
+  orders = tuple(
+    _shuffled(k, count, (steps, devices, share))
+    for k, count, share in zip(
+      jax.random.split(shuffle_key, len(counts)), counts, shares
+    )
+  )
+  return key, _Part(augment_key, jnp.arange(steps), orders)
+
+
 @functools.lru_cache(maxsize=64)
 def _program(
   model: Model,
@@ -108,28 +140,28 @@ def _program(
   trained: tuple[bool, ...],
   augment: Augment | None,
 ):
-  """One epoch as one program: shuffle, augment, step, scanned."""
+  """One epoch as one program: shuffle, augment, step, scanned.
+
+  Where images are streamed it runs one part of the epoch a call.
+  """
 
   def merge(moving: list, still: list, treedef: Any) -> Any:
     parts = {True: iter(moving), False: iter(still)}
     return treedef.unflatten([next(parts[moves]) for moves in trained])
 
-  def epoch(rank, state: TrainState, sets: tuple[Examples, ...], movable):
+  def epoch(rank, state: TrainState, sets, movable, part, streamed):
     leaves, treedef = jax.tree.flatten(state.model.params)
     frozen = [leaf for leaf, moves in zip(leaves, trained) if not moves]
     moving = [leaf for leaf, moves in zip(leaves, trained) if moves]
-    key, shuffle_key, augment_key = jax.random.split(state.key, 3)
-    devices = len(parallel.devices())
-    orders = tuple(
-      _shuffled(k, examples.size, (steps, devices, size))[:, rank]
-      for k, examples, size in zip(
-        jax.random.split(shuffle_key, len(sets)), sets, sizes
-      )
-    )
+    key = state.key
+    if part is None:
+      key, part = _plan(key, [s.size for s in sets], sizes, steps)
+      streamed = (None,) * len(sets)
+    orders = tuple(order[:, rank] for order in part.orders)
 
-    def draw(examples: Examples, positions, key) -> Batch:
-      rows = examples.indices[positions]
-      images, targets = examples.images[rows], examples.targets
+    def draw(examples: Examples, positions, images, key) -> Batch:
+      rows, targets = examples.indices[positions], examples.targets
+      images = examples.images[rows] if images is None else images
       if targets is not None:
         # A teacher speaks of the plain images.
         targets = targets[positions]
@@ -139,12 +171,12 @@ def _program(
 
     def step(carry, inputs):
       moving, batch_stats, opt_state = carry
-      number, positions = inputs
+      number, positions, images = inputs
       keys = jax.random.split(
-        jax.random.fold_in(jax.random.fold_in(augment_key, number), rank),
+        jax.random.fold_in(jax.random.fold_in(part.key, number), rank),
         len(sets),
       )
-      batches = tuple(map(draw, sets, positions, keys))
+      batches = tuple(map(draw, sets, positions, images, keys))
 
       def objective(moving):
         params = merge(moving, frozen, treedef)
@@ -165,13 +197,108 @@ def _program(
 
     start = (moving, state.model.batch_stats, state.opt_state)
     (moving, batch_stats, opt_state), losses = jax.lax.scan(
-      step, start, (jnp.arange(steps), orders)
+      step, start, (part.numbers, orders, streamed)
     )
     params = merge(moving, frozen, treedef)
     model_state = ModelState(params, batch_stats)
-    return TrainState(model_state, opt_state, key), losses.mean()
+    return TrainState(model_state, opt_state, key), losses
 
-  return parallel.spmd(epoch, donate=[0])
+  return parallel.spmd(epoch, donate=[0], split=[4])
+
+
+@functools.lru_cache(maxsize=64)
+def _plan_program(
+  devices: tuple[jax.Device, ...],
+  counts: tuple[int, ...],
+  shares: tuple[int, ...],
+  steps: int,
+):
+  """`_plan` alone, to know on the host what an epoch on `devices` will do."""
+  return jax.jit(lambda key: _plan(key, counts, shares, steps))
+
+
+class _Streamed:
+  """Runs epochs over sets of which some stay on the host, part by part.
+
+  Order and augmentation are those of an epoch with everything on the devices.
+  """
+
+  def __init__(
+    self,
+    program: Callable[..., Any],
+    sets: Sequence[Examples],
+    shares: tuple[int, ...],
+    steps: int,
+  ):
+    self._program = program
+    self._indices = [
+      np.asarray(s.indices) if streaming.streams(s) else None for s in sets
+    ]
+    counts = tuple(s.size for s in sets)
+    self._plan = _plan_program(parallel.devices(), counts, shares, steps)
+    images = [s.images if streaming.streams(s) else None for s in sets]
+    self._stream = streaming.Stream(images, shares, steps)
+
+  def run(
+    self,
+    state: TrainState,
+    sets: tuple[Examples, ...],
+    movable: Any,
+    position: dict[str, Any] | None = None,
+    on_block: Callable[[TrainState, dict[str, Any]], None] | None = None,
+  ) -> tuple[TrainState, np.ndarray]:
+    """Runs an epoch, or what is left of it.
+
+    Args:
+      state: at the start of the epoch, or as `on_block` saw it; donated.
+      sets: as they lie on the devices, without the streamed images.
+      movable: what `update_mask` leaves of the trained tensors.
+      position: as `on_block` saw it; None for the start of the epoch.
+      on_block: told the state after each block, which the next one destroys,
+        and the position that goes with it. Its `key` is still the epoch's.
+
+    Returns:
+      The state after the epoch, and the losses of its steps.
+    """
+    next_key, part = self._plan(state.key)
+    numbers, orders = jax.device_get((part.numbers, part.orders))
+    own = parallel.ranks()
+    blocks = self._stream.blocks(
+      [
+        None if rows is None else rows[order[:, own]].swapaxes(0, 1)
+        for rows, order in zip(self._indices, orders)
+      ],
+      parallel.shard,
+    )
+    if position is not None:
+      blocks.set_state(position)
+
+    def advance(block: streaming.Block) -> jax.Array:
+      nonlocal state
+      steps = slice(block.first, block.last)
+      now = _Part(part.key, numbers[steps], tuple(o[steps] for o in orders))
+      state, losses = self._program(
+        state, sets, movable, parallel.replicate(now), block.images
+      )
+      if on_block:
+        on_block(state, blocks.get_state())
+      return losses
+
+    losses = streaming.each(blocks, advance)
+    state = state._replace(key=parallel.replicate(next_key))
+    return state, np.concatenate(losses)
+
+
+def _runner(program, sets: Sequence[Examples], shares, steps: int):
+  """How an epoch is run, and the sets as they are to lie on the devices."""
+  sets = [streaming.gathered(examples) for examples in sets]
+  if not any(map(streaming.streams, sets)):
+    return lambda *inputs: program(*inputs, None, None), tuple(sets)
+  run = _Streamed(program, sets, shares, steps).run
+  nothing = np.zeros(0, np.uint8)
+  return run, tuple(
+    s._replace(images=nothing) if streaming.streams(s) else s for s in sets
+  )
 
 
 def fit(
@@ -199,7 +326,8 @@ def fit(
     model: the classifier.
     state: where training starts. It is copied, never donated.
     sets: what batches are drawn from, one batch of each a step. An epoch is
-      one pass over the first; the others are cycled through.
+      one pass over the first; the others are cycled through. Images on the
+      host beyond `data.streaming.limit` come in blocks, with equal results.
     epochs: the most epochs, 0 or more; 0 returns `state`.
     batch_sizes: one per set, over all devices.
     optimizer: Optax; its state is made for the trained tensors only.
@@ -239,25 +367,27 @@ def fit(
   def of_trained(tree: Any) -> list:
     return [x for x, moves in zip(jax.tree.leaves(tree), trained) if moves]
 
-  run = _program(model, loss, optimizer, sizes, steps, trained, augment)
+  program = _program(model, loss, optimizer, sizes, steps, trained, augment)
+  run, resident = _runner(program, sets, sizes, steps)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
     TrainState(own, optimizer.init(of_trained(own.params)), key)
   )
   movable = None if update_mask is None else of_trained(update_mask)
-  inputs = parallel.replicate((tuple(sets), movable))
+  inputs = parallel.replicate((resident, movable))
   history = [Epoch(0, None, spent, measure(state) if measure else {})]
   if on_epoch:
     on_epoch(history[0])
   compile_seconds = 0.0
   for number in range(1, epochs + 1):
     with timing.Stopwatch() as watch:
-      train_state, mean_loss = watch.wait(run(train_state, *inputs))
+      train_state, losses = watch.wait(run(train_state, *inputs))
     compile_seconds += watch.compile_seconds
     seconds = history[-1].seconds + watch.seconds
     measured = measure(train_state.model) if measure else {}
-    history.append(Epoch(number, float(mean_loss), seconds, measured))
+    mean_loss = float(np.mean(jax.device_get(losses), dtype=np.float64))
+    history.append(Epoch(number, mean_loss, seconds, measured))
     if on_epoch:
       on_epoch(history[-1])
     if stop and stop(history):

@@ -1,63 +1,52 @@
 """Pixels on the device: their statistics, and augmentation.
 
-All functions are pure and run under `jax.jit`, alone or inside `lax.scan`.
+`augment` is pure and runs under `jax.jit`, alone or inside `lax.scan`;
+`pixel_statistics` is computed once, on the host.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from unlearn_jax import base
 
 # Below this a channel is constant; dividing by it would make noise of nothing.
 MIN_STD = 1e-3
 
-_LANES = 32
+# How many images are added up at a time.
+_PIECE = 1024
 
 
-@jax.jit
-def pixel_statistics(examples: base.Examples) -> tuple[jax.Array, jax.Array]:
+def pixel_statistics(examples: base.Examples) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard deviation of each channel, pixels in [0, 1].
+
+  Sums of uint8 pixels are exact in float64, so that it does not matter where
+  the images lie or in which order they are read.
 
   Args:
     examples: pixels 0..255 `[N, height, width, channels]`; only the rows in
-      `examples.indices` count.
+      `examples.indices` count, and only a few are read at a time.
 
   Returns:
     (mean, std), float32 `[channels]` each; std is at least `MIN_STD`.
 
   Example:
-    >>> import numpy as np
     >>> images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
     >>> mean, std = pixel_statistics(base.Examples.of(images, np.zeros(2)))
     >>> float(mean[0]), float(std[0])
     (0.5, 0.5)
   """
-  images = jnp.asarray(examples.images)
-  indices = jnp.asarray(examples.indices)
-  whole = indices.size - indices.size % _LANES
-
-  # Whole images are added up, `_LANES` sums side by side: each is exact
-  # for uint8 pixels, and on a CPU it takes a tenth of the time of `jnp.mean`,
-  # which also loses digits over so many terms.
-  def average(term: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    def add(total: jax.Array, rows: jax.Array) -> tuple[jax.Array, None]:
-      return total + term(images[rows]), None
-
-    total, _ = jax.lax.scan(
-      add,
-      jnp.zeros((_LANES, *images.shape[1:]), jnp.float32),
-      indices[:whole].reshape(whole // _LANES, _LANES),
-    )
-    total = total.sum(axis=0) + term(images[indices[whole:]]).sum(axis=0)
-    # Axis by axis: a thousand terms at once lose a digit.
-    return jnp.mean(jnp.mean(total / indices.size, axis=0), axis=0)
-
-  mean = average(lambda pixels: pixels.astype(jnp.float32))
-  # Around the mean, not as E[x²] - E[x]², which cancels.
-  variance = average(lambda pixels: jnp.square(pixels - mean))
-  return mean / 255, jnp.maximum(jnp.sqrt(variance) / 255, MIN_STD)
+  images, rows = examples.images, np.asarray(examples.indices)
+  total, squares = np.zeros((2, *images.shape[1:]))
+  for start in range(0, len(rows), _PIECE):
+    piece = np.asarray(images[rows[start : start + _PIECE]], np.float64)
+    total += piece.sum(0)
+    squares += np.square(piece).sum(0)
+  mean = (total / len(rows)).mean((0, 1))
+  variance = (squares / len(rows)).mean((0, 1)) - np.square(mean)
+  std = np.sqrt(np.maximum(variance, 0)) / 255
+  std = np.maximum(std, MIN_STD)
+  return (mean / 255).astype(np.float32), std.astype(np.float32)
 
 
 def augment(key: base.Key, images: base.Array, pad: int = 4) -> jax.Array:

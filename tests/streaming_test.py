@@ -1,0 +1,445 @@
+"""Sets that do not fit the devices train and evaluate like those that do."""
+
+import json
+import math
+
+import helpers
+import jax
+import numpy as np
+import processes_test
+import pytest
+
+from unlearn_jax import (
+  data,
+  evaluation,
+  finetuning,
+  normalization,
+  parallel,
+  timing,
+  training,
+  unlearning,
+)
+from unlearn_jax.base import InputError
+from unlearn_jax.data import streaming
+from unlearn_jax.prediction import predict
+from unlearn_jax.strategies import Settings
+
+MODEL, SPLITS = helpers.model(), helpers.splits()
+# An image has 36 bytes, all 144 of them 5184; batches are of 16.
+LIMIT = 1200
+
+
+class OnHost:
+  """Images that can only be had by the row, and that count what was taken."""
+
+  def __init__(self, array):
+    self._array = array
+    self.shape, self.dtype = array.shape, array.dtype
+    self.most = self.taken = 0
+
+  def __getitem__(self, rows):
+    rows = np.asarray(rows)
+    assert rows.ndim == 1 and rows.dtype.kind == 'i', rows
+    self.most, self.taken = max(self.most, len(rows)), self.taken + len(rows)
+    return self._array[rows]
+
+  def __array__(self, *_, **__):
+    raise AssertionError('the whole array was asked for')
+
+
+def on_host():
+  """The splits with images that must not be put anywhere as a whole."""
+  images = OnHost(SPLITS.train.images)
+  return images, type(SPLITS)(*(s._replace(images=images) for s in SPLITS))
+
+
+def fresh(seed=0):
+  return training.initialize(jax.random.key(seed), MODEL)
+
+
+def equal(one, other):
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def noise(key, images):
+  return images + jax.random.randint(key, images.shape, 0, 40, images.dtype)
+
+
+def fit(splits, devices=1, **options):
+  with parallel.use(jax.devices()[:devices]):
+    return training.fit(
+      jax.random.key(7),
+      MODEL,
+      fresh(),
+      [splits.retain],
+      **{
+        'epochs': 2,
+        'batch_sizes': [16],
+        'optimizer': training.adam(1e-2),
+        'augment': noise,
+        **options,
+      },
+    )
+
+
+@pytest.mark.parametrize(
+  'devices, limit', [(1, 0), (1, 4600), (4, 0), (4, 4600)]
+)
+def test_streamed_training_is_resident_training_bit_by_bit(devices, limit):
+  images, splits = on_host()
+  with streaming.limit(limit):
+    got = fit(splits, devices)
+  want = fit(SPLITS, devices)
+  equal(got.state, want.state)
+  assert [e.loss for e in got.history] == [e.loss for e in want.history]
+  # Each of the 80 examples once an epoch, in more than one piece.
+  assert images.taken == 160
+  assert images.most <= (80 if limit == 4600 else 48)
+
+
+@pytest.mark.parametrize('devices, limit', [(1, LIMIT), (4, 0)])
+def test_so_is_guided_finetuning(devices, limit):
+  """Two sets: with `LIMIT` the forget set is gathered, with 0 streamed too."""
+  _, splits = on_host()
+
+  def finetune(splits):
+    with parallel.use(jax.devices()[:devices]):
+      return finetuning.finetune(
+        jax.random.key(3),
+        MODEL,
+        fresh(),
+        splits,
+        teacher=fresh(1),
+        js_weight=1.0,
+        epochs=2,
+        batch_size=16,
+        forget_batch_size=4,
+        augment=noise,
+        frozen=frozenset(MODEL.order[:2]),
+      ).state
+
+  with streaming.limit(limit):
+    got = finetune(splits)
+  equal(got, finetune(SPLITS))
+
+
+def test_a_memory_mapped_file_is_streamed(tmp_path):
+  path = tmp_path / 'images.npy'
+  np.save(path, SPLITS.train.images)
+  images = np.load(path, mmap_mode='r')
+  with streaming.limit(LIMIT):
+    mapped = SPLITS.retain._replace(images=images)
+    assert streaming.streams(mapped)
+    got = fit(SPLITS._replace(retain=mapped))
+  equal(got.state, fit(SPLITS).state)
+
+
+def stream(limit=LIMIT, steps=11, even=False):
+  with streaming.limit(limit):
+    return streaming.Stream(
+      [np.arange(36 * 99).reshape(99, 36).astype(np.uint8)], [4], steps, even
+    )
+
+
+@pytest.mark.parametrize(
+  'limit, even, lengths',
+  [
+    (LIMIT, False, [2, 2, 2, 2, 3]),
+    (LIMIT, True, [3, 3, 3, 3, 3]),
+    (0, False, [2, 2, 2, 2, 3]),
+    (4 * 4 * 144, False, [3, 4, 4]),
+    (4 * 6 * 144, False, [5, 6]),
+    (4 * 11 * 144, False, [11]),
+    (None, False, [11]),
+  ],
+)
+def test_two_blocks_take_half_of_the_limit(limit, even, lengths):
+  spans = stream(limit, even=even).spans
+  assert [last - first for first, last in spans] == lengths
+  assert spans[0][0] == 0
+  assert all(a[1] == b[0] for a, b in zip(spans, spans[1:]))
+
+
+@pytest.mark.parametrize('steps', [1, 2, 3])
+def test_few_steps_make_one_block(steps):
+  assert stream(0, steps).spans == ((0, steps),)
+
+
+def read(blocks):
+  return [(b.first, b.last, np.asarray(b.images[0]).tolist()) for b in blocks]
+
+
+@pytest.mark.parametrize('consumed', [0, 1, 3, 5])
+def test_the_position_is_checkpointable(consumed):
+  rows = np.random.default_rng(0).permutation(99)[:88].reshape(2, 11, 4)
+  whole = stream()
+  every = read(whole.blocks([rows]))
+  first = whole.blocks([rows])
+  for _ in range(consumed):
+    next(first)
+  state = json.loads(json.dumps(first.get_state()))
+  resumed = whole.blocks([rows])
+  resumed.set_state(state)
+  assert read(resumed) == read(first) == every[consumed:]
+  numbers = np.concatenate([np.array(b[2])[..., 0] for b in every], 1)
+  assert (numbers == (36 * rows).astype(np.uint8)).all()
+
+
+def test_a_position_of_another_cut_is_refused():
+  rows = np.zeros((1, 11, 4), int)
+  state = stream().blocks([rows]).get_state()
+  with pytest.raises(InputError, match=r"position={'blocks': 5.*allowed"):
+    stream(4 * 6 * 144).blocks([rows]).set_state(state)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_an_epoch_can_be_resumed_in_its_middle(devices):
+  """From a copied state and a position, as a checkpoint would hold them."""
+  _, splits = on_host()
+  sets, optimizer = [splits.retain], training.adam(1e-2)
+  trained = (True,) * len(MODEL.order)
+  saved = []
+
+  def save(state, position):
+    # Blocks are [D, S, P, height, width, channels].
+    assert sum(array.ndim == 6 for array in jax.live_arrays()) <= 2
+    model, opt_state = jax.tree.map(np.array, (state.model, state.opt_state))
+    key = jax.random.key_data(state.key).tolist()
+    saved.append((model, opt_state, key, position))
+
+  with parallel.use(jax.devices()[:devices]), streaming.limit(0):
+    share = 16 // devices
+    program = training._program(
+      MODEL, training.cross_entropy, optimizer, (share,), 5, trained, noise
+    )
+    run, resident = training._runner(program, sets, (share,), 5)
+    model = fresh()
+    start = parallel.replicate(
+      training.TrainState(
+        model,
+        optimizer.init(jax.tree.leaves(model.params)),
+        jax.random.key(5),
+      )
+    )
+    inputs = parallel.replicate((resident, None))
+    whole, losses = run(start, *inputs, on_block=save)
+    assert len(saved) == 2 and saved[0][3]['next_index'] == 1
+    model, opt_state, key, position = saved[0]
+    assert key == jax.random.key_data(jax.random.key(5)).tolist()
+    middle = training.TrainState(model, opt_state, jax.random.key(5))
+    again, rest = run(parallel.replicate(middle), *inputs, position)
+  equal(whole.model, again.model)
+  equal(whole.opt_state, again.opt_state)
+  assert (
+    jax.random.key_data(whole.key) == jax.random.key_data(again.key)
+  ).all()
+  equal(losses[-len(rest) :], rest)
+  assert len(losses) == 5 and len(rest) == 3
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('batch_size', [1, 7, 16, 48, 1000])
+def test_predictions_are_those_of_the_resident_set(devices, batch_size):
+  images, splits = on_host()
+  with parallel.use(jax.devices()[:devices]):
+    with streaming.limit(LIMIT):
+      got = predict(MODEL, fresh(), splits.train, batch_size=batch_size)
+    want = predict(MODEL, fresh(), SPLITS.train, batch_size=batch_size)
+  np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
+  assert got.shape == (96, 3)
+
+
+def test_of_no_examples_nothing_is_predicted():
+  _, splits = on_host()
+  nobody = splits.train.take(np.zeros(0, int))
+  with streaming.limit(LIMIT):
+    assert predict(MODEL, fresh(), nobody).shape == (0, 3)
+
+
+def test_predicting_any_number_of_examples_compiles_once():
+  _, splits = on_host()
+
+  def count(size):
+    with parallel.use(jax.devices()[:2]), streaming.limit(LIMIT):
+      with timing.Stopwatch() as watch:
+        got = predict(
+          MODEL, fresh(), splits.train.take(np.arange(size)), batch_size=16
+        )
+    assert len(got) == size
+    return watch.compilations
+
+  fresh()
+  assert count(96) > 0  # 3 blocks of 2 steps
+  assert [count(size) for size in (90, 60, 49, 32)] == [0] * 4
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+@pytest.mark.parametrize('frozen', [0, 3])
+def test_statistics_are_those_of_the_resident_set(devices, frozen):
+  _, splits = on_host()
+  model = MODEL.freeze(frozenset(MODEL.order[:frozen]))
+  state = fit(SPLITS, epochs=1).state
+  with parallel.use(jax.devices()[:devices]):
+    with streaming.limit(LIMIT):
+      got = normalization.reestimate(model, state, splits.retain, batch_size=16)
+    want = normalization.reestimate(model, state, SPLITS.retain, batch_size=16)
+  assert got.params is state.params
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  if frozen:
+    equal(got.batch_stats['bn1'], state.batch_stats['bn1'])
+
+
+def test_the_whole_method_never_asks_for_the_whole_array():
+  """Selection, perturbation, fine-tuning, monitoring and evaluation."""
+  settings = Settings(k=5, epochs=1, batch_size=16, sensitivity_examples=30)
+
+  def everything(splits):
+    source = training.train(
+      jax.random.key(0), MODEL, splits.train, epochs=2, batch_size=16
+    ).state
+    result = unlearning.unlearn(
+      jax.random.key(1), MODEL, source, splits, 'top_k', settings
+    )
+    report = evaluation.evaluate(MODEL, result.state, source, splits)
+    return result, report
+
+  images, splits = on_host()
+  with parallel.use(jax.devices()[:1]):
+    with streaming.limit(LIMIT):
+      got, report = everything(splits)
+    want, expected = everything(SPLITS)
+  assert images.most <= 96 < len(SPLITS.train.images)
+  for a, b in zip(
+    jax.tree.leaves(got.state), jax.tree.leaves(want.state), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  assert report == pytest.approx(expected, abs=1e-4)
+
+
+def test_nothing_is_compiled_after_the_first_streamed_epoch():
+  _, splits = on_host()
+  seen = []
+
+  def note(_):
+    seen.append(len(timing._compilations))
+
+  def run():
+    fit(splits, 4, epochs=3, optimizer=training.adam(0.011), on_epoch=note)
+
+  with streaming.limit(LIMIT):
+    run()
+    run()
+  # The two lengths of blocks (5 steps are 2 and 3), and perhaps the plan.
+  assert seen[1] - seen[0] in (2, 3), seen
+  assert seen[1] == seen[2] == seen[3] == seen[-1], seen
+
+
+def test_what_streams():
+  images = SPLITS.train.images
+  assert not streaming.streams(SPLITS.train)
+  with streaming.limit(images.nbytes):
+    assert not streaming.streams(SPLITS.train)
+  with streaming.limit(images.nbytes - 1):
+    assert streaming.streams(SPLITS.train)
+    there = SPLITS.train._replace(images=jax.numpy.asarray(images))
+    assert not streaming.streams(there)
+    with streaming.limit(None):
+      assert not streaming.streams(SPLITS.train)
+  with pytest.raises(ValueError, match='nbytes=-1, allowed: 0 or more'):
+    with streaming.limit(-1):
+      pass
+
+
+def test_the_default_limit_is_half_of_a_devices_memory(monkeypatch):
+  class Device:
+    platform = 'gpu'
+
+    def memory_stats(self):
+      return {'bytes_limit': 1000}
+
+  assert streaming.limit_bytes() == math.inf
+  monkeypatch.setattr(jax, 'local_devices', lambda: [Device()])
+  assert streaming.limit_bytes() == 500
+  monkeypatch.setattr(Device, 'memory_stats', lambda self: None)
+  assert streaming.limit_bytes() == math.inf
+
+
+def test_pixel_statistics_read_a_streamed_set_by_the_row():
+  _, splits = on_host()
+  with streaming.limit(LIMIT):
+    got = data.pixel_statistics(splits.retain)
+  np.testing.assert_allclose(
+    got, data.pixel_statistics(SPLITS.retain), rtol=1e-6
+  )
+
+
+def test_a_block_is_never_longer_than_it_need_be(monkeypatch):
+  monkeypatch.setattr(streaming, '_LONGEST', 6 * 144)
+  assert len(stream(None).spans) == 2
+
+
+def test_a_gathered_subset_keeps_order_and_targets():
+  images, splits = on_host()
+  chosen = splits.train.take(np.array([5, 2, 2]))._replace(targets=np.eye(3))
+  with streaming.limit(LIMIT):
+    got = streaming.gathered(chosen)
+    assert streaming.gathered(splits.retain) is splits.retain
+  assert streaming.gathered(chosen) is chosen
+  np.testing.assert_array_equal(got.images, SPLITS.train.images[[5, 2, 2]])
+  np.testing.assert_array_equal(got.labels, SPLITS.train.labels[[5, 2, 2]])
+  assert got.indices.tolist() == [0, 1, 2] and (got.targets == np.eye(3)).all()
+
+
+def test_each_has_two_blocks_under_way_at_most():
+  events = []
+
+  class Result:
+    """Stands for an array that is being computed."""
+
+    def __init__(self, number):
+      self.number = number
+
+    def __array__(self, *_, **__):
+      events.append(f'wait {self.number}')
+      return np.array(self.number)
+
+  def blocks():
+    for number in range(4):
+      events.append(f'place {number}')
+      yield number
+
+  got = streaming.each(blocks(), lambda n: Result(n))
+  assert len(got) == 4
+  assert events.index('wait 0') < events.index('place 2')
+  assert events.index('wait 0') > events.index('place 1')
+  assert events.index('wait 1') < events.index('place 3')
+
+
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+  """Each process reads the rows of its own devices only."""
+  body, _ = processes_test.WORKER.split('import helpers')
+  monkeypatch.setattr(processes_test, 'WORKER', body + STREAMED)
+  processes_test.test_two_processes_equal_one(tmp_path)
+
+
+STREAMED = """
+import helpers
+from unlearn_jax import normalization, parallel, prediction, training
+from unlearn_jax.data import streaming
+from streaming_test import OnHost
+
+model, splits = helpers.model(), helpers.splits()
+images = OnHost(splits.train.images)
+train = splits.train._replace(images=images if count > 1 else images._array)
+with streaming.limit(0 if count > 1 else None):
+  state = training.train(
+    jax.random.key(0), model, train, epochs=1, batch_size=16
+  ).state
+  assert images.taken == (48 if count > 1 else 0), images.taken
+  state = normalization.reestimate(model, state, train, batch_size=16)
+  predictions = prediction.predict(model, state, train, batch_size=16)
+leaves = jax.tree.leaves((state, predictions))
+np.savez(f'{out}/{count}-{process}.npz', *map(np.asarray, leaves))
+"""
