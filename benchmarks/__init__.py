@@ -1,0 +1,1 @@
+"""How fast training is: measured against itself, the device and PyTorch."""

@@ -1,0 +1,89 @@
+"""Where and on what a benchmark ran: as much as another run needs."""
+
+import datetime
+import hashlib
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.workers import ROOT
+
+
+def environment(probed: dict[str, Any], load: list[float]) -> dict[str, Any]:
+  """Device, host, versions, and which source was measured.
+
+  Args:
+    probed: what `benchmarks.jax_worker` answers to `probe`.
+    load: the load averages before the start.
+  """
+  versions = {'python': platform.python_version(), **probed['versions']}
+  return {
+    'platform': probed['platform'],
+    'device': cpu_name() if probed['platform'] == 'cpu' else probed['device'],
+    'devices_present': probed['devices'],
+    'devices_used': 1,
+    'host': {
+      'system': platform.platform(),
+      'cpu': cpu_name(),
+      'cores': cores(),
+      'load_average': load,
+    },
+    'versions': versions,
+    'git': git(),
+    'source_sha256': source_digest(),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+  }
+
+
+def cores() -> int:
+  """Those that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+  """As the kernel says it, otherwise the architecture."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    text = ''
+  for line in text.splitlines():
+    if line.startswith('model name'):
+      return line.split(':', 1)[1].strip()
+  return platform.processor() or platform.machine()
+
+
+def git() -> dict[str, Any] | None:
+  """The commit, and whether files differ from it; None outside of git."""
+
+  def ask(*arguments: str) -> str:
+    return subprocess.run(
+      ['git', *arguments],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+
+  try:
+    return {
+      'commit': ask('rev-parse', 'HEAD'),
+      'dirty': bool(ask('status', '--porcelain')),
+    }
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def source_digest() -> str:
+  """SHA-256 over the library and the benchmark, for a tree without git."""
+  digest = hashlib.sha256()
+  for folder in ('unlearn_jax', 'benchmarks'):
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      digest.update(str(path.relative_to(ROOT)).encode())
+      digest.update(path.read_bytes())
+  return digest.hexdigest()
