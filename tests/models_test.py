@@ -2,7 +2,6 @@ from typing import NamedTuple
 
 import helpers
 import jax
-from jax import lax
 import jax.extend
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from unlearn_jax import models
 from unlearn_jax.base import ModelState, tensor_paths
-from unlearn_jax.models import convolution, layers
 
 # name: (image shape, tensors, parameters, in the last 5, in the last 10).
 SIZES = {
@@ -132,72 +130,6 @@ class _Sum(helpers.nn.Module):
   def __call__(self, x, train):
     total = x.sum((1, 2, 3))
     return jnp.stack([total, -total], -1)
-
-
-@pytest.mark.parametrize(
-  'side, kernel, stride, padding',
-  [
-    (8, 3, 1, 1),
-    (8, 3, 2, 1),
-    (9, 3, 2, 1),
-    (8, 1, 2, 0),
-    (7, 5, 3, 2),
-    (6, 2, 2, 'VALID'),
-    (7, 3, 2, 'SAME'),
-  ],
-)
-def test_convolution_and_both_gradients_equal_laxs(
-  side, kernel, stride, padding
-):
-  keys = jax.random.split(jax.random.key(0), 2)
-  x = jax.random.normal(keys[0], (4, side, side, 3))
-  w = jax.random.normal(keys[1], (kernel, kernel, 3, 5))
-  pads = ((padding, padding),) * 2 if isinstance(padding, int) else padding
-
-  def value(function):
-    def loss(x, w):
-      out = function(
-        x,
-        w,
-        (stride, stride),
-        pads,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
-      return jnp.sum(jnp.sin(out))
-
-    # In a loop, where the two are compiled differently.
-    def body(total, _):
-      return jax.tree.map(jnp.add, total, jax.grad(loss, (0, 1))(x, w)), None
-
-    zeros = (jnp.zeros_like(x), jnp.zeros_like(w))
-    return jax.jit(lambda: jax.lax.scan(body, zeros, length=2)[0])()
-
-  for own, laxs in zip(
-    value(convolution.conv_general_dilated), value(lax.conv_general_dilated)
-  ):
-    np.testing.assert_allclose(own, laxs, rtol=1e-4, atol=1e-4)
-
-
-def test_gradients_in_a_loop_hold_only_canonical_convolutions():
-  x, w = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
-
-  def loss(x, w):
-    out = convolution.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)))
-    return jnp.sum(out**2)
-
-  text = jax.jit(jax.grad(loss, (0, 1))).lower(x, w).as_text()
-  layouts = [
-    line for line in text.splitlines() if 'stablehlo.convolution' in line
-  ]
-  assert len(layouts) == 3
-  for line in layouts:
-    assert '[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]' in line
-
-
-def test_max_pool():
-  x = jnp.arange(30.0).reshape(1, 5, 6, 1)
-  pooled = layers.max_pool_2x2(x)
-  assert pooled[0, :, :, 0].tolist() == [[7, 9, 11], [19, 21, 23]]
 
 
 def test_digits_are_learned_to_97_percent():

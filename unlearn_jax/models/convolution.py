@@ -1,7 +1,8 @@
-"""The convolution that is fast inside loops."""
+"""Convolutions that are fast on a CPU, inside loops too."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
+import math
 
 import jax
 from jax import lax
@@ -22,8 +23,10 @@ def conv_general_dilated(
   XLA:CPU turns only the convolutions of a program's entry computation into
   its fast kernel; lax's own gradients, inside `scan`, are not in the form
   that this kernel takes and run 20-40 times slower (jax-ml/jax#12868). Here
-  both gradients are spelled out as plain NHWC/HWIO convolutions. On other
-  backends, and for dilated or grouped convolutions, this *is* lax's function.
+  both gradients are spelled out as plain NHWC/HWIO convolutions, the kernel's
+  a few images at a time, and 1×1 convolutions are matrix products. On other
+  backends, and for dilated or grouped convolutions or a precision of their
+  own, this *is* lax's function.
 
   Args:
     lhs: `[B, height, width, Cin]`.
@@ -38,8 +41,11 @@ def conv_general_dilated(
   plain = (
     lhs.ndim == 4
     and options.get('feature_group_count', 1) == 1
+    and options.get('batch_group_count', 1) == 1
     and all(d == 1 for d in options.get('lhs_dilation') or (1,))
     and all(d == 1 for d in options.get('rhs_dilation') or (1,))
+    and options.get('precision') is None
+    and options.get('preferred_element_type') is None
   )
   if not plain or jax.default_backend() != 'cpu':
     return lax.conv_general_dilated(
@@ -51,10 +57,77 @@ def conv_general_dilated(
       lhs.shape[1:3], rhs.shape[:2], strides, padding
     )
   pads = tuple((int(low), int(high)) for low, high in padding)
+  if rhs.shape[:2] == (1, 1) and pads == ((0, 0), (0, 0)):
+    return _multiply(lhs[:, :: strides[0], :: strides[1]], rhs[0, 0])
   return _convolve(lhs, rhs, strides, pads)
 
 
+def _summed_in_parts(
+  gradient: Callable[[jax.Array, jax.Array], jax.Array],
+  lhs: jax.Array,
+  out_grad: jax.Array,
+) -> jax.Array:
+  """A kernel's gradient, a few images at a time.
+
+  They then stay in the processor's cache: 1.3 to 2.5 times faster on ResNet18.
+
+  Args:
+    gradient: of the kernel, from some images and their gradients.
+    lhs: `[B, height, width, Cin]`.
+    out_grad: `[B, height', width', Cout]`.
+
+  Returns:
+    What `gradient(lhs, out_grad)` is, up to rounding.
+  """
+  batch = lhs.shape[0]
+  kernel = jax.eval_shape(gradient, lhs, out_grad)
+  image_size = math.prod(lhs.shape[1:]) + math.prod(out_grad.shape[1:])
+  # About a MiB of float32, at least four images, and no less than what adding
+  # to the gradient so far moves.
+  least = max(2**18, kernel.size // 2)
+  sizes = (n for n in range(4, batch) if batch % n == 0)
+  part = next((n for n in sizes if n * image_size >= least), batch)
+  if part == batch:
+    return gradient(lhs, out_grad)
+  parts = [x.reshape(-1, part, *x.shape[1:]) for x in (lhs, out_grad)]
+  dtype = jnp.promote_types(kernel.dtype, jnp.float32)
+
+  def add(total, part):
+    return total + gradient(*part), None
+
+  total, _ = lax.scan(add, jnp.zeros(kernel.shape, dtype), parts)
+  return total.astype(kernel.dtype)
+
+
+@jax.custom_vjp
+def _multiply(lhs, rhs):
+  """`[B, height, width, Cin]` and `[Cin, Cout]`: a 1×1 convolution."""
+  return jnp.einsum('bhwi,io->bhwo', lhs, rhs)
+
+
+def _multiply_forward(lhs, rhs):
+  return _multiply(lhs, rhs), (lhs, rhs)
+
+
+def _multiply_backward(residuals, out_grad):
+  lhs, rhs = residuals
+  rhs_grad = functools.partial(jnp.einsum, 'bhwi,bhwo->io')
+  return (
+    jnp.einsum('bhwo,io->bhwi', out_grad, rhs),
+    _summed_in_parts(rhs_grad, lhs, out_grad),
+  )
+
+
+_multiply.defvjp(_multiply_forward, _multiply_backward)
+
+
 def _canonical(lhs, rhs, strides, pads, lhs_dilation=(1, 1), rhs_dilation=None):
+  # An image smaller than the kernel would miss the fast kernel, 100 times
+  # slower: VGG19's last stage. So it brings its zeros along.
+  smaller = any(lhs.shape[1 + i] < rhs.shape[i] for i in range(2))
+  if smaller and lhs_dilation == (1, 1) and min(map(min, pads)) >= 0:
+    lhs = jnp.pad(lhs, [(0, 0), *pads, (0, 0)])
+    pads = [(0, 0), (0, 0)]
   return lax.conv_general_dilated(
     lhs,
     rhs,
@@ -100,15 +173,18 @@ def _convolve_backward(strides, pads, residuals, out_grad):
     ],
     lhs_dilation=strides,
   )
+
   # d rhs: channels act as the batch, and the batch is summed as channels are.
-  rhs_grad = _canonical(
-    lhs.transpose(3, 1, 2, 0),
-    out_grad.transpose(1, 2, 0, 3),
-    (1, 1),
-    [(pads[i][0], pads[i][1] - left_over[i]) for i in range(2)],
-    rhs_dilation=strides,
-  ).transpose(1, 2, 0, 3)
-  return lhs_grad, rhs_grad
+  def rhs_grad(lhs, out_grad):
+    return _canonical(
+      lhs.transpose(3, 1, 2, 0),
+      out_grad.transpose(1, 2, 0, 3),
+      (1, 1),
+      [(pads[i][0], pads[i][1] - left_over[i]) for i in range(2)],
+      rhs_dilation=strides,
+    ).transpose(1, 2, 0, 3)
+
+  return lhs_grad, _summed_in_parts(rhs_grad, lhs, out_grad)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
