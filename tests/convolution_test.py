@@ -187,6 +187,9 @@ def test_images_smaller_than_the_kernel_bring_their_zeros_along():
   function = convolved(convolution.conv_general_dilated, 1, 1)
   text = jax.jit(function).lower(x, w).as_text()
   assert 'tensor<2x4x4x8xf32>, tensor<3x3x8x8xf32>' in text
+  assert 'stablehlo.optimization_barrier' in text
+  each = jax.vmap(lambda x: function(x[None], w)[0])(x)
+  np.testing.assert_allclose(each, function(x, w), rtol=1e-6)
 
 
 def test_max_pool_2x2():
