@@ -37,6 +37,21 @@ def show(result: dict[str, Any]) -> None:
       print(f'{name}: {share:.1f} % of the kernel time in {kernel_name}')
 
 
+def markdown(result: dict[str, Any]) -> str:
+  """The same as a Markdown table: a row a model, the range in brackets."""
+  header = ['model', *(label.replace('\n', ' ') for label in _ROWS)]
+  lines = [header, ['---', *('---:' for _ in _ROWS)]]
+  for name, found in result['models'].items():
+    cells = (_cell(write, found) for write in _ROWS.values())
+    lines.append([name, *(_bracketed(cell) for cell in cells)])
+  return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def _bracketed(cell: str) -> str:
+  middle, _, spread = cell.partition('\n')
+  return f'{middle} ({spread})' if spread else middle
+
+
 def _rich(title: str, header: list[str], rows: list[list[str]]) -> None:
   import rich
   from rich.table import Table
