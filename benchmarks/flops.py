@@ -60,7 +60,7 @@ def _count(jaxpr: Any) -> int:
       depth = math.prod(shape[axis] for axis in contracted)
       total += math.prod(equation.outvars[0].aval.shape) * depth
     elif name in ('while', 'cond'):
-      raise NotImplementedError(f'{name} in a forward pass: how often is open')
+      raise ValueError(f'{name} in a forward pass: how often is not known')
     else:
       times = parameter.get('length', 1) if name == 'scan' else 1
       total += times * sum(map(_count, _inner(parameter)))

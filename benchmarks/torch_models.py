@@ -34,7 +34,7 @@ class Net(nn.Module):
 
   def _features(self, x: torch.Tensor) -> torch.Tensor:
     """`[B, 3, H, W]` to `[B, F]`."""
-    raise NotImplementedError
+    raise TypeError(f'{type(self).__name__} has no _features')
 
   def _scale(self, logits: torch.Tensor) -> torch.Tensor:
     """What is done to the logits last."""

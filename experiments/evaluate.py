@@ -37,7 +37,7 @@ def main() -> None:
   path = pathlib.Path(values.checkpoint)
   manifest = checkpoints.read_manifest(path)
   setup = rebuild(values, path, manifest)
-  splits = _splits(values, setup, path)
+  splits = splits_of(values, setup, path)
   own, _ = checkpoints.restore(path, **_facts(manifest))
   forgets = problem.forget_hash(setup, splits)
   source, reference = parents(values, path, manifest, forgets)
@@ -71,7 +71,8 @@ def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
   return {name: manifest[name] for name in names}
 
 
-def _splits(values: Any, setup: problem.Setup, path: pathlib.Path) -> Splits:
+def splits_of(values: Any, setup: problem.Setup, path: pathlib.Path) -> Splits:
+  """D and its parts, by the forget set beside the checkpoint or named."""
   file = path / stages.FORGET
   if file.exists() == (values.forget_ids is not None):
     has = 'has its own' if file.exists() else 'has none'
@@ -91,7 +92,7 @@ def parents(
   facts = _facts(manifest)
   source = {**facts, 'strategy': 'source', 'state_sha256': origin}
   retrain = {**facts, 'strategy': 'retrain', 'forget_sha256': forgets}
-  source_dir = values.source_dir or _beside(path, source, 'source_dir')
+  source_dir = values.source_dir or find_beside(path, source, 'source_dir')
   if source_dir is None:
     raise flags.FlagError(
       'source_dir', '', 'a checkpoint of the source; none is beside this one'
@@ -99,14 +100,16 @@ def parents(
   beside = {**retrain, 'parent_sha256': origin}
   if manifest['strategy'] == 'retrain':
     beside['state_sha256'] = manifest['state_sha256']
-  retrained_dir = values.retrained_dir or _beside(path, beside, 'retrained_dir')
+  retrained_dir = values.retrained_dir or find_beside(
+    path, beside, 'retrained_dir'
+  )
   state, _ = checkpoints.restore(source_dir, **source)
   if retrained_dir is None:
     return state, None
   return state, checkpoints.restore(retrained_dir, **retrain)[0]
 
 
-def _beside(
+def find_beside(
   path: pathlib.Path, expected: dict[str, Any], flag: str
 ) -> pathlib.Path | None:
   """The one folder next to `path` whose manifest says what is expected."""

@@ -24,7 +24,9 @@ from unlearn_jax.base import (
   Splits,
   stateless,
 )
+from unlearn_jax.calibration import Calibrated, calibrated_degree
 from unlearn_jax.data import split_forget
+from unlearn_jax.degree import UnlearningDegree, unlearning_degree
 from unlearn_jax.divergences import js_divergence, kl_divergence, similarity
 from unlearn_jax.evaluation import Evaluation, evaluate
 from unlearn_jax.finetuning import StopRule, finetune, monitor
@@ -51,6 +53,12 @@ from unlearn_jax.normalization import reestimate
 from unlearn_jax.perturbation import donor_mix, perturb, reinitialize
 from unlearn_jax.prediction import predict
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
+from unlearn_jax.spd_gan import (
+  GeneratorSettings,
+  fit_generator,
+  perturb_images,
+  pixel_change,
+)
 from unlearn_jax.strategies import STRATEGIES, Settings
 from unlearn_jax.training import train
 from unlearn_jax.unlearning import Unlearning, unlearn
@@ -58,26 +66,31 @@ from unlearn_jax.unlearning import Unlearning, unlearn
 __version__ = '0.1.0'
 
 __all__ = [
-  'STRATEGIES',
   'Batch',
+  'Calibrated',
   'Dataset',
   'Evaluation',
   'Examples',
+  'GeneratorSettings',
   'InputError',
   'Model',
   'ModelState',
+  'STRATEGIES',
   'Settings',
   'Splits',
   'StopRule',
   'Unlearning',
+  'UnlearningDegree',
   'acceleration',
   'accuracy',
+  'calibrated_degree',
   'count_scalars',
   'count_tensors',
   'definition_order',
   'donor_mix',
   'evaluate',
   'finetune',
+  'fit_generator',
   'forgetting_rate',
   'from_linen',
   'gap',
@@ -92,6 +105,8 @@ __all__ = [
   'monitor',
   'paired_interval',
   'perturb',
+  'perturb_images',
+  'pixel_change',
   'predict',
   'random_topk_mask',
   'randomk_mask',
@@ -104,4 +119,5 @@ __all__ = [
   'topk_mask',
   'train',
   'unlearn',
+  'unlearning_degree',
 ]

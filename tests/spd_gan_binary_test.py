@@ -1,0 +1,413 @@
+"""`experiments.spd_gan` as a person meets it: results, repeats, bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import flags as absl_flags
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+
+from experiments import degree, degree_figures, flags, pairs, spd_gan
+from unlearn_jax import checkpoints, data, models, parallel, training
+from unlearn_jax.base import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+RECIPE = {
+  'optimizer': 'adam',
+  'epochs': 8,
+  'learning_rate': 0.01,
+  'batch_size': 24,
+  'augment': False,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+  with parallel.use(jax.devices()[:1]):
+    yield
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A folder with data and the checkpoints source, unlearned and blank."""
+  root = tmp_path_factory.mktemp('spd_gan')
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 160)
+  images = rng.normal(90, 25, (160, 6, 6))
+  for image, label in zip(images, labels):
+    image[2 * label : 2 * label + 2] += 60
+  images = images.clip(0, 255).astype(np.uint8)
+  path = root / 'stripes.npz'
+  np.savez(
+    path,
+    x_train=images[:120],
+    y_train=labels[:120],
+    x_test=images[120:],
+    y_test=labels[120:],
+  )
+  dataset = data.load(f'npz:{path}')
+  facts = {
+    'model': 'cnn',
+    'width': 4,
+    'dtype': 'float32',
+    'num_classes': 3,
+    'image_shape': [6, 6, 1],
+    'pixel_mean': [0.5],
+    'pixel_std': [0.25],
+    'dataset': f'npz:{path}',
+    'train_subset': None,
+    'data_fingerprint': dataset.fingerprint,
+  }
+  model = models.build('cnn', 3, (6, 6, 1), width=4)
+  with parallel.use(jax.devices()[:1]):
+    states = [
+      training.train(
+        jax.random.key(seed),
+        model,
+        dataset.train,
+        epochs=8,
+        batch_size=24,
+        optimizer=training.adam(0.01),
+      ).state
+      for seed in (0, 1)
+    ]
+  config = {'recipe': RECIPE, 'source_seed': 0}
+  own = {**facts, 'strategy': 'source', 'parent_sha256': None}
+  digest = checkpoints.save(
+    root / 'made' / 'source', states[0], {**own, 'config': config}
+  )
+  blank = states[0]._replace(
+    params=jax.tree.map(np.zeros_like, states[0].params)
+  )
+  checkpoints.save(root / 'made' / 'blank', blank, {**own, 'config': config})
+  forget = {'forget.txt': '\n'.join(map(str, range(30))).encode()}
+  unlearned = {**own, 'strategy': 'top_k', 'parent_sha256': digest}
+  checkpoints.save(
+    root / 'made' / 'unlearned', states[1], unlearned, files=forget
+  )
+  few = {'forget.txt': b'1\n2\n3\n'}
+  checkpoints.save(root / 'made' / 'few', states[1], unlearned, files=few)
+  for name, changed in {
+    'other_data': {'data_fingerprint': 'f' * 64},
+    'four_classes': {'num_classes': 4},
+    'larger': {'image_shape': [8, 8, 1]},
+    'own_program': {},
+  }.items():
+    manifest = {**unlearned, **changed, 'strategy': 'source'}
+    checkpoints.save(root / 'made' / name, states[1], manifest, files=forget)
+  return root
+
+
+def parse(folder, **changed):
+  """The flags of a quick run, as an object of their own."""
+  made = folder / 'made'
+  given = {
+    'source': made / 'source',
+    'unlearned': made / 'unlearned',
+    'epochs': 2,
+    'batch_size': 8,
+    'generator_width': 2,
+    'limit': 20,
+    **changed,
+  }
+  values = absl_flags.FlagValues()
+  spd_gan.define(values)
+  values(
+    ['spd_gan', *(f'--{k}={v}' for k, v in given.items() if v is not None)]
+  )
+  return values
+
+
+@pytest.fixture(scope='module')
+def finished(folder):
+  workdir = folder / 'main'
+  with parallel.use(jax.devices()[:1]):
+    return workdir, spd_gan.measure(parse(folder, workdir=workdir))
+
+
+def test_it_writes_numbers_words_and_pictures(finished, folder):
+  workdir, found = finished
+  assert sorted(path.name for path in workdir.iterdir()) == sorted(
+    ['checkpoints', 'workdir.json', *degree.FILES.values()]
+  )
+  written = json.loads((workdir / 'degree.json').read_text())
+  assert written['sentence'] == found['sentence']
+  assert list(found['pairs']) == ['unlearned', 'null', 'unseen', 'identity']
+  assert found['checkpoints']['source'] == str(folder / 'made' / 'source')
+  for name, pair in found['pairs'].items():
+    assert len(pair['runs']) == (1 if name == 'identity' else 5)
+    for run in pair['runs']:
+      own = run['held_out']
+      assert own['size'] == 15
+      expected = own['source_perturbed'] - own['unlearned_perturbed']
+      assert own['degree'] == pytest.approx(expected)
+      assert own['excess'] == pytest.approx(own['degree'] - own['gap'])
+      assert [epoch['epoch'] for epoch in run['curve']] == [0, 1, 2]
+  assert found['pairs']['identity']['degree']['mean'] == 0
+  text = (workdir / 'degree.md').read_text()
+  assert found['sentence'].split(':')[0] in text
+  for name in ('bars', 'images', 'curves'):
+    assert degree.FILES[name] in text
+    assert matplotlib.image.imread(workdir / degree.FILES[name]).std() > 0.01
+
+
+def test_the_null_is_trained_once_and_kept(finished, folder, capsys):
+  workdir, before = finished
+  (null,) = (workdir / 'checkpoints').iterdir()
+  assert null.name.startswith('seed1-source-')
+  manifest = checkpoints.read_manifest(null)
+  source = checkpoints.read_manifest(folder / 'made' / 'source')
+  assert manifest['config']['source_seed'] == 1
+  assert manifest['config']['recipe'] == source['config']['recipe']
+  assert manifest['state_sha256'] != source['state_sha256']
+  stamp = (null / 'manifest.json').stat().st_mtime_ns
+  after = spd_gan.measure(parse(folder, workdir=workdir))
+  assert 'done before' in capsys.readouterr().out
+  assert (null / 'manifest.json').stat().st_mtime_ns == stamp
+  assert after['pairs'] == before['pairs']
+
+
+def test_a_twin_beside_the_source_serves_as_the_null(
+  finished, folder, tmp_path
+):
+  (null,) = (finished[0] / 'checkpoints').iterdir()
+  made = tmp_path / 'made'
+  for name in ('source', 'unlearned'):
+    shutil.copytree(folder / 'made' / name, made / name)
+  values = parse(tmp_path, null_dir=null)
+  assert pairs.read(values, spd_gan.settings_of(values)).paths['null'] == null
+  twin = made / 'twin'
+  shutil.copytree(null, twin)
+  manifest = json.loads((twin / 'manifest.json').read_text())
+  manifest['config'] = {'recipe': RECIPE, 'source_seed': 1}
+  (twin / 'manifest.json').write_text(json.dumps(manifest))
+  values = parse(tmp_path)
+  case = pairs.read(values, spd_gan.settings_of(values))
+  assert case.paths['null'] == twin and case.null is not None
+
+
+def test_retrain_is_found_beside_or_is_the_unlearned_model(folder, tmp_path):
+  made = tmp_path / 'made'
+  for name in ('source', 'unlearned'):
+    shutil.copytree(folder / 'made' / name, made / name)
+  values = parse(tmp_path)
+  settings = spd_gan.settings_of(values)
+  case = pairs.read(values, settings)
+  assert case.retrained is None and 'retrained' not in case.paths
+  forgets = spd_gan.problem.forget_hash(case.setup, case.splits)
+  own, parent = (case.manifests[n] for n in ('unlearned', 'source'))
+  manifest = {
+    **{k: v for k, v in own.items() if k not in ('files_sha256',)},
+    'strategy': 'retrain',
+    'forget_sha256': forgets,
+    'parent_sha256': parent['state_sha256'],
+  }
+  forget = {'forget.txt': (made / 'unlearned' / 'forget.txt').read_bytes()}
+  checkpoints.save(made / 'retrain', case.source, manifest, files=forget)
+  case = pairs.read(values, settings)
+  assert case.paths['retrained'] == made / 'retrain'
+  assert case.retrained is not None
+  case = pairs.read(parse(tmp_path, unlearned=made / 'retrain'), settings)
+  assert case.retrained is case.unlearned
+  values = parse(tmp_path, retrained_dir=made / 'unlearned')
+  with pytest.raises(InputError, match="allowed here: 'retrain'"):
+    pairs.read(values, settings)
+
+
+@pytest.mark.parametrize(
+  'name, value, allowed',
+  [
+    ('eta', '-0.1', '0 or more'),
+    ('max_perturbation', '0', 'above 0 and at most 1, or none'),
+    ('max_perturbation', '9/8', 'above 0 and at most 1, or none'),
+    ('max_perturbation', 'much', 'a number, a quotient such as 8/255'),
+    ('max_perturbation', '1/0', 'a number, a quotient such as 8/255'),
+    ('cap', '-1', 'nats above 0'),
+    ('cap', 'low', 'a number'),
+    ('seeds', 4, '5 or more'),
+    ('seed', -1, '0 or more'),
+    ('limit', 0, '1 or more'),
+    ('epochs', 0, '1 or more'),
+    ('batch_size', 0, 'a positive multiple'),
+    ('generator_width', 0, '1 or more'),
+    ('learning_rate', 2, 'above 0 and below 1'),
+    ('source', None, 'a folder with a manifest.json'),
+    ('unlearned', None, 'a folder with a manifest.json'),
+  ],
+)
+def test_bad_flags_are_named_and_nothing_is_written(
+  folder, tmp_path, name, value, allowed
+):
+  values = parse(folder, workdir=tmp_path / 'new', **{name: value})
+  with pytest.raises(flags.FlagError) as caught:
+    spd_gan.measure(values)
+  text = str(caught.value)
+  assert text.startswith(f'--{name}=') and allowed in text
+  assert '\n' not in text and not (tmp_path / 'new').exists()
+
+
+def test_max_perturbation_and_cap_in_words(folder):
+  settings = spd_gan.settings_of(parse(folder, max_perturbation='none', cap=3))
+  assert settings.max_perturbation is None and settings.cap == 3
+  settings = spd_gan.settings_of(parse(folder, cap='none'))
+  assert settings.max_perturbation == 8 / 255 and settings.cap is None
+
+
+@pytest.mark.parametrize(
+  'changed, message',
+  [
+    ({'source': 'blank'}, 'no better than chance'),
+    ({'unlearned': 'few'}, 'the forget set has 3 examples; allowed: two'),
+    ({'batch_size': 16}, 'the forget set has 30 examples; allowed: two'),
+    ({'unlearned': 'other_data'}, 'with data_fingerprint='),
+    ({'unlearned': 'four_classes'}, 'num_classes=3, .* with 4; allowed'),
+    ({'unlearned': 'larger'}, r'image_shape=\[6, 6, 1\], .* with \[8, 8, 1\]'),
+    ({'null_dir': 'four_classes'}, 'num_classes=3, .* with 4; allowed'),
+    ({'source': 'nowhere'}, 'holds no checkpoint'),
+    ({'unlearned': 'source'}, None),
+    ({'source': 'own_program', 'unlearned': 'unlearned'}, None),
+    ({'null_dir': 'source'}, None),
+    ({'null_dir': 'unlearned'}, None),
+  ],
+)
+def test_checkpoints_that_do_not_fit_are_refused_and_nothing_is_written(
+  folder, tmp_path, changed, message
+):
+  given = {
+    name: value if name == 'batch_size' else folder / 'made' / value
+    for name, value in changed.items()
+  }
+  values = parse(folder, workdir=tmp_path / 'new', **given)
+  error = flags.FlagError if message is None else InputError
+  with pytest.raises(error, match=message or 'allowed: ') as caught:
+    spd_gan.measure(values)
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'new').exists()
+
+
+def test_results_of_another_pair_are_never_overwritten(finished, folder):
+  workdir, _ = finished
+  before = (workdir / 'degree.json').read_bytes()
+  made = folder / 'made'
+  ids = folder / 'ids.txt'
+  ids.write_text('\n'.join(map(str, range(30))))
+  values = parse(
+    folder, workdir=workdir, unlearned=made / 'source', forget_ids=ids
+  )
+  with pytest.raises(InputError, match='degree.* of another pair of models'):
+    spd_gan.measure(values)
+  assert (workdir / 'degree.json').read_bytes() == before
+  foreign = folder / 'foreign'
+  foreign.mkdir()
+  (foreign / 'notes.txt').write_text('mine')
+  with pytest.raises(InputError, match='allowed: an empty directory'):
+    spd_gan.measure(parse(folder, workdir=foreign))
+  assert [path.name for path in foreign.iterdir()] == ['notes.txt']
+
+
+def test_the_command_ends_with_one_line_and_its_status(folder, tmp_path):
+  workdir = tmp_path / 'new'
+  for more, status, line in (
+    ('--eta=-1', 2, 'error: --eta=-1.0, allowed: 0 or more'),
+    (f'--source={tmp_path}', 1, f'error: {tmp_path} holds no checkpoint'),
+  ):
+    done = subprocess.run(
+      [
+        *(sys.executable, '-m', 'experiments.spd_gan', f'--workdir={workdir}'),
+        f'--unlearned={folder / "made" / "unlearned"}',
+        more,
+      ],
+      cwd=ROOT,
+      env={**os.environ, 'XLA_FLAGS': ''},
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    assert done.returncode == status
+    assert done.stderr.startswith(line) and done.stderr.count('\n') == 1
+    assert not workdir.exists()
+
+
+def interval(mean, low, high):
+  return {'mean': mean, 'low': low, 'high': high, 'size': 5}
+
+
+@pytest.mark.parametrize(
+  'verdict, words',
+  [
+    ('separates', 'points on the held-out half, separates from the null:'),
+    ('does not separate', 'does not separate from the null:'),
+    ('cannot tell', 'cannot be told from the null, nor told to equal it:'),
+  ],
+)
+def test_the_verdict_is_said_in_one_sentence(verdict, words):
+  own = {'degree': interval(0.5, 0.4, 0.6), 'gap': interval(0.2, 0.2, 0.2)}
+  null = {'degree': interval(0.1, 0.05, 0.15)}
+  difference = interval(0.4, 0.3, 0.5)
+  found = {
+    'pairs': {'unlearned': {**own, 'runs': [0] * 5}, 'null': null},
+    'calibrated': {
+      'verdict': verdict,
+      'p_value': 0.004,
+      'difference': difference,
+    },
+    'calibrated_target': None,
+  }
+  text = degree.sentence(found)
+  assert words in text and text.count('. ') == 0 and text.endswith('.')
+  for number in ('50.0 ± 10.0', '10.0 ± 5.0', '40.0 ± 10.0', '0.004', '20.0'):
+    assert number in text
+
+
+def test_bars_show_every_seed_the_null_as_a_band_and_several_strategies():
+  shown = [
+    degree_figures.Bar('Top-K', [0.5, 0.6, 0.7, 0.6, 0.6], 'method'),
+    degree_figures.Bar('EU-K', [0.1, 0.2, 0.1, 0.2, 0.1], 'baseline'),
+    degree_figures.Bar('Retrain', [0.7, 0.7, 0.8, 0.7, 0.7], 'reference'),
+  ]
+  figure = degree_figures.bars(shown, [0.1, 0.3, 0.2, 0.2, 0.15], 10)
+  (axes,) = figure.axes
+  dots = [line for line in axes.lines if line.get_marker() == 'o']
+  for line, bar in zip(dots, shown, strict=True):
+    np.testing.assert_allclose(line.get_xdata(), 100 * np.array(bar.values))
+  band = axes.patches[0].get_extents().transformed(axes.transData.inverted())
+  np.testing.assert_allclose([band.x0, band.x1], [10, 30])
+  lengths = [bar.get_width() for bar in axes.patches[1:]]
+  np.testing.assert_allclose(lengths, [60, 14, 72])
+  assert [t.get_text() for t in axes.get_yticklabels()] == [
+    *('Top-K', 'EU-K', 'Retrain')
+  ]
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3])
+def test_the_grid_shows_the_difference_times_ten_about_grey(channels):
+  images = np.full((2, 4, 4, channels), 100, np.uint8)
+  moved = images + np.float32(5)
+  figure = degree_figures.image_grid(images, moved, ['cat', 'dog'])
+  shown = [axes.images[0].get_array() for axes in figure.axes]
+  assert len(shown) == 6
+  for array, value in zip(shown, [100, 100, 105, 105, 177.5, 177.5]):
+    np.testing.assert_allclose(array, value / 255, rtol=1e-5)
+  assert [axes.get_title() for axes in figure.axes[:2]] == ['cat', 'dog']
+
+
+def test_the_benchmark_measures_a_tiny_net():
+  from benchmarks import spd_gan as benchmark
+  from unlearn_jax.spd_gan import GeneratorSettings
+
+  settings = GeneratorSettings(epochs=3, batch_size=4, width=2)
+  found = benchmark.measure('cnn', 2, 8, settings)
+  assert len(found['rounds']) == 2
+  ratio = found['time_step_over_classifiers']
+  assert 0 < ratio['min'] <= ratio['median'] <= ratio['max']
+
+
+def test_the_null_follows_the_recipe_of_the_manifest():
+  names = {row.optimizer.__name__ for row in pairs.RECIPES.values()}
+  assert RECIPE['optimizer'] in names and len(names) == len(pairs.RECIPES)

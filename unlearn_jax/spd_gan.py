@@ -1,0 +1,463 @@
+"""SPD-GAN: a generator that tells two classifiers apart (Algorithm 2).
+
+G learns to perturb images such that the source M still has them right and the
+unlearned model M_UL has not. What that says about forgetting is another
+matter, see `degree`.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unlearn_jax import models, training
+from unlearn_jax.base import (
+  Array,
+  Batch,
+  Examples,
+  InputError,
+  Key,
+  Model,
+  ModelState,
+  Params,
+  tensor_paths,
+)
+from unlearn_jax.models.generator import Generator
+from unlearn_jax.prediction import predict
+
+# The default cap, and what counts as far off without one, in log C: the
+# cross-entropy of chance is 1 of them.
+_CHANCES = 2.0
+_PIXEL_RANGE = 255.0
+_LOOKED_AT = 256  # images behind an SSIM
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorSettings:
+  """How a generator is made and trained.
+
+  Attributes:
+    eta: η ≥ 0, the weight of M_UL's cross-entropy (Eq. 13).
+    cap: nats; M_UL's cross-entropy of an example counts up to here only,
+      since −η·CE is unbounded below and, once it takes off, all that is
+      learned. 'default' is 2·log C, twice that of chance; None is the
+      paper's, without a cap.
+    max_perturbation: L∞ bound of G(x), in (0, 1] of the pixel range; None is
+      the paper's, without one (the whole range).
+    epochs: passes over the examples, 1 or more.
+    batch_size: over all devices.
+    learning_rate: Adam's.
+    width: channels of G's first layer.
+  """
+
+  eta: float = 0.03
+  cap: float | Literal['default'] | None = 'default'
+  max_perturbation: float | None = 8 / 255
+  epochs: int = 20
+  batch_size: int = 64
+  learning_rate: float = 1e-3
+  width: int = 32
+
+  def __post_init__(self):
+    for name, holds, allowed in (
+      ('eta', lambda v: 0 <= v < math.inf, '0 or more'),
+      (
+        'cap',
+        lambda v: (
+          v in ('default', None)
+          or (not isinstance(v, str) and 0 < v < math.inf)
+        ),
+        "nats above 0, 'default' or None",
+      ),
+      (
+        'max_perturbation',
+        lambda v: v is None or 0 < v <= 1,
+        'above 0 and at most 1, or None',
+      ),
+      ('epochs', lambda v: v >= 1, '1 or more'),
+      ('batch_size', lambda v: v >= 1, '1 or more'),
+      ('learning_rate', lambda v: 0 < v < 1, 'above 0 and below 1'),
+      ('width', lambda v: v >= 1, '1 or more'),
+    ):
+      value = getattr(self, name)
+      if not holds(value):
+        raise ValueError(f'{name}={value}, allowed: {allowed}')
+
+
+class FittedGenerator(NamedTuple):
+  """A trained G and how it came about.
+
+  Attributes:
+    state: G after the last epoch.
+    history: one `training.Epoch` an epoch; `loss` is that of Eq. 13 with the
+      cap, `measured` has `source_loss` and `unlearned_loss` (mean
+      cross-entropies in nats, uncapped) and `capped_share` (of the epoch's
+      examples, those whose unlearned cross-entropy was at the cap; without a
+      cap, beyond 2·log C). All but the loss are missing at epoch 0.
+    took_off: most examples of the last epoch were there: the cap is what
+      holds the loss, or nothing does.
+    compile_seconds: what compilation cost.
+  """
+
+  state: ModelState
+  history: tuple[training.Epoch, ...]
+  took_off: bool
+  compile_seconds: float
+
+
+class PixelChange(NamedTuple):
+  """How far perturbed images are from the originals.
+
+  Attributes:
+    linf: the largest change of a pixel, in [0, 1] of the pixel range.
+    rms: root of the mean squared change, in the same unit.
+    psnr: −20 · log₁₀(rms), in dB; None where nothing changed.
+    ssim: mean structural similarity, at most 1; Gaussian window of 11 pixels,
+      or the largest odd number that fits the image.
+  """
+
+  linf: float
+  rms: float
+  psnr: float | None
+  ssim: float
+
+
+class _Players(NamedTuple):
+  """All tensors of the game; only the generator's move.
+
+  The classifiers' BatchNorm statistics are among them, so that nothing ever
+  computes with a copy that a step returned.
+  """
+
+  generator: Params
+  source: ModelState
+  unlearned: ModelState
+
+
+class _Carried(NamedTuple):
+  """What a step hands on beside the parameters.
+
+  Attributes:
+    batch_stats: of the generator.
+    sums: float32 `[4]`, since the training began: steps, and over them the
+      means of both cross-entropies and of what is at the cap.
+  """
+
+  batch_stats: Any
+  sums: jax.Array
+
+
+@functools.lru_cache(maxsize=32)
+def generator_model(
+  image_shape: tuple[int, int, int],
+  max_perturbation: float | None = 8 / 255,
+  width: int = 32,
+) -> Model:
+  """G as a `Model` from pixels to perturbations, in the same units.
+
+  Args:
+    image_shape: (height, width, channels); any size.
+    max_perturbation: L∞ bound in (0, 1] of the pixel range; None for all of
+      it.
+    width: channels of the first layer.
+
+  Returns:
+    A `Model` whose `apply` gives float32 `[B, height, width, channels]`, each
+    within ±255 · `max_perturbation`; the same object for the same arguments.
+
+  Example:
+    >>> generator = generator_model((5, 6, 1), 8 / 255, width=2)
+    >>> state = training.initialize(jax.random.key(0), generator)
+    >>> noise, _ = generator.apply(state, jnp.zeros((3, 5, 6, 1)), False)
+    >>> noise.shape, bool((abs(noise) <= 8).all())
+    ((3, 5, 6, 1), True)
+  """
+  share = 1.0 if max_perturbation is None else max_perturbation
+  module = Generator(
+    channels=image_shape[-1], width=width, bound=share * _PIXEL_RANGE
+  )
+  model = models.from_linen(module, image_shape, mean=(0.5,), std=(0.5,))
+  return dataclasses.replace(model, freeze=None)
+
+
+def _add(images: Array, noise: jax.Array) -> jax.Array:
+  """D_p = D_UL + G(D_UL), within the pixel range (Algorithm 2, line 4)."""
+  pixels = jnp.asarray(images, jnp.float32)
+  return jnp.clip(pixels + noise, 0.0, _PIXEL_RANGE)
+
+
+def cap_in_nats(
+  cap: float | Literal['default'] | None, num_classes: int
+) -> float | None:
+  """`GeneratorSettings.cap` for C classes.
+
+  Example:
+    >>> round(cap_in_nats('default', 10), 3)
+    4.605
+  """
+  return _CHANCES * math.log(num_classes) if cap == 'default' else cap
+
+
+@functools.lru_cache(maxsize=32)
+def _loss(
+  classifier: Model, eta: float, cap: float | None, far: float
+) -> training.Loss:
+  """CE(M(x + G(x)), y) − η · CE(M_UL(x + G(x)), y) (Eq. 13).
+
+  The second sign of Eq. 12 is a misprint. Gradients run through the
+  classifiers, in evaluation mode, to the generator alone.
+  """
+
+  def loss(
+    generator: Model, state: ModelState, batches: tuple[Batch, ...]
+  ) -> tuple[jax.Array, Any]:
+    players, carried = state
+    (batch,) = batches
+    own = ModelState(players.generator, carried.batch_stats)
+    noise, batch_stats = generator.apply(own, batch.images, True)
+    perturbed = _add(batch.images, noise)
+    source, unlearned = (
+      classifier.loss(classifier.apply(m, perturbed, False)[0], batch.labels)
+      for m in (players.source, players.unlearned)
+    )
+    held = unlearned if cap is None else jnp.minimum(unlearned, cap)
+    new = jnp.array(
+      [1.0, source.mean(), unlearned.mean(), (unlearned >= far).mean()]
+    )
+    value = (source - eta * held).mean()
+    return value, _Carried(batch_stats, carried.sums + new)
+
+  return loss
+
+
+class _Sums:
+  """Tells of each epoch what happened in it, from sums over all so far."""
+
+  def __init__(self):
+    self._before = np.zeros(4)
+
+  def __call__(self, state: ModelState) -> dict[str, float]:
+    now = np.asarray(state.batch_stats.sums, np.float64)
+    steps, source, unlearned, capped = now - self._before
+    self._before = now
+    if not steps:
+      return {}
+    return {
+      'source_loss': float(source / steps),
+      'unlearned_loss': float(unlearned / steps),
+      'capped_share': float(capped / steps),
+    }
+
+
+def fit_generator(
+  key: Key,
+  model: Model,
+  source: ModelState,
+  unlearned: ModelState,
+  examples: Examples,
+  settings: GeneratorSettings | None = None,
+  *,
+  num_classes: int,
+  on_epoch: Callable[[training.Epoch], None] | None = None,
+) -> FittedGenerator:
+  """Trains G against two frozen classifiers (Algorithm 2, lines 1–10).
+
+  Runs under `jax.pmap(axis_name='batch')`, one compiled call an epoch, which
+  is the same for every key and every pair of classifiers of one model.
+
+  Args:
+    key: typed PRNG key; it is consumed.
+    model: the classifier that both states belong to; it standardises pixels
+      itself, and runs with its running BatchNorm statistics.
+    source: M; its arrays are left alone.
+    unlearned: M_UL; likewise.
+    examples: images `[N, height, width, channels]` in [0, 255] and labels.
+    settings: `GeneratorSettings()` by default.
+    num_classes: C.
+    on_epoch: told of each epoch as it ends, epoch 0 included.
+
+  Returns:
+    The `FittedGenerator`.
+
+  Raises:
+    ValueError: a batch that does not fit the devices or the examples.
+    InputError: the training diverged.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(lambda w, x: x.reshape(len(x), -1) @ w)
+    >>> examples = Examples.of(np.full((8, 4, 4, 1), 99), np.arange(8) % 2)
+    >>> state = ModelState(jnp.zeros((16, 2)))
+    >>> settings = GeneratorSettings(epochs=2, batch_size=4, width=2)
+    >>> from unlearn_jax import parallel
+    >>> with parallel.use(jax.devices()[:1]):
+    ...   fitted = fit_generator(jax.random.key(0), model, state, state,
+    ...                          examples, settings, num_classes=2)
+    >>> [round(e.measured['source_loss'], 4) for e in fitted.history[1:]]
+    [0.6931, 0.6931]
+  """
+  settings = GeneratorSettings() if settings is None else settings
+  generator = _generator_of(examples, settings)
+  cap = cap_in_nats(settings.cap, num_classes)
+  far = _CHANCES * math.log(num_classes) if cap is None else cap
+  init_key, fit_key = jax.random.split(key)
+  start = training.initialize(init_key, generator)
+  players = _Players(start.params, source, unlearned)
+  still = tensor_paths(players._replace(generator=()))
+  fit = training.fit(
+    fit_key,
+    generator,
+    ModelState(players, _Carried(start.batch_stats, jnp.zeros(4))),
+    [examples],
+    epochs=settings.epochs,
+    batch_sizes=[settings.batch_size],
+    optimizer=training.adam(settings.learning_rate),
+    loss=_loss(model, float(settings.eta), cap, far),
+    frozen=frozenset(still),
+    measure=_Sums(),
+    on_epoch=on_epoch,
+  )
+  last = fit.history[-1]
+  if not np.isfinite(list(last.measured.values())).all():
+    raise InputError(
+      'the generator diverged: its loss is not finite; allowed: smaller'
+      ' learning_rate and eta, or a cap'
+    )
+  state = ModelState(
+    fit.state.params.generator, fit.state.batch_stats.batch_stats
+  )
+  took_off = last.measured['capped_share'] > 0.5
+  return FittedGenerator(state, fit.history, took_off, fit.compile_seconds)
+
+
+def _generator_of(examples: Examples, settings: GeneratorSettings) -> Model:
+  shape = tuple(examples.images.shape[1:])
+  if len(shape) != 3:
+    raise ValueError(
+      f'images have the shape {shape}, allowed: (height, width, channels)'
+    )
+  return generator_model(shape, settings.max_perturbation, settings.width)
+
+
+@functools.lru_cache(maxsize=32)
+def _behind(generator: Model, classifier: Model) -> Model:
+  """The classifier behind the generator, its state the pair of theirs."""
+
+  def apply(state: ModelState, images: Array, train: bool):
+    fitted, own = state.params
+    noise, _ = generator.apply(fitted, images, False)
+    logits, _ = classifier.apply(own, _add(images, noise), False)
+    return logits, state.batch_stats
+
+  return Model(apply)
+
+
+def predict_perturbed(
+  model: Model,
+  state: ModelState,
+  generator: ModelState,
+  examples: Examples,
+  settings: GeneratorSettings,
+) -> np.ndarray:
+  """Class probabilities of D_p, G in evaluation mode (Algorithm 2, line 11).
+
+  Args:
+    model: the classifier.
+    state: M or M_UL.
+    generator: G, fitted with `settings`.
+    examples: D_UL, or any other M examples.
+    settings: G's.
+
+  Returns:
+    float32 `[M, C]` on the host.
+  """
+  whole = _behind(_generator_of(examples, settings), model)
+  return predict(whole, ModelState((generator, state)), examples)
+
+
+@functools.lru_cache(maxsize=32)
+def _perturb_program(generator: Model):
+  def perturb(state: ModelState, images: Array) -> jax.Array:
+    return _add(images, generator.apply(state, images, False)[0])
+
+  return jax.jit(perturb)
+
+
+def perturb_images(
+  generator: ModelState,
+  examples: Examples,
+  settings: GeneratorSettings,
+  *,
+  batch_size: int = 256,
+) -> np.ndarray:
+  """D_p = D_UL + G(D_UL), clipped to [0, 255] (Algorithm 2, line 11).
+
+  Args:
+    generator: G, fitted with `settings`.
+    examples: M images.
+    settings: G's.
+    batch_size: images a call.
+
+  Returns:
+    float32 `[M, height, width, channels]` on the host, in [0, 255], no pixel
+    further from the original than 255 · `max_perturbation` up to rounding.
+
+  Example:
+    >>> settings = GeneratorSettings(width=2)
+    >>> model = generator_model((4, 4, 1), width=2)
+    >>> G = training.initialize(jax.random.key(0), model)
+    >>> white = Examples.of(np.full((3, 4, 4, 1), 255, np.uint8), np.zeros(3))
+    >>> perturbed = perturb_images(G, white, settings)
+    >>> bool((perturbed <= 255).all() and (perturbed >= 247).all())
+    True
+  """
+  program = _perturb_program(_generator_of(examples, settings))
+  generator = jax.tree.map(np.asarray, generator)
+  rows = np.asarray(examples.indices)
+  size = min(batch_size, len(rows))
+  parts = []
+  for first in range(0, len(rows), size):
+    chosen = rows[first : first + size]
+    # The last batch is filled up, so that one program serves all.
+    images = np.asarray(examples.images[np.resize(chosen, size)])
+    parts.append(np.asarray(program(generator, images))[: len(chosen)])
+  return np.concatenate(parts)
+
+
+def pixel_change(before: np.ndarray, after: np.ndarray) -> PixelChange:
+  """How far images moved.
+
+  Args:
+    before: `[M, height, width, channels]`, in [0, 255].
+    after: the same shape.
+
+  Returns:
+    The `PixelChange`; SSIM, by dm_pix, over at most 256 images evenly spaced.
+
+  Example:
+    >>> images = np.full((2, 8, 8, 1), 100.0)
+    >>> change = pixel_change(images, images + 25.5)
+    >>> round(change.linf, 4), round(change.rms, 4), round(change.psnr, 3)
+    (0.1, 0.1, 20.0)
+  """
+  import dm_pix  # Only needed here.
+
+  before, after = (np.asarray(x, np.float32) / 255 for x in (before, after))
+  change = after - before
+  rms = math.sqrt(np.mean(np.square(change, dtype=np.float64)))
+  count = min(len(before), _LOOKED_AT)
+  rows = np.linspace(0, len(before) - 1, count).round().astype(int)
+  side = min(11, *before.shape[1:3])
+  window = side - (side + 1) % 2
+  ssim = dm_pix.ssim(before[rows], after[rows], filter_size=window)
+  return PixelChange(
+    linf=float(np.abs(change).max()),
+    rms=rms,
+    psnr=-20 * math.log10(rms) if rms else None,
+    ssim=float(np.mean(ssim)),
+  )
