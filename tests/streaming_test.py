@@ -11,6 +11,7 @@ import pytest
 
 from unlearn_jax import (
   data,
+  epoch,
   evaluation,
   finetuning,
   normalization,
@@ -210,10 +211,10 @@ def test_an_epoch_can_be_resumed_in_its_middle(devices):
 
   with parallel.use(jax.devices()[:devices]), streaming.limit(0):
     share = 16 // devices
-    program = training._program(
+    program = epoch.program(
       MODEL, training.cross_entropy, optimizer, (share,), 5, trained, noise
     )
-    run, resident = training._runner(program, sets, (share,), 5)
+    run, resident = epoch.runner(program, sets, (share,), 5)
     model = fresh()
     start = parallel.replicate(
       training.TrainState(

@@ -7,7 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from unlearn_jax import finetuning, normalization, parallel, timing, training
+from unlearn_jax import (
+  epoch,
+  finetuning,
+  normalization,
+  parallel,
+  timing,
+  training,
+)
 from unlearn_jax.base import Examples, ModelState, stateless, tensor_paths
 from unlearn_jax.prediction import per_example_loss, predict
 from unlearn_jax.timing import Stopwatch
@@ -205,7 +212,7 @@ def epoch_of(frozen):
   state, optimizer = fresh(), training.adam(1e-2)
   trained = tuple(p not in frozen for p in tensor_paths(state.params))
   model = training.frozen_model(MODEL, frozen)
-  program = training._program(
+  program = epoch.program(
     model, training.cross_entropy, optimizer, (16,), 6, trained, None
   )
   moving = [
@@ -233,7 +240,7 @@ def test_a_frozen_beginning_costs_no_backward_pass():
 def test_frozen_tensors_have_no_optimiser_state(monkeypatch):
   """The state that an epoch really carries has moments of the trained."""
   frozen, seen = frozenset(MODEL.order[:-2]), []
-  original = training._program
+  original = epoch.program
 
   def spy(*arguments):
     program = original(*arguments)
@@ -244,7 +251,7 @@ def test_frozen_tensors_have_no_optimiser_state(monkeypatch):
 
     return run
 
-  monkeypatch.setattr(training, '_program', spy)
+  monkeypatch.setattr(epoch, 'program', spy)
   got = fit(fresh(), epochs=1, frozen=frozen)
   shapes = [got.state.params['linear'][k].shape for k in ('bias', 'kernel')]
   adam = seen[0][0]

@@ -1,4 +1,4 @@
-"""The step, the epoch and the loop that train every model.
+"""The loop that trains every model.
 
 Source, retrained, fine-tuned and baseline models differ in the loss, in the
 examples and in which tensors are frozen; all go through `fit`.
@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from unlearn_jax import parallel, timing
+from unlearn_jax import epoch, parallel, timing
 from unlearn_jax.base import (
-  Array,
   Batch,
   Examples,
   Key,
@@ -25,12 +24,7 @@ from unlearn_jax.base import (
   TrainState,
   tensor_paths,
 )
-from unlearn_jax.data import streaming
-
-# `(model, state, batches) -> (loss, batch_stats)`, a mean over the batches.
-Loss = Callable[[Model, ModelState, tuple[Batch, ...]], tuple[jax.Array, Any]]
-# `(key, images) -> images`, a whole batch of pixels at once.
-Augment = Callable[[Key, jax.Array], jax.Array]
+from unlearn_jax.epoch import Augment, Loss
 
 
 class Epoch(NamedTuple):
@@ -90,215 +84,6 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
       ' examples that are trained on'
     )
   return examples.size // batch_size
-
-
-def _shuffled(key: Key, count: int, shape: tuple[int, ...]) -> jax.Array:
-  """Positions in [0, count): as many permutations as `shape` needs."""
-  needed = int(np.prod(shape))
-  keys = jax.random.split(key, -(-needed // count))
-  rounds = [jax.random.permutation(k, count) for k in keys]
-  return jnp.concatenate(rounds)[:needed].reshape(shape)
-
-
-class _Part(NamedTuple):
-  """Consecutive steps of an epoch: which examples, and what augments them.
-
-  Attributes:
-    key: that the augmentation of every step of the epoch is drawn from.
-    numbers: int32 `[S]`, the steps' numbers in the epoch.
-    orders: of each set int32 `[S, D, P]`, positions of the examples that each
-      of the D devices takes.
-  """
-
-  key: Key
-  numbers: Array
-  orders: tuple[Array, ...]
-
-
-def _plan(
-  key: Key, counts: Sequence[int], shares: Sequence[int], steps: int
-) -> tuple[Key, _Part]:
-  """A whole epoch, and the key of the next one."""
-  key, shuffle_key, augment_key = jax.random.split(key, 3)
-  devices = len(parallel.devices())
-  orders = tuple(
-    _shuffled(k, count, (steps, devices, share))
-    for k, count, share in zip(
-      jax.random.split(shuffle_key, len(counts)), counts, shares
-    )
-  )
-  return key, _Part(augment_key, jnp.arange(steps), orders)
-
-
-@functools.lru_cache(maxsize=64)
-def _program(
-  model: Model,
-  loss: Loss,
-  optimizer: optax.GradientTransformation,
-  sizes: tuple[int, ...],
-  steps: int,
-  trained: tuple[bool, ...],
-  augment: Augment | None,
-):
-  """One epoch as one program: shuffle, augment, step, scanned.
-
-  Where images are streamed it runs one part of the epoch a call.
-  """
-
-  def merge(moving: list, still: list, treedef: Any) -> Any:
-    parts = {True: iter(moving), False: iter(still)}
-    return treedef.unflatten([next(parts[moves]) for moves in trained])
-
-  def epoch(rank, state: TrainState, sets, movable, part, streamed):
-    leaves, treedef = jax.tree.flatten(state.model.params)
-    frozen = [leaf for leaf, moves in zip(leaves, trained) if not moves]
-    moving = [leaf for leaf, moves in zip(leaves, trained) if moves]
-    key = state.key
-    if part is None:
-      key, part = _plan(key, [s.size for s in sets], sizes, steps)
-      streamed = (None,) * len(sets)
-    orders = tuple(order[:, rank] for order in part.orders)
-
-    def draw(examples: Examples, positions, images, key) -> Batch:
-      rows, targets = examples.indices[positions], examples.targets
-      images = examples.images[rows] if images is None else images
-      if targets is not None:
-        # A teacher speaks of the plain images.
-        targets = targets[positions]
-      elif augment is not None:
-        images = augment(key, images)
-      return Batch(images, examples.labels[rows], targets)
-
-    def step(carry, inputs):
-      moving, batch_stats, opt_state = carry
-      number, positions, images = inputs
-      keys = jax.random.split(
-        jax.random.fold_in(jax.random.fold_in(part.key, number), rank),
-        len(sets),
-      )
-      batches = tuple(map(draw, sets, positions, images, keys))
-
-      def objective(moving):
-        params = merge(moving, frozen, treedef)
-        value, new = loss(model, ModelState(params, batch_stats), batches)
-        return value, new
-
-      (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(
-        moving
-      )
-      value, grads, batch_stats = parallel.mean((value, grads, batch_stats))
-      updates, opt_state = optimizer.update(grads, opt_state, moving)
-      if movable is not None:
-        updates = jax.tree.map(
-          lambda u, m: jnp.where(m, u, 0), updates, movable
-        )
-      moving = optax.apply_updates(moving, updates)
-      return (moving, batch_stats, opt_state), value
-
-    start = (moving, state.model.batch_stats, state.opt_state)
-    (moving, batch_stats, opt_state), losses = jax.lax.scan(
-      step, start, (part.numbers, orders, streamed)
-    )
-    params = merge(moving, frozen, treedef)
-    model_state = ModelState(params, batch_stats)
-    return TrainState(model_state, opt_state, key), losses
-
-  return parallel.spmd(epoch, donate=[0], split=[4])
-
-
-@functools.lru_cache(maxsize=64)
-def _plan_program(
-  devices: tuple[jax.Device, ...],
-  counts: tuple[int, ...],
-  shares: tuple[int, ...],
-  steps: int,
-):
-  """`_plan` alone, to know on the host what an epoch on `devices` will do."""
-  return jax.jit(lambda key: _plan(key, counts, shares, steps))
-
-
-class _Streamed:
-  """Runs epochs over sets of which some stay on the host, part by part.
-
-  Order and augmentation are those of an epoch with everything on the devices.
-  """
-
-  def __init__(
-    self,
-    program: Callable[..., Any],
-    sets: Sequence[Examples],
-    shares: tuple[int, ...],
-    steps: int,
-  ):
-    self._program = program
-    self._indices = [
-      np.asarray(s.indices) if streaming.streams(s) else None for s in sets
-    ]
-    counts = tuple(s.size for s in sets)
-    self._plan = _plan_program(parallel.devices(), counts, shares, steps)
-    images = [s.images if streaming.streams(s) else None for s in sets]
-    self._stream = streaming.Stream(images, shares, steps)
-
-  def run(
-    self,
-    state: TrainState,
-    sets: tuple[Examples, ...],
-    movable: Any,
-    position: dict[str, Any] | None = None,
-    on_block: Callable[[TrainState, dict[str, Any]], None] | None = None,
-  ) -> tuple[TrainState, np.ndarray]:
-    """Runs an epoch, or what is left of it.
-
-    Args:
-      state: at the start of the epoch, or as `on_block` saw it; donated.
-      sets: as they lie on the devices, without the streamed images.
-      movable: what `update_mask` leaves of the trained tensors.
-      position: as `on_block` saw it; None for the start of the epoch.
-      on_block: told the state after each block, which the next one destroys,
-        and the position that goes with it. Its `key` is still the epoch's.
-
-    Returns:
-      The state after the epoch, and the losses of its steps.
-    """
-    next_key, part = self._plan(state.key)
-    numbers, orders = jax.device_get((part.numbers, part.orders))
-    own = parallel.ranks()
-    blocks = self._stream.blocks(
-      [
-        None if rows is None else rows[order[:, own]].swapaxes(0, 1)
-        for rows, order in zip(self._indices, orders)
-      ],
-      parallel.shard,
-    )
-    if position is not None:
-      blocks.set_state(position)
-
-    def advance(block: streaming.Block) -> jax.Array:
-      nonlocal state
-      steps = slice(block.first, block.last)
-      now = _Part(part.key, numbers[steps], tuple(o[steps] for o in orders))
-      state, losses = self._program(
-        state, sets, movable, parallel.replicate(now), block.images
-      )
-      if on_block:
-        on_block(state, blocks.get_state())
-      return losses
-
-    losses = streaming.each(blocks, advance)
-    state = state._replace(key=parallel.replicate(next_key))
-    return state, np.concatenate(losses)
-
-
-def _runner(program, sets: Sequence[Examples], shares, steps: int):
-  """How an epoch is run, and the sets as they are to lie on the devices."""
-  sets = [streaming.gathered(examples) for examples in sets]
-  if not any(map(streaming.streams, sets)):
-    return lambda *inputs: program(*inputs, None, None), tuple(sets)
-  run = _Streamed(program, sets, shares, steps).run
-  nothing = np.zeros(0, np.uint8)
-  return run, tuple(
-    s._replace(images=nothing) if streaming.streams(s) else s for s in sets
-  )
 
 
 def fit(
@@ -367,8 +152,10 @@ def fit(
   def of_trained(tree: Any) -> list:
     return [x for x, moves in zip(jax.tree.leaves(tree), trained) if moves]
 
-  program = _program(model, loss, optimizer, sizes, steps, trained, augment)
-  run, resident = _runner(program, sets, sizes, steps)
+  program = epoch.program(
+    model, loss, optimizer, sizes, steps, trained, augment
+  )
+  run, resident = epoch.runner(program, sets, sizes, steps)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
