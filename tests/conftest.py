@@ -9,6 +9,10 @@ os.environ['NPROC'] = '16'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
 
+# Both define absl flags when they are imported, and absl's flagsaver forgets
+# flags that were defined while it watched.
+import array_record.python.array_record_data_source  # noqa: E402, F401
+import grain  # noqa: E402, F401
 import jax  # noqa: E402
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / 'unlearn_jax_test_cache'
