@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import ml_dtypes
 import numpy as np
 import pytest
@@ -214,24 +213,6 @@ def test_large_leaves_are_what_sorting_gives(round_to):
     chex.assert_trees_all_equal(mask, reference(grads, k))
 
 
-def test_the_way_of_other_platforms_counts_the_same(monkeypatch):
-  # Off the CPU, and for leaves beyond int32, elements are counted by one sum.
-  # A shape that no other test has, so that this is not compiled yet.
-  monkeypatch.setattr(masks, '_BLOCK', 2**31)
-  grads = {**large_tree(1), 'only here': np.ones((7, 13), np.float32)}
-  mask = masks.topk_mask(grads, grads, 1000)
-  chex.assert_trees_all_equal(mask, reference(grads, 1000))
-
-
-def test_another_k_is_not_compiled_again():
-  grads = {'w': np.arange(11, dtype=np.float32)}
-  masks.topk_mask(grads, grads, 3)
-  before = masks._select._cache_size()
-  masks.topk_mask(grads, grads, 4)
-  masks.topk_mask(grads, grads, 0.9)
-  assert masks._select._cache_size() == before
-
-
 @pytest.mark.parametrize(
   'k, count', [(0.5, 10), (1.0, 20), (1e-9, 1), (0.13, 3), (np.int64(7), 7)]
 )
@@ -261,11 +242,19 @@ def test_topk_errors():
   params = {'a': {'w': jnp.zeros(3)}, 'b': jnp.zeros(2)}
   with pytest.raises(ValueError, match="granularity is 'row'; allowed"):
     masks.topk_mask(params, params, 1, granularity='row')
+  with pytest.raises(ValueError, match="scope is 'all'; allowed"):
+    masks.topk_mask(params, params, 1, scope='all')
+  with pytest.raises(ValueError, match="allowed with granularity='leaf'"):
+    masks.topk_mask(params, params, 1, granularity='leaf', scope='leaf')
+  with pytest.raises(ValueError, match='k is 4; allowed .* from 1 to 3'):
+    masks.topk_mask(params, params, 4, scope='leaf')
   bad = {'a': {'w': jnp.zeros(3)}, 'b': jnp.array([1.0, jnp.nan])}
   with pytest.raises(ValueError, match=r"grads\['b'\] contains NaN"):
     masks.topk_mask(params, bad, 1)
   with pytest.raises(ValueError, match=r"grads\['b'\] contains NaN"):
     masks.topk_mask(params, bad, 1, granularity='leaf')
+  with pytest.raises(ValueError, match=r"grads\['b'\] contains NaN"):
+    masks.topk_mask(params, bad, 1, scope='leaf')
   bad = {'a': {'w': jnp.zeros(3, int)}, 'b': jnp.zeros(2)}
   with pytest.raises(ValueError, match=r"grads\['a/w'\] has dtype int32"):
     masks.topk_mask(params, bad, 1)
@@ -281,6 +270,27 @@ def test_trees_without_or_with_too_many_scalars():
   huge = {'w': jax.ShapeDtypeStruct((2**16, 2**16), jnp.float32)}
   with pytest.raises(ValueError, match='params has 4294967296 scalars'):
     masks.randomk_mask(jax.random.key(0), huge, 1)
+
+
+@pytest.mark.parametrize('k', [3, 0.25, 1.0])
+@pytest.mark.parametrize('inside', [False, True])
+def test_leaf_scope_is_a_selection_in_each_leaf(k, inside):
+  rng = np.random.default_rng(1)
+  sizes = {'a': 40, 'b': 1, 'c': 0, 'd': 70_000, 'e': 12}
+  grads = {
+    name: np.round(rng.standard_normal(size), 1).astype('f')
+    for name, size in sizes.items()
+  }
+
+  def choose(grads):
+    return masks.topk_mask(grads, grads, k, scope='leaf')
+
+  mask = jax.jit(choose)(grads) if inside else choose(grads)
+  for name, size in sizes.items():
+    count = min(k, size) if k == 3 else max(1, round(k * size))
+    if size:
+      expected = reference({'x': grads[name]}, count)['x']
+      np.testing.assert_array_equal(mask[name], expected)
 
 
 def test_leaf_granularity_ranks_tensors_by_norm():
@@ -313,52 +323,6 @@ def test_leaf_granularity_neither_overflows_nor_prefers_nan():
     assert {x for x in grads if mask[x].all()} == set(ranking[:k])
   grads['small'] = jnp.array([jnp.inf, -jnp.inf])
   assert jitted_topk(grads, 1, 'leaf')['small'].all()
-
-
-@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize('k', [45, 20_000, 60_000])
-def test_sharded_parameters_give_the_mask_of_dense_ones(axis_type, k):
-  rng = np.random.default_rng(0)
-  grads = {
-    'a': np.round(rng.standard_normal((8, 128, 72)), 1).astype('f'),
-    'b': rng.standard_normal((8, 16)).astype('f'),
-    'c': rng.standard_normal((3,)).astype('f'),
-  }
-  mesh = jax.make_mesh((4,), ('x',), axis_types=(axis_type,))
-  specs = {
-    'a': PartitionSpec('x'),
-    'b': PartitionSpec(None, 'x'),
-    'c': PartitionSpec(),
-  }
-  with jax.set_mesh(mesh):
-    sharded = {
-      name: jax.device_put(x, NamedSharding(mesh, specs[name]))
-      for name, x in grads.items()
-    }
-    inside = jitted_topk(sharded, k)
-    outside = masks.topk_mask(sharded, sharded, k)
-  expected = reference(grads, k)
-  chex.assert_trees_all_equal(inside, expected)
-  chex.assert_trees_all_equal(outside, expected)
-  assert inside['a'].sharding.spec[0] == 'x'
-
-
-@pytest.mark.parametrize('axis_type', [AxisType.Auto, AxisType.Explicit])
-def test_no_parameter_travels_between_devices(axis_type, monkeypatch):
-  # What is compiled off the CPU, where blocks are not used. A shape that no
-  # other test has, so that it is not compiled yet.
-  monkeypatch.setattr(masks, '_BLOCK', 2**31)
-  mesh = jax.make_mesh((4,), ('x',), axis_types=(axis_type,))
-  sharding = NamedSharding(mesh, PartitionSpec('x'))
-  grads = {
-    name: jax.device_put(np.ones((8, 100, 100), np.float32), sharding)
-    for name in 'ab'
-  }
-  with jax.set_mesh(mesh):
-    text = jitted_topk.lower(grads, k=50).compile().as_text()
-  assert 'all-reduce' in text
-  assert 'all-gather' not in text
-  assert 'all-to-all' not in text
 
 
 def test_randomk_has_exactly_k_and_depends_on_the_key():
