@@ -26,10 +26,10 @@ from unlearn_jax.masks import keys
 _BLOCK = 2**18
 # Below this many scalars all are collected and threads do not pay.
 _SMALL = 2**16
-_THREADED = 2**20
+_THREADED = 2**22
 _SAMPLE = 2**16
 
-# Blocks that a thread takes at once.
+# Blocks that a thread takes at once, at most.
 _CHUNK = 8
 
 _T = TypeVar('_T')
@@ -100,7 +100,8 @@ def select(leaves: Sequence[Any], k: int) -> list[np.ndarray]:
       if workers == 1:
         return list(map(function, *items))
       rows = list(zip(*items))
-      chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+      length = max(1, min(_CHUNK, len(rows) // (2 * workers)))
+      chunks = [rows[i : i + length] for i in range(0, len(rows), length)]
       done = pool.map(lambda rows: [function(*row) for row in rows], chunks)
       return [found for chunk in done for found in chunk]
 
@@ -221,7 +222,7 @@ def _scan(
   between = None
   if count - beyond <= budget[0]:
     budget[0] -= count - beyond
-    between = block.own_to_wide(bits[above])
+    between = block.own_to_wide(bits[np.flatnonzero(above)])
   return _Scan(count, beyond, between, has_nan)
 
 
