@@ -59,6 +59,7 @@ def test_a_toy_run_writes_json_and_a_plot_and_overwrites_nothing(tmp_path):
     ('--ks=0', 'whole numbers from 1'),
     ('--ks=1.5', 'shares'),
     ('--repeats=0', '1 or more'),
+    ('--patience=0', 'seconds above 0'),
     ('--dtype=float8', 'float32'),
   ],
 )
@@ -68,6 +69,7 @@ def test_flags(flag, message):
     'ks': ['45'],
     'ways': [],
     'repeats': 1,
+    'patience': 10.0,
     'dtype': 'float32',
     'torch': 'no',
     'toy': True,
@@ -97,9 +99,26 @@ def test_every_way_chooses_the_same():
     np.testing.assert_array_equal(mask, masks['ours, NumPy'], name)
 
 
+@pytest.mark.parametrize('patience, runs', [(1e-9, 1), (1e9, 3)])
+def test_a_slow_way_runs_once(patience, runs):
+  chosen = {'ways': ['NumPy partition'], 'repeats': 3, 'torch': False}
+  case = topk.contest([jnp.ones(2000)], 45, {**chosen, 'patience': patience})
+  topk.summarize(case)
+  facts = case['ways']['NumPy partition']
+  assert facts['runs'] == runs
+  first = case['rounds'][0]
+  ratios = [t['NumPy partition'] / t[topk.topk_ways.FLOOR] for t in [first]]
+  assert runs > 1 or facts['times_the_floor'] == ratios[0]
+
+
 def test_what_does_not_fit_is_not_run(monkeypatch):
   monkeypatch.setattr(topk, 'free_bytes', lambda: 10**6)
-  chosen = {'ways': ['argpartition'], 'repeats': 1, 'torch': False}
+  chosen = {
+    'ways': ['argpartition'],
+    'repeats': 1,
+    'torch': False,
+    'patience': 10,
+  }
   leaves = [jnp.ones(100_000)]
   case = topk.contest(leaves, 45, chosen)
   reason = case['ways']['NumPy argpartition']['not_run']
