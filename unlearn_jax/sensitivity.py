@@ -90,7 +90,7 @@ def gradient_sensitivity(
   padded = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), batch
   )
-  return _program(objective, share, chunk, signed, devices)(
+  return _program(objective, share, chunk, signed)(
     *parallel.replicate((params, padded, jnp.float32(size), args))
   )
 
@@ -105,9 +105,7 @@ def _at_a_time(params: Params, memory: int) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _program(
-  objective: Objective, share: int, chunk: int, signed: bool, devices: int
-):
+def _program(objective: Objective, share: int, chunk: int, signed: bool):
   def sensitivity(rank, params, batch, size, args):
     def gradient(examples):
       return jax.grad(objective)(params, examples, *args)
@@ -131,15 +129,15 @@ def _program(
       examples = jax.tree.map(
         lambda x: jax.lax.dynamic_slice_in_dim(x, start, chunk), batch
       )
-      # Devices hold disjoint examples: their sum is D times their mean.
-      weights = jnp.where(positions < size, devices / size, 0.0)
+      weights = jnp.where(positions < size, 1 / size, 0.0)
       return jax.tree.map(jnp.add, total, summed(examples, weights)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     own = rank * share + jnp.arange(0, share, chunk)
     total, _ = jax.lax.scan(add, zeros, own)
-    total = parallel.mean(total)
-    return jax.tree.map(jnp.abs, total) if signed else total
+    # Devices hold disjoint examples: their sum is D times their mean.
+    devices = len(parallel.devices())
+    return jax.tree.map(lambda t: jnp.abs(t) * devices, parallel.mean(total))
 
   return parallel.spmd(sensitivity)
 
