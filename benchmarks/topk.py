@@ -34,6 +34,7 @@ from typing import Any
 from absl import flags as absl_flags
 import jax
 import jax.numpy as jnp
+import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
@@ -41,7 +42,7 @@ import numpy as np
 from benchmarks import jax_worker, topk_ways
 from benchmarks.environment import environment
 from benchmarks.memory import PeakMemory
-from experiments import files, flags
+from experiments import figures, files, flags
 from unlearn_jax import models
 from unlearn_jax.timing import Stopwatch
 
@@ -262,30 +263,84 @@ def _line(name: str, facts: dict[str, Any], size: int) -> str:
   return ', '.join([f'{name:28}', *filter(None, cells)])
 
 
+def markdown(result: dict[str, Any]) -> str:
+  """Times over the floor as a Markdown table, in brackets ns a parameter."""
+  cases = result['cases']
+  head = ['way'] + [
+    f'N = {_short(case["size"])}, K = {_share(case["k_flag"])}'
+    for case in cases
+  ]
+  lines = [head, ['---'] + ['---:'] * len(cases)]
+  for name in dict.fromkeys(name for case in cases for name in case['ways']):
+    facts = [case['ways'].get(name, {}) for case in cases]
+    cells = [_cell(own, case['size']) for own, case in zip(facts, cases)]
+    lines.append([name, *cells])
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def _cell(facts: dict[str, Any], size: int) -> str:
+  if 'seconds' not in facts:
+    return '–'
+  nanoseconds = 1e9 * facts['seconds'] / size
+  once = '' if facts['runs'] > 1 else ', once'
+  return f'{facts["times_the_floor"]:.3g} ({nanoseconds:.2g}{once})'
+
+
+def _short(size: int) -> str:
+  exponent = int(math.log10(size))
+  return f'{size / 10**exponent:.3g}·10^{exponent}'
+
+
+def _share(k: int | float) -> str:
+  return str(k) if isinstance(k, int) else f'{100 * k:g} %'
+
+
 def plot(result: dict[str, Any], path: pathlib.Path) -> None:
   """Seconds over N, both logarithmic, one panel for each K."""
   ks = result['settings']['ks']
-  figure = Figure(figsize=(5 * len(ks), 4.2), layout='constrained')
-  FigureCanvasAgg(figure)
-  for place, k in enumerate(ks):
-    axes = figure.add_subplot(1, len(ks), place + 1)
-    cases = [case for case in result['cases'] if case['k_flag'] == k]
-    names = dict.fromkeys(name for case in cases for name in case['ways'])
-    for name in names:
-      points = [
-        (case['size'], case['ways'][name]['seconds'])
-        for case in cases
-        if 'seconds' in case['ways'].get(name, {})
-      ]
-      if points:
-        form = 'k--' if name == topk_ways.FLOOR else 'o-'
-        axes.plot(*zip(*points), form, label=name)
-    axes.set(xscale='log', yscale='log', xlabel='N', ylabel='seconds')
-    axes.set_title(f'K = {k}' if isinstance(k, int) else f'K = {100 * k:g} %')
-    axes.grid(alpha=0.3)
-  figure.axes[0].legend(fontsize=7)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=150)
+  names = list(
+    dict.fromkeys(n for case in result['cases'] for n in case['ways'])
+  )
+  with matplotlib.rc_context(figures.STYLE):
+    figure = Figure(figsize=(figures.WIDTH, 3.4), layout='constrained')
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(1, len(ks), sharex=True, sharey=True, squeeze=False)[
+      0
+    ]
+    for axes, k in zip(grid, ks):
+      cases = [case for case in result['cases'] if case['k_flag'] == k]
+      for place, name in enumerate(names):
+        points = [
+          (case['size'], case['ways'][name]['seconds'])
+          for case in cases
+          if 'seconds' in case['ways'].get(name, {})
+        ]
+        if points:
+          axes.plot(*zip(*points), label=name, **_look(name, place))
+      axes.set(xscale='log', yscale='log', xlabel='N, parameters')
+      axes.set_title(f'K = {_share(k)}', loc='left')
+      axes.grid()
+    grid[0].set_ylabel('seconds')
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside right upper')
+  files.replace(path, figures.png(figure))
+
+
+def _look(name: str, place: int) -> dict[str, Any]:
+  """The floor as a dashed line, ours filled, peers open."""
+  if name == topk_ways.FLOOR:
+    return {'color': figures.BLACK, 'linestyle': '--'}
+  own = name.startswith('ours')
+  colors = (
+    *(figures.BLUE, figures.VERMILLION, figures.GREEN, figures.PURPLE),
+    *(figures.ORANGE, figures.SKY, figures.GREY, figures.BLACK),
+  )
+  return {
+    'color': colors[place % len(colors)],
+    'marker': 'os^Dv<>P'[place % 8],
+    'markerfacecolor': colors[place % len(colors)] if own else 'white',
+    'linewidth': 2.0 if own else 1.0,
+  }
 
 
 def run(

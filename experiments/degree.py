@@ -9,11 +9,15 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import degree_figures, figures, files, report, tables
+from experiments import degree_figures, figures, files, tables
 from experiments.degree_figures import Bar
 from unlearn_jax import metrics, spd_gan
 from unlearn_jax.base import Examples, ModelState
-from unlearn_jax.calibration import RESOLUTION, Calibrated
+from unlearn_jax.calibration import (
+  RESOLUTION,
+  Calibrated,
+  calibrated_degree,
+)
 from unlearn_jax.degree import Degree, Run, Standing, UnlearningDegree
 from unlearn_jax.spd_gan import GeneratorSettings
 
@@ -33,6 +37,11 @@ LABELS = {
   'unseen': 'null: fitted on images no model saw',
   'identity': 'null: M against itself',
 }
+VERBS = {
+  'separates': 'separates from the null',
+  'does not separate': 'does not separate from the null',
+  'cannot tell': 'cannot be told from the null, nor told to equal it',
+}
 SETS = ('held_out', 'fitted', 'retain', 'test')
 _SHOWN = 8  # images in the grid
 
@@ -42,22 +51,40 @@ Dict = dict[str, Any]
 def as_dict(result: UnlearningDegree, settings: GeneratorSettings) -> Dict:
   """What is measured, JSON-serialisable; the generators are left out."""
   pairs = {
-    name: _pair(name, getattr(result, name))
+    name: pair(name, getattr(result, name))
     for name in LABELS
     if getattr(result, name) is not None
   }
-  target = result.calibrated_target
+  return assemble(pairs, settings)
+
+
+def assemble(pairs: Dict, settings: GeneratorSettings) -> Dict:
+  """What is measured of one unlearned model, from what `pair` makes.
+
+  Args:
+    pairs: by the keys of `LABELS`; 'retrained' may be missing.
+    settings: of the generators.
+  """
+
+  def values(name: str) -> list[float]:
+    return values_of({'pairs': pairs}, name)
+
+  null = values('null')
+  target = values('retrained') if 'retrained' in pairs else None
   found: Dict = {
     'schema': 1,
     'settings': dataclasses.asdict(settings),
     'pairs': pairs,
-    'calibrated': _calibrated(result.calibrated),
-    'calibrated_target': target and _calibrated(target),
+    'calibrated': calibrated(
+      calibrated_degree(values('unlearned'), null, target)
+    ),
+    'calibrated_target': target and calibrated(calibrated_degree(target, null)),
   }
   return {**found, 'sentence': sentence(found), 'warnings': warnings(found)}
 
 
-def _pair(name: str, degree: Degree) -> Dict:
+def pair(name: str, degree: Degree) -> Dict:
+  """One pair of models, JSON-serialisable; `name` is a key of `LABELS`."""
   runs = [_run(run) for run in degree.runs]
   means = {
     metric: metrics.mean_interval([run['held_out'][metric] for run in runs])
@@ -89,25 +116,21 @@ def _standing(standing: Standing) -> Dict:
   return {**standing._asdict(), **own}
 
 
-def _calibrated(calibrated: Calibrated) -> Dict:
-  difference = calibrated.difference._asdict()
-  return {**calibrated._asdict(), 'difference': difference}
+def calibrated(found: Calibrated) -> Dict:
+  """A `Calibrated`, JSON-serialisable."""
+  return {**found._asdict(), 'difference': found.difference._asdict()}
 
 
 def sentence(found: Dict) -> str:
   """Whether the degree separates from the null, in one sentence."""
   own, null = (found['pairs'][name] for name in ('unlearned', 'null'))
-  calibrated, count = found['calibrated'], len(own['runs'])
-  verb = {
-    'separates': 'separates from the null',
-    'does not separate': 'does not separate from the null',
-    'cannot tell': 'cannot be told from the null, nor told to equal it',
-  }[calibrated['verdict']]
+  against, count = found['calibrated'], len(own['runs'])
+  verb = VERBS[against['verdict']]
   text = (
     f'The degree of the unlearned model, {_share(own["degree"])} on the'
     f' held-out half, {verb}: two models that differ in their seed alone score'
     f' {_share(null["degree"])}, a difference of'
-    f' {_share(calibrated["difference"])} (p = {calibrated["p_value"]:.3f},'
+    f' {_share(against["difference"])} (p = {against["p_value"]:.3f},'
     f' {count} generators a side); without any generator the accuracies are'
     f' {100 * own["gap"]["mean"]:.1f} points apart'
   )
@@ -166,7 +189,7 @@ def markdown(found: Dict) -> str:
     tables.markdown_list(_HOW_TO_READ),
     '## How it was run\n',
     '```json\n'
-    + report.to_json({k: v for k, v in found.items() if k != 'pairs'})
+    + files.to_json({k: v for k, v in found.items() if k != 'pairs'})
     + '```\n',
   ]
   return '\n'.join(part for part in parts if part)
@@ -195,15 +218,15 @@ def _degrees(found: Dict) -> str:
   rows = []
   for name, pair in found['pairs'].items():
     runs = pair['runs']
-    cells = [LABELS[name], _points(pair['degree'])]
+    cells = [LABELS[name], points(pair['degree'])]
     cells.append(
       ', '.join(f'{100 * r["held_out"]["degree"]:.1f}' for r in runs)
     )
     for part in ('fitted', 'retain', 'test'):
-      cells.append(_points(_mean([run[part]['degree'] for run in runs])))
-    cells += [_points(pair['gap']), _points(pair['excess'])]
+      cells.append(points(_mean([run[part]['degree'] for run in runs])))
+    cells += [points(pair['gap']), points(pair['excess'])]
     rows.append([*cells, f'{pair["took_off"]} of {len(runs)}'])
-  return _table(head, rows)
+  return tables.markdown_rows(head, rows)
 
 
 def _accuracies(found: Dict) -> str:
@@ -221,7 +244,7 @@ def _accuracies(found: Dict) -> str:
     for model in ('source', 'unlearned'):
       for images in ('clean', 'perturbed'):
         column = [run['held_out'][f'{model}_{images}'] for run in runs]
-        cells.append(_points(_mean(column)))
+        cells.append(points(_mean(column)))
     pixels = {
       key: [run['pixels'][key] for run in runs] for key in runs[0]['pixels']
     }
@@ -229,21 +252,16 @@ def _accuracies(found: Dict) -> str:
     known = [value for value in pixels['psnr'] if value is not None]
     cells.append(f'{np.mean(known):.1f}' if known else tables.MISSING)
     rows.append([*cells, f'{np.mean(pixels["ssim"]):.3f}'])
-  return _table(head, rows)
+  return tables.markdown_rows(head, rows)
 
 
 def _mean(values: Sequence[float]) -> Dict:
   return metrics.mean_interval(values)._asdict()
 
 
-def _points(interval: Dict) -> str:
+def points(interval: Dict) -> str:
+  """'61.2 ± 3.4', of an interval of shares."""
   return _share(interval).removesuffix(' points')
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-  lines = [head, ['---'] + ['---:'] * (len(head) - 1)]
-  lines += [[tables.markdown_text(cell) for cell in row] for row in rows]
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 
 def bars_of(found: Dict) -> list[Bar]:
@@ -300,7 +318,7 @@ def write(
     'images': figures.png(grid),
     'curves': figures.png(degree_figures.curves(found)),
     'markdown': markdown(found).encode(),
-    'json': report.to_json(found).encode(),
+    'json': files.to_json(found).encode(),
   }
   return {
     name: files.replace(directory / FILES[name], content)

@@ -22,11 +22,13 @@ class Bar(NamedTuple):
     label: what stands beside it.
     values: the degree of each generator, in [-1, 1].
     role: a key of `figures.LOOKS`, or 'reference'.
+    interval: of the mean; None for the one over generators.
   """
 
   label: str
   values: Sequence[float]
   role: str
+  interval: metrics.Interval | None = None
 
 
 def bars(
@@ -67,7 +69,7 @@ def _draw_bar(axes: Any, place: int, bar: Bar) -> None:
   face, hatch = 'white', '\\\\\\\\'
   if bar.role in figures.LOOKS:
     _, face, hatch = figures.LOOKS[bar.role]
-  interval = metrics.mean_interval(bar.values)
+  interval = bar.interval or metrics.mean_interval(bar.values)
   mean = 100 * interval.mean
   axes.barh(
     place, mean, 0.6, color=face, hatch=hatch, edgecolor=figures.BLACK, lw=0.6

@@ -4,7 +4,7 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; line style,
 marker and hatch say the same once more for print in grey.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import io
 import math
 import os
@@ -414,15 +414,23 @@ def png(figure: Figure) -> bytes:
 
 
 def save_all(
-  report: Report, directory: str | os.PathLike
+  report: Report,
+  directory: str | os.PathLike,
+  more: Mapping[str, Figure] | None = None,
 ) -> dict[str, pathlib.Path]:
   """Draws every figure into `directory/NAME.png`, each replaced at once.
+
+  Args:
+    report: what `FIGURES` show.
+    directory: where to.
+    more: further figures by name.
 
   Returns:
     Path by name, in the order in which the report shows them.
   """
   directory = pathlib.Path(directory)
+  drawn = {name: draw(report) for name, draw in FIGURES.items()}
   return {
-    name: files.replace(directory / f'{name}.png', png(draw(report)))
-    for name, draw in FIGURES.items()
+    name: files.replace(directory / f'{name}.png', png(figure))
+    for name, figure in {**drawn, **(more or {})}.items()
   }

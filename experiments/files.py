@@ -1,7 +1,12 @@
-"""Files that a reader sees whole or not at all."""
+"""Files that a reader sees whole or not at all, and JSON that any reads."""
 
+import json
+import math
 import os
 import pathlib
+from typing import Any
+
+import numpy as np
 
 
 def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
@@ -26,3 +31,30 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   finally:
     draft.unlink(missing_ok=True)
   return path
+
+
+def to_json(value: Any) -> str:
+  """A value as JSON that any parser reads: NaN and infinity become null."""
+  return (
+    json.dumps(plain(value), sort_keys=True, indent=2, allow_nan=False) + '\n'
+  )
+
+
+def plain(value: Any) -> Any:
+  """The same value in JSON's own types.
+
+  Example:
+    >>> plain({'auc': np.float32('nan'), 1: (np.int64(2), None)})
+    {'auc': None, '1': [2, None]}
+  """
+  if isinstance(value, dict):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, np.ndarray | np.generic):
+    return plain(value.tolist())
+  if isinstance(value, list | tuple | set | frozenset):
+    return [plain(item) for item in value]
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if value is None or isinstance(value, bool | int | str):
+    return value
+  return str(value)

@@ -24,6 +24,8 @@ from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 
 _DEFAULTS = Settings()
+# The modules that define flags for several binaries.
+_ROOMS = (__name__, 'experiments.generator_flags')
 
 
 class FlagError(Exception):
@@ -255,8 +257,8 @@ def _k(text: str) -> int | float:
 
 def names() -> list[str]:
   """The flags that the running binary defined, absl's own left out."""
-  own = flags.FLAGS.flags_by_module_dict().get(__name__, [])
-  return [flag.name for flag in own]
+  modules = flags.FLAGS.flags_by_module_dict()
+  return [f.name for room in _ROOMS for f in modules.get(room, [])]
 
 
 def settings(values: Any) -> Settings:

@@ -123,7 +123,7 @@ def seed_of(values: Any, what: str, run: int) -> int:
 
 def key_of(what: str, seed: int) -> Key:
   """The key of one purpose, unlike that of another with the same seed."""
-  purposes = ('split', 'source', 'unlearn')
+  purposes = ('split', 'source', 'unlearn', 'degree')
   return jax.random.fold_in(jax.random.key(seed), purposes.index(what))
 
 

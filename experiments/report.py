@@ -1,26 +1,36 @@
 """The report's files: report.json, report.md, report.html and the pictures."""
 
+from collections.abc import Mapping
 import html
 import json
-import math
 import os
 import pathlib
-from typing import Any
 
-import numpy as np
+from matplotlib.figure import Figure
 
-from experiments import figures, files, prose, tables, verdicts, webpage
+from experiments import (
+  degree_section,
+  figures,
+  files,
+  prose,
+  tables,
+  verdicts,
+  webpage,
+)
 from experiments.verdicts import Report
 
 
 def write(
-  report: Report, directory: str | os.PathLike
+  report: Report,
+  directory: str | os.PathLike,
+  more: Mapping[str, Figure] | None = None,
 ) -> dict[str, pathlib.Path]:
   """Writes every form of the report; each file appears whole or not at all.
 
   Args:
     report: the dictionary that `experiments.unlearn` makes. NaN becomes null.
     directory: where to; made where missing, older reports replaced.
+    more: further figures that a section of the report names.
 
   Returns:
     Paths by name: `json`, `markdown`, `html` and one for each figure.
@@ -29,13 +39,13 @@ def write(
     OSError: something cannot be written.
   """
   directory = pathlib.Path(directory)
-  report = plain(report)
-  pictures = figures.save_all(report, directory / 'figures')
+  report = files.plain(report)
+  pictures = figures.save_all(report, directory / 'figures', more)
   drawn = {name: path.read_bytes() for name, path in pictures.items()}
   text = {
     'html': ('report.html', webpage.page(report, drawn)),
     'markdown': ('report.md', markdown(report)),
-    'json': ('report.json', to_json(report)),
+    'json': ('report.json', files.to_json(report)),
   }
   return pictures | {
     form: files.replace(
@@ -59,33 +69,6 @@ def read(path: str | os.PathLike) -> Report:
   if not isinstance(report, dict) or report.get('schema') != 1:
     raise ValueError(f'{path}: not a report of schema 1')
   return report
-
-
-def to_json(report: Report) -> str:
-  """The report as JSON that any parser reads: NaN and infinity become null."""
-  return (
-    json.dumps(plain(report), sort_keys=True, indent=2, allow_nan=False) + '\n'
-  )
-
-
-def plain(value: Any) -> Any:
-  """The same value in JSON's own types.
-
-  Example:
-    >>> plain({'auc': np.float32('nan'), 1: (np.int64(2), None)})
-    {'auc': None, '1': [2, None]}
-  """
-  if isinstance(value, dict):
-    return {str(key): plain(item) for key, item in value.items()}
-  if isinstance(value, np.ndarray | np.generic):
-    return plain(value.tolist())
-  if isinstance(value, list | tuple | set | frozenset):
-    return [plain(item) for item in value]
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
-  if value is None or isinstance(value, bool | int | str):
-    return value
-  return str(value)
 
 
 def markdown(report: Report) -> str:
@@ -118,10 +101,26 @@ def markdown(report: Report) -> str:
     parts.append(f'## {text(tables.PARTS[part][0])}\n')
     parts.append(tables.markdown_table(report, part))
   parts.append(tables.markdown_list(tables.footnotes(report, 'cost')))
+  for section in degree_section.sections(report):
+    parts += _section(section)
   if report.get('notes'):
     parts += ['## Notes\n', tables.markdown_list(report['notes'])]
   parts += ['## How it was run\n', _how_it_was_run(report)]
   return '\n'.join(part for part in parts if part.strip())
+
+
+def _section(section: degree_section.Section) -> list[str]:
+  text = tables.markdown_text
+  return [
+    f'## {text(section.title)}\n',
+    tables.markdown_list(section.sentences),
+    tables.markdown_rows(section.head, section.rows),
+    tables.markdown_list(section.notes),
+    *(
+      f'![{text(caption)}](figures/{name}.png)\n'
+      for name, caption in section.pictures.items()
+    ),
+  ]
 
 
 def _how_it_was_run(report: Report) -> str:

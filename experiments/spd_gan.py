@@ -19,16 +19,21 @@ from typing import Any
 from absl import flags as absl_flags
 import jax
 
-from experiments import degree, flags, pairs, problem, results, stages
+from experiments import (
+  degree,
+  flags,
+  generator_flags,
+  pairs,
+  problem,
+  results,
+  stages,
+)
 from experiments.pairs import Case
 from experiments.progress import Progress
-from unlearn_jax import parallel
 from unlearn_jax.base import InputError
-from unlearn_jax.degree import MIN_SEEDS, UnlearningDegree, unlearning_degree
+from unlearn_jax.degree import UnlearningDegree, unlearning_degree
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.training import Epoch
-
-_DEFAULTS = GeneratorSettings()
 
 
 def define(own: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
@@ -45,31 +50,10 @@ def define(own: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   }
   for name, text in texts.items():
     absl_flags.DEFINE_string(name, None, text, flag_values=own)
-  absl_flags.DEFINE_string(
-    'max_perturbation',
-    '8/255',
-    "L∞ bound in the pixel range's unit: above 0 and at most 1, or none.",
-    flag_values=own,
+  absl_flags.DEFINE_integer(
+    'seed', 0, 'Of all that is drawn here.', flag_values=own
   )
-  absl_flags.DEFINE_string(
-    'cap',
-    'default',
-    'Nats up to which M_UL’s loss counts; default: 2·log C; or none.',
-    flag_values=own,
-  )
-  for name, text in {'eta': 'η of Eq. 13.', 'learning_rate': "Adam's."}.items():
-    default = getattr(_DEFAULTS, name)
-    absl_flags.DEFINE_float(name, default, text, flag_values=own)
-  numbers = {
-    'epochs': (_DEFAULTS.epochs, 'Passes over half of the forget set.'),
-    'batch_size': (_DEFAULTS.batch_size, 'Images a step, all devices.'),
-    'generator_width': (_DEFAULTS.width, "Channels of G's first layer."),
-    'seeds': (MIN_SEEDS, f'Generators a pair of models, {MIN_SEEDS} or more.'),
-    'seed': (0, 'Of all that is drawn here.'),
-    'limit': (2048, 'At most so many retained and test images are scored.'),
-  }
-  for name, (default, text) in numbers.items():
-    absl_flags.DEFINE_integer(name, default, text, flag_values=own)
+  generator_flags.define(own=own)
 
 
 def settings_of(values: Any) -> GeneratorSettings:
@@ -78,41 +62,10 @@ def settings_of(values: Any) -> GeneratorSettings:
   Raises:
     FlagError: the first that is out of range.
   """
-  for name, least in (('seeds', MIN_SEEDS), ('limit', 1), ('seed', 0)):
-    if not least <= getattr(values, name) < 2**31:
-      raise flags.FlagError(name, getattr(values, name), f'{least} or more')
-  try:
-    parallel.per_device(values.batch_size)
-    return GeneratorSettings(
-      eta=values.eta,
-      cap=_number('cap', values.cap, ('default', 'none')),
-      max_perturbation=_number(
-        'max_perturbation', values.max_perturbation, ('none',)
-      ),
-      epochs=values.epochs,
-      batch_size=values.batch_size,
-      learning_rate=values.learning_rate,
-      width=values.generator_width,
-    )
-  except ValueError as error:
-    # 'name=value, allowed: …', as a FlagError says it.
-    name, _, rest = str(error).partition('=')
-    value, _, allowed = rest.partition(', allowed: ')
-    name = {'width': 'generator_width'}.get(name, name)
-    allowed = allowed.replace('None', 'none')
-    raise flags.FlagError(name, value, allowed) from None
-
-
-def _number(name: str, text: str, words: tuple[str, ...]) -> Any:
-  """A number, a quotient such as 8/255, or one of the words."""
-  if text in words:
-    return None if text == 'none' else text
-  try:
-    above, _, below = text.partition('/')
-    return float(above) / float(below or 1)
-  except (ValueError, ZeroDivisionError):
-    allowed = f'a number, a quotient such as 8/255, or {" or ".join(words)}'
-    raise flags.FlagError(name, text, allowed) from None
+  if not 0 <= values.seed < 2**31:
+    raise flags.FlagError('seed', values.seed, '0 or more')
+  (settings,) = generator_flags.settings(values)
+  return settings
 
 
 def teller(

@@ -4,7 +4,7 @@ Input is the `report` dictionary that `experiments.unlearn` makes; no metric is
 computed here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import html
 import re
 import textwrap
@@ -285,6 +285,13 @@ def markdown_table(report: Report, part: str = 'main') -> str:
     if row['strategy'] == CONTROL:
       line = [f'**{text}**' for text in line]
     lines.append(line)
+  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+
+
+def markdown_rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Cells of text as a GitHub Markdown table, the first column to the left."""
+  lines = [head, ['---'] + ['---:'] * (len(head) - 1)]
+  lines += [[markdown_text(cell) for cell in row] for row in rows]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
 
 

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any
 
-from experiments import figures, prose, tables, verdicts
+from experiments import degree_section, figures, prose, tables, verdicts
 from experiments.verdicts import CONTROL, Report
 
 STYLE = """
@@ -95,10 +95,14 @@ def page(report: Report, pictures: Mapping[str, bytes]) -> str:
     '<h2>How to read this</h2>',
     _definitions(report),
     '<h2>Pictures</h2>',
-    *_figures(report, pictures),
+    *_figures(
+      {n: (ALT[n], text) for n, text in prose.captions(report).items()},
+      pictures,
+    ),
     _table(report, 'paper'),
     _table(report, 'cost'),
     _list(tables.footnotes(report, 'cost'), 'notes'),
+    *(_section(own, pictures) for own in degree_section.sections(report)),
     _notes(report),
     _setup(report),
   ]
@@ -128,22 +132,36 @@ def _list(lines: Iterable[str], kind: str = '') -> str:
 
 def _table(report: Report, part: str) -> str:
   title, _ = tables.PARTS[part]
-  shown = tables.columns(report, part)
-  head = ''.join(
-    f'<th scope="col">{escape(c.header)} <small>{escape(c.unit)}</small></th>'
-    for c in shown
+  head = [('Strategy', '')]
+  head += [(c.header, c.unit) for c in tables.columns(report, part)]
+  kinds = {CONTROL: 'control', 'retrain': 'reference'}
+  body = [
+    (line[0], line[1:], kinds.get(row['strategy'], ''))
+    for row, line in zip(report['rows'], tables.cells(report, part))
+  ]
+  return f'<h2>{escape(title)}</h2>\n{_rows(head, body)}'
+
+
+def _rows(
+  head: Iterable[tuple[str, str]],
+  body: Iterable[tuple[str, list[str], str]],
+) -> str:
+  """A table: names and units of columns; label, cells and class of rows."""
+  first, *others = (
+    f'<th scope="col">{escape(name)}'
+    + (f' <small>{escape(unit)}</small>' if unit else '')
+    + '</th>'
+    for name, unit in head
   )
-  lines = []
-  for row, line in zip(report['rows'], tables.cells(report, part)):
-    kind = {CONTROL: 'control', 'retrain': 'reference'}.get(row['strategy'], '')
-    label, *numbers = map(_text, line)
-    data = ''.join(f'<td>{text}</td>' for text in numbers)
-    lines.append(
-      f'<tr class="{kind}"><th scope="row">{label}</th>{data}</tr>\n'
-    )
+  lines = (
+    f'<tr class="{kind}"><th scope="row">{_text(label)}</th>'
+    + ''.join(f'<td>{_text(cell)}</td>' for cell in cells)
+    + '</tr>\n'
+    for label, cells, kind in body
+  )
   return (
-    f'<h2>{escape(title)}</h2>\n<div class="scroll"><table>\n'
-    f'<thead><tr><th scope="col">Strategy</th>{head}</tr></thead>\n'
+    '<div class="scroll"><table>\n'
+    f'<thead><tr>{first}{"".join(others)}</tr></thead>\n'
     f'<tbody>\n{"".join(lines)}</tbody></table></div>'
   )
 
@@ -168,20 +186,39 @@ def _definitions(report: Report) -> str:
   return f'<dl>\n{"".join(items)}</dl>'
 
 
-def _figures(report: Report, pictures: Mapping[str, bytes]) -> list[str]:
-  captions = prose.captions(report)
+def _figures(
+  named: Mapping[str, tuple[str, str]], pictures: Mapping[str, bytes]
+) -> list[str]:
+  """Figures by name, each with its alternative text and its caption."""
   found = []
-  for name, data in pictures.items():
+  for name, (alt, caption) in named.items():
+    data = pictures[name]
     encoded = base64.b64encode(data).decode('ascii')
     width = int.from_bytes(data[16:20], 'big') * PIXELS_PER_INCH // figures.DPI
-    caption = _text(captions[name])
+    caption = _text(caption)
     found.append(
-      f'<figure id="{name}">\n<img width="{width}" alt="{ALT[name]}" '
+      f'<figure id="{name}">\n<img width="{width}" alt="{escape(alt)}" '
       f'src="data:image/png;base64,{encoded}">\n'
       + (f'<figcaption>{caption}</figcaption>\n' if caption else '')
       + '</figure>'
     )
   return found
+
+
+def _section(
+  section: degree_section.Section, pictures: Mapping[str, bytes]
+) -> str:
+  named = {name: (text, text) for name, text in section.pictures.items()}
+  body = [(line[0], line[1:], '') for line in section.rows]
+  return '\n'.join(
+    [
+      f'<h2>{escape(section.title)}</h2>',
+      f'<div class="verdicts">{_list(section.sentences)}</div>',
+      _rows([(name, '') for name in section.head], body),
+      _list(section.notes, 'notes'),
+      *_figures(named, pictures),
+    ]
+  )
 
 
 def _setup(report: Report) -> str:

@@ -8,7 +8,7 @@ import re
 
 import jax
 
-from benchmarks import table
+from benchmarks import table, topk
 from unlearn_jax import parallel
 from unlearn_jax.strategies import STRATEGIES
 
@@ -47,10 +47,19 @@ def test_the_page_on_performance_shows_what_benchmarks_wrote():
   assert ('No GPU' in page) != any((ROOT / 'results').glob('*h[12]00*'))
 
 
+def test_the_page_on_selection_shows_what_the_benchmark_wrote():
+  page = (ROOT / 'docs' / 'selection.md').read_text()
+  files = sorted((ROOT / 'results').rglob('topk_benchmark*.json'))
+  assert files
+  for path in files:
+    assert topk.markdown(json.loads(path.read_text())) in page, path
+
+
 def test_every_flag_and_strategy_that_is_named_exists():
-  from experiments import flags
+  from experiments import flags, generator_flags
 
   source = pathlib.Path(flags.__file__).read_text()
+  source += pathlib.Path(generator_flags.__file__).read_text()
   train = (ROOT / 'experiments' / 'train.py').read_text()
   evaluate = (ROOT / 'experiments' / 'evaluate.py').read_text()
   for name in set(re.findall(r'`--(\w+)', TEXT)) - {'help'}:

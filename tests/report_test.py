@@ -313,7 +313,7 @@ def check_files(made, paths):
   assert '>nan' not in text.lower() and 'None' not in text
   for figure in figures.FIGURES:
     assert distinct_pixels(paths[figure]) > 20
-  assert report.read(paths['json']) == json.loads(report.to_json(made))
+  assert report.read(paths['json']) == json.loads(files.to_json(made))
 
 
 def test_every_form_of_a_full_report_is_written(written):

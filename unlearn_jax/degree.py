@@ -146,7 +146,7 @@ class UnlearningDegree(NamedTuple):
   held_out: Examples
 
 
-class _Sets(NamedTuple):
+class Sets(NamedTuple):
   """Images of a pair's own, and where its four sets lie among them.
 
   Attributes:
@@ -159,13 +159,30 @@ class _Sets(NamedTuple):
 
   @property
   def fitted(self) -> Examples:
+    """What generators are fitted on."""
     part = self.parts['fitted']
     return Examples.of(self.every.images[part], self.every.labels[part])
 
   @property
   def held_out(self) -> Examples:
+    """What *the* degree is scored on."""
     part = self.parts['held_out']
     return Examples.of(self.every.images[part], self.every.labels[part])
+
+
+class Plan(NamedTuple):
+  """What all pairs of one forget set share.
+
+  Attributes:
+    key: that generators are drawn from; those with the same seed start alike
+      in every pair.
+    known: D_UL in two halves.
+    unseen: as many test images, which no model ever saw, in two halves.
+  """
+
+  key: Key
+  known: Sets
+  unseen: Sets
 
 
 def unlearning_degree(
@@ -235,28 +252,33 @@ def unlearning_degree(
   if seeds < MIN_SEEDS:
     raise ValueError(f'seeds={seeds}, allowed: {MIN_SEEDS} or more')
   _require_alike(source, unlearned=unlearned, null=null, retrained=retrained)
-  num_classes = require_measurable(model, source, splits, settings)
-  known_key, unseen_key, fit_key = jax.random.split(key, 3)
+  require_measurable(model, source, splits, settings)
 
   # Two halves of D_UL, and as many images that no model ever saw.
-  known = _sets(known_key, splits.forget, splits.forget.size, splits, limit)
-  unseen = _sets(unseen_key, splits.test, splits.forget.size, splits, limit)
+  plan = plan_pairs(key, splits, limit)
 
   # Each pair: the model in M_UL's place, the images, and how many generators.
   pairs = {
-    'unlearned': (unlearned, known, seeds),
-    'null': (null, known, seeds),
-    'unseen': (unlearned, unseen, seeds),
-    'identity': (source, known, 1),
+    'unlearned': (unlearned, plan.known, seeds),
+    'null': (null, plan.known, seeds),
+    'unseen': (unlearned, plan.unseen, seeds),
+    'identity': (source, plan.known, 1),
   }
   if retrained is not None and retrained is not unlearned:
-    pairs['retrained'] = (retrained, known, seeds)
-  degrees: dict[str, Degree] = {}
-  for name, (other, sets, count) in pairs.items():
-    tell = _named(on_epoch, name)
-    degrees[name] = _degree(
-      fit_key, model, source, other, sets, settings, num_classes, count, tell
+    pairs['retrained'] = (retrained, plan.known, seeds)
+  degrees = {
+    name: pair_degree(
+      plan.key,
+      model,
+      source,
+      other,
+      sets,
+      settings,
+      seeds=count,
+      on_epoch=_named(on_epoch, name),
     )
+    for name, (other, sets, count) in pairs.items()
+  }
   if retrained is unlearned:
     degrees['retrained'] = degrees['unlearned']
 
@@ -269,7 +291,7 @@ def unlearning_degree(
       degrees['unlearned'].values, zero, target and target.values
     ),
     calibrated_target=target and calibrated_degree(target.values, zero),
-    held_out=known.held_out,
+    held_out=plan.known.held_out,
   )
 
 
@@ -281,7 +303,7 @@ def _named(
 
 def require_measurable(
   model: Model, source: ModelState, splits: Splits, settings: GeneratorSettings
-) -> int:
+) -> None:
   """Refuses what `unlearning_degree` could not measure, before it begins.
 
   Args:
@@ -289,9 +311,6 @@ def require_measurable(
     source: M; it must do better on D_UL than a constant answer (p ≤ 0.05).
     splits: D_UL and test, each two batches or more.
     settings: of the generators.
-
-  Returns:
-    C, the number of classes.
 
   Raises:
     ValueError: a batch that does not fit the devices.
@@ -316,7 +335,6 @@ def require_measurable(
       f' than chance ({100 * chance:.1f} %); allowed: a model that has learned'
       ' something'
     )
-  return num_classes
 
 
 def _require_alike(source: ModelState, **others: ModelState | None) -> None:
@@ -334,9 +352,29 @@ def _labels(examples: Examples) -> np.ndarray:
   return np.asarray(examples.labels)[np.asarray(examples.indices)]
 
 
+def plan_pairs(key: Key, splits: Splits, limit: int = 2048) -> Plan:
+  """Which images generators are fitted on and scored on.
+
+  Args:
+    key: typed PRNG key; it is consumed.
+    splits: D_UL, D_RE and test.
+    limit: at most so many images of D_RE and of test, evenly spaced.
+
+  Returns:
+    The `Plan`.
+  """
+  known_key, unseen_key, fit_key = jax.random.split(key, 3)
+  count = splits.forget.size
+  return Plan(
+    fit_key,
+    _sets(known_key, splits.forget, count, splits, limit),
+    _sets(unseen_key, splits.test, count, splits, limit),
+  )
+
+
 def _sets(
   key: Key, examples: Examples, count: int, splits: Splits, limit: int
-) -> _Sets:
+) -> Sets:
   """At most `count` of the examples in two halves, and what is beside them."""
   order = np.asarray(jax.random.permutation(key, examples.size))[:count]
   half = len(order) // 2
@@ -353,7 +391,7 @@ def _sets(
   labels = np.concatenate([_labels(s) for s in chosen.values()])
   ends = np.cumsum([0, *(s.size for s in chosen.values())])
   parts = {name: slice(*e) for name, e in zip(chosen, zip(ends, ends[1:]))}
-  return _Sets(Examples.of(images, labels), parts)
+  return Sets(Examples.of(images, labels), parts)
 
 
 def _spread(examples: Examples, limit: int) -> Examples:
@@ -363,19 +401,39 @@ def _spread(examples: Examples, limit: int) -> Examples:
   )
 
 
-def _degree(
+def pair_degree(
   key: Key,
   model: Model,
   source: ModelState,
   other: ModelState,
-  sets: _Sets,
+  sets: Sets,
   settings: GeneratorSettings,
-  num_classes: int,
+  *,
   seeds: int,
-  on_epoch: Callable[[int, training.Epoch], None],
+  on_epoch: Callable[[int, training.Epoch], None] | None = None,
 ) -> Degree:
-  """Several generators against one pair of models."""
+  """Several generators against one pair of models, nothing held against it.
+
+  `unlearning_degree` is this for all the pairs that a degree needs.
+
+  Args:
+    key: typed PRNG key, `Plan.key`.
+    model: the classifier that both states belong to.
+    source: M.
+    other: the model in M_UL's place.
+    sets: of a `Plan`.
+    settings: of the generators.
+    seeds: how many generators.
+    on_epoch: told of the generator's number and each epoch as it ends.
+
+  Returns:
+    The `Degree`.
+
+  Raises:
+    InputError: a training that diverged.
+  """
   clean = [predict(model, state, sets.every) for state in (source, other)]
+  tell = on_epoch or (lambda seed, epoch: None)
   runs = []
   for seed in range(seeds):
     fitted = fit_generator(
@@ -385,8 +443,8 @@ def _degree(
       other,
       sets.fitted,
       settings,
-      num_classes=num_classes,
-      on_epoch=lambda epoch: on_epoch(seed, epoch),
+      num_classes=clean[0].shape[1],
+      on_epoch=lambda epoch: tell(seed, epoch),
     )
     perturbed = [
       predict_perturbed(model, state, fitted.state, sets.every, settings)
