@@ -43,6 +43,10 @@ VERBS = {
   'cannot tell': 'cannot be told from the null, nor told to equal it',
 }
 SETS = ('held_out', 'fitted', 'retain', 'test')
+ACCURACIES = [
+  *('M, clean', 'M, perturbed', 'Other, clean', 'Other, perturbed'),
+  *('L∞, /255', 'RMS, /255', 'PSNR, dB', 'SSIM'),
+]
 _SHOWN = 8  # images in the grid
 
 Dict = dict[str, Any]
@@ -230,29 +234,27 @@ def _degrees(found: Dict) -> str:
 
 
 def _accuracies(found: Dict) -> str:
-  head = [
-    'Pair',
-    'M, clean',
-    'M, perturbed',
-    'Other, clean',
-    'Other, perturbed',
+  rows = [
+    [LABELS[name], *accuracies(pair['runs'])]
+    for name, pair in found['pairs'].items()
   ]
-  head += ['L∞, /255', 'RMS, /255', 'PSNR, dB', 'SSIM']
-  rows = []
-  for name, pair in found['pairs'].items():
-    runs, cells = pair['runs'], [LABELS[name]]
-    for model in ('source', 'unlearned'):
-      for images in ('clean', 'perturbed'):
-        column = [run['held_out'][f'{model}_{images}'] for run in runs]
-        cells.append(points(_mean(column)))
-    pixels = {
-      key: [run['pixels'][key] for run in runs] for key in runs[0]['pixels']
-    }
-    cells += [f'{255 * np.mean(pixels[key]):.1f}' for key in ('linf', 'rms')]
-    known = [value for value in pixels['psnr'] if value is not None]
-    cells.append(f'{np.mean(known):.1f}' if known else tables.MISSING)
-    rows.append([*cells, f'{np.mean(pixels["ssim"]):.3f}'])
-  return tables.markdown_rows(head, rows)
+  return tables.markdown_rows(['Pair', *ACCURACIES], rows)
+
+
+def accuracies(runs: Sequence[Dict]) -> list[str]:
+  """The cells under `ACCURACIES`: both models, and how far pixels moved."""
+  cells = []
+  for model in ('source', 'unlearned'):
+    for images in ('clean', 'perturbed'):
+      column = [run['held_out'][f'{model}_{images}'] for run in runs]
+      cells.append(points(_mean(column)))
+  pixels = {
+    key: [run['pixels'][key] for run in runs] for key in runs[0]['pixels']
+  }
+  cells += [f'{255 * np.mean(pixels[key]):.1f}' for key in ('linf', 'rms')]
+  known = [value for value in pixels['psnr'] if value is not None]
+  cells.append(f'{np.mean(known):.1f}' if known else tables.MISSING)
+  return [*cells, f'{np.mean(pixels["ssim"]):.3f}']
 
 
 def _mean(values: Sequence[float]) -> Dict:

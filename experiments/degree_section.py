@@ -30,16 +30,14 @@ class Section(NamedTuple):
   Attributes:
     title: of the section.
     sentences: what was found.
-    head: of the table.
-    rows: its cells, text.
+    tables: head and rows of each, text.
     notes: how to read it.
     pictures: caption by figure name.
   """
 
   title: str
   sentences: list[str]
-  head: list[str]
-  rows: list[list[str]]
+  tables: list[tuple[list[str], list[list[str]]]]
   notes: list[str]
   pictures: dict[str, str]
 
@@ -168,12 +166,20 @@ def sections(report: Report) -> list[Section]:
 def _section(found: Dict) -> Section:
   bound = found['settings']['max_perturbation']
   within = 'without a bound' if bound is None else f'within {255 * bound:g}/255'
-  name = name_of(found['settings'])
+  name, rows = name_of(found['settings']), found['rows']
   return Section(
     f'Unlearning degree (SPD-GAN), perturbations {within}',
-    [_sentence(row, found) for row in found['rows']],
-    _HEAD,
-    [_cells(row, found) for row in found['rows']] + [_null_cells(found)],
+    [_sentence(row, found) for row in rows],
+    [
+      (
+        _HEAD,
+        [_cells(row, found) for row in rows] + [_null_cells(found)],
+      ),
+      (
+        ['Strategy', *degree.ACCURACIES],
+        [[r['label'], *degree.accuracies(sum(r['runs'], []))] for r in rows],
+      ),
+    ],
     [*_NOTES, _units_note(found)],
     {
       f'degree_bars_{name}': 'Unlearning degree on the half of the forget set'
@@ -200,6 +206,8 @@ _NOTES = (
   ' saw. What is as high there is no sign of what was forgotten.',
   'Plain gap: the difference of accuracies without any generator; excess: what'
   ' the generator adds. Took off: generators whose loss the cap alone held.',
+  'The second table: accuracies of the source (M) and of the unlearned model on'
+  ' the held-out half as it is and perturbed, and how far its pixels moved.',
 )
 
 

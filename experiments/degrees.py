@@ -133,14 +133,10 @@ def measure(
     require_measurable(
       setup.model, run.stages['source'].state, run.splits, every[0]
     )
-  pairs = len(every) * len(runs) * (2 * len(runs[0].stages))
-  alone = len(runs) == 1
-  epochs = sum(
-    len(runs) * s.epochs * (seeds * (2 * len(runs[0].stages) - 1) + 1)
-    for s in every
-  )
-  progress = Progress(pairs + alone, epochs + alone * values.train_epochs)
-  nulls = _nulls(setup, runs, workdir, progress)
+  nulls = _nulls(setup, runs, workdir)
+  pairs = 2 * len(runs[0].stages)
+  epochs = sum(s.epochs for s in every) * (seeds * (pairs - 1) + 1)
+  progress = Progress(len(every) * len(runs) * pairs, len(runs) * epochs)
   return [
     _measured(setup, runs, nulls, workdir, settings, seeds, progress)
     for settings in every
@@ -148,15 +144,14 @@ def measure(
 
 
 def _nulls(
-  setup: problem.Setup,
-  runs: Sequence[pipeline.Run],
-  workdir: stages.Workdir,
-  progress: Progress,
+  setup: problem.Setup, runs: Sequence[pipeline.Run], workdir: stages.Workdir
 ) -> list[stages.Stage]:
   """M′ of each run."""
   sources = [run.stages['source'] for run in runs]
   if len(sources) > 1:
     return sources[1:] + sources[:1]
+  # With a clock of its own: its epochs are far longer than a generator's.
+  progress = Progress(1, setup.values.train_epochs)
   return [pipeline.source_stage(setup, workdir, runs[0].splits, 1, progress)]
 
 

@@ -114,7 +114,7 @@ def _section(section: degree_section.Section) -> list[str]:
   return [
     f'## {text(section.title)}\n',
     tables.markdown_list(section.sentences),
-    tables.markdown_rows(section.head, section.rows),
+    *(tables.markdown_rows(head, rows) for head, rows in section.tables),
     tables.markdown_list(section.notes),
     *(
       f'![{text(caption)}](figures/{name}.png)\n'

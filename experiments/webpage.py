@@ -209,12 +209,17 @@ def _section(
   section: degree_section.Section, pictures: Mapping[str, bytes]
 ) -> str:
   named = {name: (text, text) for name, text in section.pictures.items()}
-  body = [(line[0], line[1:], '') for line in section.rows]
+  shown = [
+    _rows(
+      [(name, '') for name in head], [(line[0], line[1:], '') for line in rows]
+    )
+    for head, rows in section.tables
+  ]
   return '\n'.join(
     [
       f'<h2>{escape(section.title)}</h2>',
       f'<div class="verdicts">{_list(section.sentences)}</div>',
-      _rows([(name, '') for name in section.head], body),
+      *shown,
       _list(section.notes, 'notes'),
       *_figures(named, pictures),
     ]
