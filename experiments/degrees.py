@@ -134,13 +134,20 @@ def measure(
       setup.model, run.stages['source'].state, run.splits, every[0]
     )
   nulls = _nulls(setup, runs, workdir)
-  pairs = 2 * len(runs[0].stages)
+  pairs = 2 * len(_names(runs)) + 2
   epochs = sum(s.epochs for s in every) * (seeds * (pairs - 1) + 1)
   progress = Progress(len(every) * len(runs) * pairs, len(runs) * epochs)
   return [
     _measured(setup, runs, nulls, workdir, settings, seeds, progress)
     for settings in every
   ]
+
+
+def _names(runs: Sequence[pipeline.Run]) -> list[str]:
+  """The strategies that every run has."""
+  first, *others = (run.stages for run in runs)
+  shared = [name for name in first if all(name in own for own in others)]
+  return [name for name in shared if name != 'source']
 
 
 def _nulls(
@@ -164,7 +171,7 @@ def _measured(
   seeds: int,
   progress: Progress,
 ) -> Measured:
-  names = [name for name in runs[0].stages if name != 'source']
+  names = _names(runs)
   found = Measured(
     settings, seeds, [], [], {n: [] for n in names}, {n: [] for n in names}
   )
