@@ -31,7 +31,9 @@ def main() -> None:
   flags.check(values)
   flags.check_unlearning(values)
   setup = problem.set_up(values)
-  workdir = stages.Workdir(flags.workdir(values), problem.identity(setup))
+  workdir = stages.Workdir(
+    flags.workdir(values), problem.identity(setup), values.save_seconds
+  )
   runs = pipeline.runs(setup, workdir)
   result = results.report(setup, runs, time.monotonic() - start)
   report.write(result, workdir.root)
