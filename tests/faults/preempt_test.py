@@ -1,4 +1,4 @@
-"""`experiments.train` and `experiments.unlearn`, asked to stop."""
+"""`experiments.train`, asked to stop in the midst of a training."""
 
 import os
 import re
