@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
+from experiments import partials, preemption
 from unlearn_jax import models, parallel
 from unlearn_jax.base import InputError
 from unlearn_jax.data import streaming
@@ -69,6 +71,11 @@ def define_data_and_model() -> None:
   )
   flags.DEFINE_string(
     'workdir', None, 'Where results go; default runs/DATASET-MODEL.'
+  )
+  flags.DEFINE_float(
+    'save_seconds',
+    partials.SAVE_SECONDS,
+    'Seconds from one save of a running training to the next; 0: every epoch.',
   )
   flags.DEFINE_string(
     'dtype', 'float32', 'Of activations: float32 or bfloat16.'
@@ -167,6 +174,7 @@ def check(values: Any) -> None:
   _complete(values)
   for name in ('width', 'train_subset'):
     _require(values, name, lambda v: v is None or v >= 1, '1 or more')
+  _require(values, 'save_seconds', lambda v: 0 <= v < float('inf'), '0 or more')
   _require(values, 'device_data_mb', lambda v: v is None or v >= 0, '0 or more')
   for name in ('train_epochs',):
     _require(values, name, lambda v: v >= 1, '1 or more')
@@ -281,7 +289,11 @@ def run(main: Callable[[], None]) -> None:
   for name in names():  # Those that --help shows.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
-    app.run(lambda _: _guarded(main), flags_parser=_parse)
+    with preemption.watched():
+      app.run(lambda _: _guarded(main), flags_parser=_parse)
+  except preemption.Stopped as stopped:
+    name = signal.Signals(stopped.signum).name
+    _exit(f'stopped by {name}: {stopped.note}', 128 + stopped.signum, '')
   except KeyboardInterrupt:
     _exit(
       'interrupted; finished stages are kept, the same command goes on', 130
@@ -318,7 +330,7 @@ def _guarded(main: Callable[[], None]) -> None:
     _exit(str(error), 1)
 
 
-def _exit(message: str, status: int) -> None:
+def _exit(message: str, status: int, kind: str = 'error: ') -> None:
   line = ' '.join(message.split())
-  print(f'error: {line}', file=sys.stderr)
+  print(f'{kind}{line}', file=sys.stderr)
   raise SystemExit(status)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import flags, problem, stages
+from experiments import divergence, flags, problem, stages
 from experiments.problem import Setup
 from experiments.progress import Progress
 from unlearn_jax import checkpoints, training
@@ -18,7 +18,12 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.data import images
 from unlearn_jax.evaluation import Predictions, predict_splits
-from unlearn_jax.strategies import STRATEGIES, Settings, Strategy
+from unlearn_jax.strategies import (
+  REFERENCE,
+  STRATEGIES,
+  Settings,
+  Strategy,
+)
 from unlearn_jax.unlearning import Unlearning, unlearn
 
 
@@ -26,12 +31,14 @@ from unlearn_jax.unlearning import Unlearning, unlearn
 class Run:
   """One seed: its forget set and its finished stages by strategy.
 
-  `stages` holds 'source' and whichever strategies were asked for.
+  `stages` holds 'source' and whichever strategies were asked for, but those
+  that diverged: `failed` says of these, in one line each, what happened.
   """
 
   seed: int
   splits: Splits
   stages: dict[str, stages.Stage]
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def source_stage(
@@ -49,30 +56,33 @@ def source_stage(
   known = {name: setup.facts[name] for name in names}
   config = {**known, 'recipe': problem.recipe(values), 'source_seed': seed}
   title = f'seed {values.seed + run} · source'
+  name = f'seed{values.seed + run}-source'
+  partial = workdir.partial(name, config, progress.goes_on)
 
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
     progress.begin(title, values.train_epochs)
-    fit = training.train(
-      problem.key_of('source', seed),
-      setup.model,
-      splits.train,
-      epochs=values.train_epochs,
-      batch_size=values.batch_size,
-      optimizer=problem.optimizer(values, splits.train),
-      augment=images.augment if values.augment else None,
-      on_epoch=progress.epoch,
-    )
+    with divergence.named(title, values.train_learning_rate, partial):
+      fit = training.train(
+        problem.key_of('source', seed),
+        setup.model,
+        splits.train,
+        epochs=values.train_epochs,
+        batch_size=values.batch_size,
+        optimizer=problem.optimizer(values, splits.train),
+        augment=images.augment if values.augment else None,
+        on_epoch=progress.epoch,
+        keeper=partial,
+      )
     predictions = _by_row(setup, fit.state, splits)
     record = {
       'history': [_plain(epoch) for epoch in fit.history],
       'seconds': fit.history[-1].seconds,
       'compile_seconds': fit.compile_seconds,
     }
-    _require_finite(title, record)
+    divergence.require_finite(title, values.train_learning_rate, record)
     progress.end(f'{fit.history[-1].seconds:.1f} s')
     return fit.state, record, predictions
 
-  name = f'seed{values.seed + run}-source'
   if workdir.folder(name, config).exists():
     progress.skip(title, values.train_epochs, 'done before')
   manifest = {
@@ -173,30 +183,35 @@ def strategy_stage(
     'unlearn_seed': seed,
   }
   title = f'seed {values.seed + run} · {name}'
+  folder = f'seed{values.seed + run}-{name}'
+  partial = workdir.partial(folder, config, progress.goes_on)
+
+  optimizer = None if row.stops else problem.optimizer(values, splits.retain)
 
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
     progress.begin(title, settings.epochs)
-    result = unlearn(
-      jax.random.fold_in(
-        problem.key_of('unlearn', seed), list(STRATEGIES).index(name)
-      ),
-      setup.model,
-      source.state,
-      splits,
-      name,
-      settings,
-      retrained=retrained.state if retrained else None,
-      optimizer=None if row.stops else problem.optimizer(values, splits.retain),
-      augment=images.augment if values.augment else None,
-      on_epoch=progress.epoch,
-    )
+    with divergence.named(title, settings.learning_rate, partial):
+      result = unlearn(
+        jax.random.fold_in(
+          problem.key_of('unlearn', seed), list(STRATEGIES).index(name)
+        ),
+        setup.model,
+        source.state,
+        splits,
+        name,
+        settings,
+        retrained=retrained.state if retrained else None,
+        optimizer=optimizer,
+        augment=images.augment if values.augment else None,
+        on_epoch=progress.epoch,
+        keeper=partial,
+      )
     record = _record(result)
-    _require_finite(title, record)
+    divergence.require_finite(title, settings.learning_rate, record)
     progress.end(_summary(record, row))
     predictions = predict_splits(setup.model, result.state, splits)
     return result.state, record, predictions
 
-  folder = f'seed{values.seed + run}-{name}'
   if workdir.folder(folder, config).exists():
     progress.skip(title, settings.epochs, 'done before')
   return workdir.run(
@@ -251,17 +266,6 @@ def _record(result: Unlearning) -> dict[str, Any]:
     'by_tensor': result.by_tensor,
     'perturbation_js': result.perturbation_js,
   }
-
-
-def _require_finite(title: str, record: dict[str, Any]) -> None:
-  numbers = [record.get('perturbation_js', 0.0)]
-  for epoch in record['history']:
-    numbers += [value for value in epoch.values() if value is not None]
-  if not np.isfinite(numbers).all():
-    raise InputError(
-      f'{title} diverged: a loss or an output is not finite; allowed: smaller'
-      ' learning rates and ε'
-    )
 
 
 def _plain(epoch: training.Epoch) -> dict[str, Any]:
@@ -337,6 +341,7 @@ def _one_run(
   external: dict[str, stages.Stage],
 ) -> Run:
   values, done = setup.values, dict(external)
+  failed: dict[str, str] = {}
   for name, stage in external.items():
     progress.skip(name, values.train_epochs, f'from {stage.path}')
   if 'source' not in done:
@@ -346,15 +351,22 @@ def _one_run(
   for name in dict.fromkeys(ordered):
     if name in done:
       continue
-    done[name] = strategy_stage(
-      name,
-      setup,
-      workdir,
-      splits,
-      done['source'],
-      done.get('retrain'),
-      settings,
-      run,
-      progress,
-    )
-  return Run(values.seed + run, splits, done)
+    try:
+      done[name] = strategy_stage(
+        name,
+        setup,
+        workdir,
+        splits,
+        done['source'],
+        done.get('retrain'),
+        settings,
+        run,
+        progress,
+      )
+    except divergence.StageDivergedError as error:
+      # Without the reference nothing can be compared.
+      if STRATEGIES[name].role == REFERENCE:
+        raise
+      failed[name] = str(error)
+      progress.end(f'warning: {error}')
+  return Run(values.seed + run, splits, done, failed)

@@ -21,7 +21,7 @@ class Progress:
       epochs: how many epochs they have together at most.
     """
     self._stages, self._epochs = stages, epochs
-    self._stage = self._done = 0
+    self._stage = self._done = self._before = 0
     self._worked = self._planned_here = 0.0
     self._title, self._start = '', time.monotonic()
     self._shown = self._start
@@ -29,8 +29,19 @@ class Progress:
   def begin(self, title: str, epochs: int) -> None:
     """A stage of at most `epochs` epochs starts."""
     self._stage += 1
-    self._title, self._planned_here = title, epochs
+    self._title, self._planned_here, self._before = title, epochs, 0
     self._start = time.monotonic()
+
+  def goes_on(self, epoch: int) -> None:
+    """The stage had been stopped: its first `epoch` epochs are done."""
+    self._before = epoch
+    self._epochs -= epoch
+    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
+    print(
+      f'{clear}{self._head()}  goes on after epoch'
+      f' {epoch}/{int(self._planned_here)}',
+      flush=True,
+    )
 
   def epoch(self, epoch: Epoch) -> None:
     """An epoch of the stage is over."""
@@ -45,7 +56,8 @@ class Progress:
       if name in epoch.measured
     )
     planned = f'epoch {epoch.epoch}/{int(self._planned_here)}'
-    left = self._left(self._worked + spent, self._done + epoch.epoch)
+    here = epoch.epoch - self._before
+    left = self._left(self._worked + spent, self._done + here)
     line = f'{self._head()}  {planned}{numbers}{left}'
     if rewrites:
       print(f'\r\x1b[K{line}', end='', flush=True)
@@ -55,7 +67,7 @@ class Progress:
   def end(self, note: str) -> None:
     """The stage is over; `note` says what came out."""
     self._worked += time.monotonic() - self._start
-    self._done += int(self._planned_here)
+    self._done += int(self._planned_here) - self._before
     self._shown = time.monotonic()
     clear = '\r\x1b[K' if sys.stdout.isatty() else ''
     left = self._left(self._worked, self._done)

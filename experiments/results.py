@@ -43,7 +43,8 @@ def report(
     A JSON-serialisable dictionary; NaN does not occur.
   """
   values = setup.values
-  names = ['source', *(n for n in STRATEGIES if n in runs[0].stages)]
+  tried = {**runs[0].stages, **runs[0].failed}
+  names = ['source', *(name for name in STRATEGIES if name in tried)]
   measured = {name: [_values(setup, r, name) for r in runs] for name in names}
   rows = [_row(setup, runs, name, measured) for name in names]
   splits = runs[0].splits
@@ -113,7 +114,9 @@ def _rule_text(rule: dict[str, Any]) -> str:
 def _values(
   setup: problem.Setup, run: pipeline.Run, name: str
 ) -> dict[str, float | None]:
-  """The numbers of one strategy in one run."""
+  """The numbers of one strategy in one run; none where it diverged."""
+  if name in run.failed:
+    return {}
   source = pipeline.source_predictions(run.stages['source'], run.splits)
   stage, retrained = run.stages[name], run.stages.get('retrain')
   own = source if name == 'source' else stage.predictions
@@ -163,10 +166,11 @@ def _row(
   measured: dict[str, list[dict[str, float | None]]],
 ) -> dict[str, Any]:
   row = STRATEGIES.get(name)
-  stages = [run.stages[name] for run in runs]
+  stages = [run.stages[name] for run in runs if name in run.stages]
+  failed = [run.failed[name] for run in runs if name in run.failed]
   own = {
     metric: [values.get(metric) for values in measured[name]]
-    for metric in measured[name][0]
+    for metric in max(measured[name], key=len)
   }
   paired = {}
   if name not in ('source', _CONTROL) and _CONTROL in measured:
@@ -178,12 +182,16 @@ def _row(
       if column and control:
         paired[metric] = _interval(metrics.paired_interval(column, control))
   histories = [stage.record['history'] for stage in stages]
-  curved = row is not None and all(histories)
+  curved = row is not None and all(histories) and not failed
+  label = row.label if row else 'Source (untouched)'
+  if failed:
+    # Means over the seeds that came through would flatter it: there are none.
+    label += f' (diverged: {len(failed)} of {len(runs)} seeds)'
   return {
     'strategy': name,
-    'label': row.label if row else 'Source (untouched)',
+    'label': label,
     'role': row.role if row else 'source',
-    'settings': stages[0].manifest.get('settings', {}),
+    'settings': stages[0].manifest.get('settings', {}) if stages else {},
     'values': own,
     'mean': {
       metric: _interval(metrics.mean_interval(known))
@@ -194,7 +202,7 @@ def _row(
     'curves': [_curve(history) for history in histories] if curved else [],
     'stop_epoch': [_clock(setup, s)[0] for s in stages] if curved else [],
     'selection': _selection(setup, stages) if curved else None,
-    'warnings': _warnings(setup, row, stages) if curved else [],
+    'warnings': _warnings(setup, row, stages) if curved else failed,
     'checkpoints': [str(stage.path) for stage in stages],
   }
 

@@ -2,6 +2,7 @@
 
     WORKDIR/workdir.json              whose directory this is
     WORKDIR/checkpoints/NAME-KEY/     a finished stage, see `checkpoints`
+    WORKDIR/checkpoints/.NAME-KEY.partial/    one in the making, see `partials`
     WORKDIR/report.{json,md,html}     written by `report`
 
 KEY is a hash of the stage's own configuration and of its parent's key, so a
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import files
+from experiments import files, partials, preemption
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, ModelState
 from unlearn_jax.evaluation import Predictions
@@ -62,18 +63,27 @@ def key(config: Any) -> str:
 class Workdir:
   """A directory of stages that belong to one data set and one model."""
 
-  def __init__(self, root: pathlib.Path, identity: dict[str, Any]):
+  def __init__(
+    self,
+    root: pathlib.Path,
+    identity: dict[str, Any],
+    save_seconds: float = partials.SAVE_SECONDS,
+  ):
     """Checks, without writing, that `root` can be used.
 
     Args:
       root: the directory; it need not exist.
       identity: data set and model; a directory that exists must have the
         same.
+      save_seconds: from one save of a training to the next; 0 saves every
+        epoch.
 
     Raises:
       InputError: not writable, not a directory, or another's.
     """
     self.root, self._identity = root, identity
+    self._save_seconds = save_seconds
+    self._partials: dict[pathlib.Path, partials.Partial] = {}
     nearest = root.absolute()
     while not nearest.exists():
       nearest = nearest.parent
@@ -121,6 +131,25 @@ class Workdir:
     """Where the stage with this configuration is, or will be."""
     return self.root / 'checkpoints' / f'{name}-{key(config)}'
 
+  def partial(
+    self,
+    name: str,
+    config: dict[str, Any],
+    tell: Callable[[int], None] | None = None,
+  ) -> partials.Partial:
+    """Keeps the training of the stage with this configuration.
+
+    Args:
+      name: of the stage, as in `run`.
+      config: its configuration, as in `run`.
+      tell: told the epoch after which training goes on, if it does.
+    """
+    path = self.folder(name, config)
+    if path not in self._partials:
+      kept = partials.Partial(path, self._save_seconds, tell)
+      self._partials[path] = kept
+    return self._partials[path]
+
   def run(
     self,
     name: str,
@@ -141,22 +170,40 @@ class Workdir:
     Returns:
       The stage.
     """
-    path = self.folder(name, config)
+    path, partial = self.folder(name, config), self.partial(name, config)
     restored = path.exists()
     if not restored:
-      start = time.monotonic()
-      state, record, predictions = compute()
-      record = {**record, 'wall_seconds': time.monotonic() - start}
-      buffer = io.BytesIO()
-      np.savez(buffer, **predictions._asdict())
-      extra = {
-        RECORD: json.dumps(record, indent=1, allow_nan=False).encode(),
-        PREDICTIONS: buffer.getvalue(),
-      }
-      if len(forget_ids):
-        extra[FORGET] = ('\n'.join(map(str, forget_ids)) + '\n').encode()
-      checkpoints.save(path, state, {**manifest, 'config': config}, files=extra)
-    return dataclasses.replace(load(path), restored=restored)
+      # A signal waits: for the next epoch, or for the stage if that was saved.
+      with preemption.deferred():
+        start = time.monotonic()
+        state, record, predictions = compute()
+        wall = partial.wall_seconds + time.monotonic() - start
+        extra = _files({**record, 'wall_seconds': wall}, predictions)
+        if len(forget_ids):
+          extra[FORGET] = ('\n'.join(map(str, forget_ids)) + '\n').encode()
+        manifest = {**manifest, 'config': config}
+        checkpoints.save(path, state, manifest, files=extra)
+    partial.remove()
+    return dataclasses.replace(_load_own(path), restored=restored)
+
+
+def _files(
+  record: dict[str, Any], predictions: Predictions
+) -> dict[str, bytes]:
+  buffer = io.BytesIO()
+  np.savez(buffer, **predictions._asdict())
+  text = json.dumps(record, indent=1, allow_nan=False)
+  return {RECORD: text.encode(), PREDICTIONS: buffer.getvalue()}
+
+
+def _load_own(path: pathlib.Path) -> Stage:
+  """`load`, with what to do about a stage that is damaged."""
+  try:
+    return load(path)
+  except InputError as error:
+    raise InputError(
+      f'{error}; remove that folder and the same command makes it anew'
+    ) from error
 
 
 def load(path: pathlib.Path) -> Stage:

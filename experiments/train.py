@@ -37,7 +37,9 @@ def main() -> None:
     allowed = flags.closest(values.subset, SUBSETS)
     raise flags.FlagError('subset', values.subset, allowed)
   setup = problem.set_up(values)
-  workdir = stages.Workdir(flags.workdir(values), problem.identity(setup))
+  workdir = stages.Workdir(
+    flags.workdir(values), problem.identity(setup), values.save_seconds
+  )
   splits = problem.draw(setup, 0)
   problem.check_sizes(setup, splits)
   workdir.claim()

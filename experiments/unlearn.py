@@ -35,7 +35,9 @@ def main() -> None:
   flags.check(values)
   flags.check_unlearning(values)
   setup = problem.set_up(values)
-  workdir = stages.Workdir(flags.workdir(values), problem.identity(setup))
+  workdir = stages.Workdir(
+    flags.workdir(values), problem.identity(setup), values.save_seconds
+  )
   every = degrees.check(setup) if values.degree else []
   runs = pipeline.runs(setup, workdir)
   measured = degrees.measure(setup, runs, workdir, every) if every else []

@@ -127,6 +127,8 @@ def verdicts(report: Report) -> list[str]:
 
 def _verdict(row: Row, control: Row) -> str:
   label = row['label']
+  if estimate(control, GAP) is None and estimate(row, GAP):
+    return f'{label}: no verdict, because {control["label"]} has no numbers.'
   difference = estimate(row, GAP, 'paired')
   if difference is None:
     return f'{label}: its gap to Retrain was not measured.'

@@ -9,10 +9,11 @@ import sys
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluate, flags, train, unlearn
+from experiments import divergence, evaluate, flags, train, unlearn
 from unlearn_jax.strategies import STRATEGIES
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -383,18 +384,118 @@ def test_a_stop_flag_dates_retrain_anew_without_training_it(
   assert report['rows'][1]['stop_epoch'] == [1]
 
 
-def test_what_diverges_is_named(data_file, tmp_path, monkeypatch, capsys):
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=random_k'),
+def test_what_diverges_is_named_while_the_others_go_on(
+  data_file, tmp_path, monkeypatch, capsys
+):
+  workdir = tmp_path / 'run'
+  arguments = quick(
+    data_file,
+    workdir,
+    '--seeds=2',
+    '--strategies=retrain,finetune,random_k,cf_k',
     '--epsilon_random=1e38',
   )
-  assert (status, err.count('\n')) == (1, 1), err
-  assert 'random_k diverged' in err
-  names = [path.name for path in (tmp_path / 'run' / 'checkpoints').iterdir()]
-  assert [name.split('-')[1] for name in names] == ['source']
+  status, out, err = invoke(monkeypatch, capsys, unlearn.main, *arguments)
+  assert status == 0, err
+  lines = [line for line in out.splitlines() if 'diverged in epoch' in line]
+  assert any(
+    'seed 0 · random_k diverged in epoch 1 at learning rate 0.001: ' in line
+    for line in lines
+  ), out
+  stages = [path.name for path in (workdir / 'checkpoints').glob('[!.]*')]
+  assert sorted({name.split('-')[1] for name in stages}) == [
+    'cf_k',
+    'finetune',
+    'retrain',
+    'source',
+  ]
+  report = json.loads((workdir / 'report.json').read_text())
+  rows = {row['strategy']: row for row in report['rows']}
+  failed = rows['random_k']
+  assert failed['label'] == 'Random-k (diverged: 2 of 2 seeds)'
+  assert (failed['values'], failed['mean'], failed['curves']) == ({}, {}, [])
+  assert len(failed['warnings']) == 2
+  assert rows['cf_k']['paired']['gap_to_retrained']
+  for name in ('report.md', 'report.html'):
+    text = (workdir / name).read_text().replace('&nbsp;', ' ')
+    assert 'Random-k (diverged: 2 of 2 seeds)' in text
+    assert 'diverged in epoch 1 at learning rate 0.001' in text
+
+
+def test_one_seed_that_diverges_leaves_no_mean(
+  data_file, tmp_path, monkeypatch, capsys
+):
+  """The control: no other row may be compared with what is left of it."""
+  from experiments import pipeline
+
+  real = pipeline.strategy_stage
+
+  def second_fails(name, setup, workdir, splits, *rest):
+    if name == 'finetune' and rest[3] == 1:
+      raise divergence.StageDivergedError('seed 1 · finetune', 3, 0.5, 'x')
+    return real(name, setup, workdir, splits, *rest)
+
+  monkeypatch.setattr(pipeline, 'strategy_stage', second_fails)
+  workdir = tmp_path / 'run'
+  arguments = quick(
+    data_file, workdir, '--seeds=2', '--strategies=retrain,finetune,cf_k'
+  )
+  status, out, err = invoke(monkeypatch, capsys, unlearn.main, *arguments)
+  assert status == 0, err
+  report = json.loads((workdir / 'report.json').read_text())
+  rows = {row['strategy']: row for row in report['rows']}
+  control = rows['finetune']
+  assert control['label'].endswith('(diverged: 1 of 2 seeds)')
+  assert control['values']['test_accuracy'][0] > 0
+  assert control['values']['test_accuracy'][1] is None
+  assert control['mean'] == rows['cf_k']['paired'] == {}
+  assert rows['cf_k']['mean']['gap_to_retrained']
+  assert (
+    'CF-K: no verdict, because Fine-tune only'
+    in (workdir / 'report.md').read_text()
+  )
+
+
+def test_a_source_or_retrain_that_diverges_ends_the_run(
+  data_file, tmp_path, monkeypatch, capsys
+):
+  import optax
+
+  from experiments import problem
+
+  def breaks_after(steps):
+    return lambda *_: optax.scale_by_schedule(
+      lambda step: jnp.where(step < steps, 0.0, jnp.inf)
+    )
+
+  for name, epochs in (('source', 3), ('retrain', 1)):
+    real = problem.optimizer
+    if name == 'source':
+      # Ten steps an epoch.
+      monkeypatch.setattr(problem, 'optimizer', breaks_after(25))
+    else:
+      monkeypatch.setattr(
+        problem,
+        'optimizer',
+        lambda values, examples: (
+          real(values, examples) if examples.size == 240 else breaks_after(0)()
+        ),
+      )
+    status, _, err = invoke(
+      monkeypatch,
+      capsys,
+      unlearn.main,
+      *quick(data_file, tmp_path / name, '--seeds=1', '--strategies=retrain'),
+    )
+    assert (status, err.count('\n')) == (1, 1), err
+    assert f'seed 0 · {name} diverged in epoch {epochs} at' in err
+    assert 'learning rate 0.01' in err
+    monkeypatch.setattr(problem, 'optimizer', real)
+    if name == 'source':
+      assert 'the last finite state, after epoch 2, is kept in' in err
+      (kept,) = (tmp_path / name / 'checkpoints').glob('.*/epoch-*')
+      assert kept.name == 'epoch-000002'
+    assert not (tmp_path / name / 'report.json').exists()
 
 
 def test_a_damaged_stage_is_named(
@@ -435,6 +536,8 @@ BAD_FLAGS = {
   '--forget_fraction=1': 'above 0 and below 1',
   '--forget_fraction=0.001': 'a share that comes to 1 to 239 of 240',
   '--device_data_mb=-1': '0 or more',
+  '--save_seconds=-1': '0 or more',
+  '--save_seconds=nan': '0 or more',
   '--dtype=float16': 'did you mean bfloat16?',
   '--recipe=standart': 'did you mean standard?',
   '--batch_size=0': 'a positive multiple',

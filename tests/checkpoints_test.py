@@ -1,12 +1,14 @@
+import errno
 import json
-import os
 import pathlib
+import shutil
 from typing import NamedTuple
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from unlearn_jax import checkpoints, training
@@ -31,7 +33,12 @@ def test_what_was_saved_comes_back_bit_for_bit(tmp_path, state):
   assert jax.tree.structure(got) == jax.tree.structure(state)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(state), strict=True):
     np.testing.assert_array_equal(a, b)
-  assert manifest.pop('files_sha256').keys() == {'ids.txt'}
+  written = set(manifest.pop('files_sha256'))
+  found = helpers.files(tmp_path / 'a' / 'b')
+  assert written | {'manifest.json'} == {
+    str(path.relative_to(tmp_path / 'a' / 'b')) for path in found
+  }
+  assert len(manifest.pop('manifest_sha256')) == 64
   assert manifest == {'model': 'tiny', 'state_sha256': digest}
   assert (tmp_path / 'a' / 'b' / 'ids.txt').read_text() == '1\n'
   assert [p.name for p in (tmp_path / 'a').iterdir()] == ['b']
@@ -87,23 +94,77 @@ def test_another_models_checkpoint_is_refused(tmp_path, state):
     checkpoints.restore(tmp_path / 'a', model='cnn')
 
 
-def test_a_flipped_byte_is_found(tmp_path, state):
-  checkpoints.save(tmp_path / 'a', state, {})
-  path = largest_file(tmp_path / 'a' / 'state')
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
+@pytest.mark.parametrize('harm', helpers.HARMS)
+def test_harm_to_any_file_is_found_and_the_file_named(tmp_path, state, harm):
+  checkpoints.save(tmp_path / 'a', state, {}, files={'record.json': b'{1}'})
+  names = [p.relative_to(tmp_path / 'a') for p in helpers.files(tmp_path / 'a')]
+  assert len(names) > 5
+  for number, name in enumerate(names):
+    folder = tmp_path / str(number)
+    shutil.copytree(tmp_path / 'a', folder)
+    helpers.HARMS[harm](folder / name)
+    with pytest.raises(InputError) as error:
+      checkpoints.restore(folder)
+    assert name.name in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+def test_every_flipped_byte_of_a_manifest_is_found(tmp_path, state):
+  checkpoints.save(tmp_path / 'a', state, {'settings': {'rate': 0.1}})
+  path = tmp_path / 'a' / checkpoints.MANIFEST
+  content = path.read_bytes()
+  for place in range(len(content)):
+    for bit in (1, 32):
+      harmed = bytearray(content)
+      harmed[place] ^= bit
+      path.write_bytes(harmed)
+      try:
+        assert json.loads(harmed) == json.loads(content)
+      except (ValueError, AssertionError):
+        with pytest.raises(InputError):
+          checkpoints.read_manifest(tmp_path / 'a')
   path.write_bytes(content)
+  checkpoints.restore(tmp_path / 'a')
+
+
+def test_a_flip_that_the_files_digest_does_not_know_is_found(tmp_path, state):
+  """As in a checkpoint of 0.1.0, whose manifest names no file of Orbax."""
+  checkpoints.save(tmp_path / 'a', state, {})
+  path = tmp_path / 'a' / checkpoints.MANIFEST
+  manifest = json.loads(path.read_text())
+  del manifest['manifest_sha256']
+  manifest['files_sha256'] = {}
+  path.write_text(json.dumps(manifest))
+  checkpoints.restore(tmp_path / 'a')
+  helpers.flip(largest_file(tmp_path / 'a' / 'state'))
   with pytest.raises(InputError, match='is damaged'):
     checkpoints.restore(tmp_path / 'a')
 
 
-def test_a_missing_or_cut_file_is_found(tmp_path, state):
-  for number, harm in enumerate((os.remove, lambda p: os.truncate(p, 9))):
-    folder = tmp_path / str(number)
-    checkpoints.save(folder, state, {})
-    harm(largest_file(folder / 'state'))
-    with pytest.raises(InputError, match='is damaged'):
-      checkpoints.restore(folder)
+def full_disk(*_, **__):
+  raise OSError(errno.ENOSPC, 'No space left on device')
+
+
+@pytest.mark.parametrize(
+  'target, name',
+  [
+    (ocp.StandardCheckpointer, 'save'),
+    (pathlib.Path, 'write_bytes'),
+    (pathlib.Path, 'write_text'),
+    (pathlib.Path, 'rename'),
+  ],
+)
+def test_a_full_disk_leaves_what_was_there(
+  tmp_path, state, monkeypatch, target, name
+):
+  checkpoints.save(tmp_path / 'a', state, {})
+  with monkeypatch.context() as patch:
+    patch.setattr(target, name, full_disk)
+    with pytest.raises(InputError, match='cannot write .*No space left') as e:
+      checkpoints.save(tmp_path / 'b', state, {}, files={'ids.txt': b'1'})
+  assert '\n' not in str(e.value)
+  assert [path.name for path in tmp_path.iterdir()] == ['a']
+  checkpoints.restore(tmp_path / 'a')
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', 'null', '{"model": 1'])

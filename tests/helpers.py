@@ -40,3 +40,25 @@ def splits(count=96, forget=16, seed=0):
     retain=train.take(np.arange(forget, count)),
     test=every.take(np.arange(count, count + 48)),
   )
+
+
+def flip(path):
+  """Changes one bit in the middle of a file."""
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def cut(path):
+  """Leaves the first half of a file."""
+  content = path.read_bytes()
+  path.write_bytes(content[: len(content) // 2])
+
+
+# What can happen to a file.
+HARMS = {'flipped': flip, 'cut': cut, 'missing': lambda path: path.unlink()}
+
+
+def files(folder):
+  """Every file below a folder, sorted."""
+  return sorted(path for path in folder.rglob('*') if path.is_file())

@@ -183,10 +183,9 @@ def test_a_twin_beside_the_source_serves_as_the_null(
   values = parse(tmp_path, null_dir=null)
   assert pairs.read(values, spd_gan.settings_of(values)).paths['null'] == null
   twin = made / 'twin'
-  shutil.copytree(null, twin)
-  manifest = json.loads((twin / 'manifest.json').read_text())
+  state, manifest = checkpoints.restore(null)
   manifest['config'] = {'recipe': RECIPE, 'source_seed': 1}
-  (twin / 'manifest.json').write_text(json.dumps(manifest))
+  checkpoints.save(twin, state, manifest)
   values = parse(tmp_path)
   case = pairs.read(values, spd_gan.settings_of(values))
   assert case.paths['null'] == twin and case.null is not None

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder with `state/` (Orbax), `manifest.json` and whatever
 small files belong to it. It appears all at once: it is written under another
-name and then renamed.
+name and then renamed. The manifest holds a digest of every other file, of the
+arrays, and of itself; what was read is believed only if they agree.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,9 @@ import orbax.checkpoint as ocp
 from unlearn_jax.base import InputError, ModelState, tensor_paths
 
 MANIFEST = 'manifest.json'
+_STATE = 'state'
+# The manifest's digest of itself.
+_OWN = 'manifest_sha256'
 
 
 def digest(tree: Any) -> str:
@@ -59,60 +63,105 @@ def save(
   Raises:
     InputError: `directory` exists, or cannot be written.
   """
+  return save_tree(directory, state._asdict(), manifest, files)
+
+
+def save_tree(
+  directory: str | os.PathLike,
+  tree: dict[str, Any],
+  manifest: dict[str, Any],
+  files: Mapping[str, bytes] | None = None,
+) -> str:
+  """`save` for any nested dictionary of arrays."""
   target = pathlib.Path(directory).absolute()
   if target.exists():
     raise InputError(f'checkpoint {target} exists; it is never overwritten')
-  host = jax.tree.map(np.asarray, state)
-  extra = dict(files or {})
-  manifest = {
-    **manifest,
-    'state_sha256': digest(host),
-    'files_sha256': {name: _sha256(extra[name]) for name in sorted(extra)},
-  }
+  # What JSON cannot hold is found before anything is written.
+  manifest = json.loads(json.dumps(manifest, allow_nan=False))
+  host = jax.tree.map(np.asarray, tree)
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    parent = tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent)
+    parent = tempfile.mkdtemp(prefix=draft_prefix(target), dir=target.parent)
   except OSError as error:
     raise InputError(f'cannot write {target}: {error.strerror}') from error
   draft = pathlib.Path(parent)
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(draft / 'state', host._asdict())
-    for name, content in extra.items():
+      checkpointer.save(draft / _STATE, host)
+    for name, content in (files or {}).items():
       (draft / name).write_bytes(content)
-    text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
+    manifest['state_sha256'] = digest(host)
+    manifest['files_sha256'] = _digests(draft)
+    manifest[_OWN] = _own_digest(manifest)
+    text = json.dumps(manifest, indent=2, sort_keys=True)
     (draft / MANIFEST).write_text(text + '\n')
     draft.chmod(0o755)
     draft.rename(target)
-  except OSError as error:
-    raise InputError(f'cannot write {target}: {error.strerror}') from error
+  # A full disk is an OSError in one layer of Orbax, a ValueError in another.
+  except Exception as error:
+    raise InputError(f'cannot write {target}: {_first_line(error)}') from error
   finally:
     shutil.rmtree(draft, ignore_errors=True)
   return manifest['state_sha256']
 
 
-def _sha256(content: bytes) -> str:
-  return hashlib.sha256(content).hexdigest()
+def draft_prefix(directory: str | os.PathLike) -> str:
+  """How the names of unfinished saves of this checkpoint begin.
+
+  They lie beside it, and stay there if the process is killed.
+  """
+  return f'.{pathlib.Path(directory).name}-'
+
+
+def _first_line(error: Exception) -> str:
+  text = getattr(error, 'strerror', None) or str(error)
+  return f'{type(error).__name__}: {text.splitlines()[0] if text else ""}'[:160]
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """The digest of every file below a folder."""
+  paths = (path for path in folder.rglob('*') if path.is_file())
+  return {str(p.relative_to(folder)): _sha256(p) for p in paths}
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+  rest = {name: value for name, value in manifest.items() if name != _OWN}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   """The manifest of a checkpoint.
 
   Raises:
-    InputError: no checkpoint there, or a manifest that is not one.
+    InputError: no checkpoint there, or a manifest that is not one, or not as
+      it was written.
   """
   path = pathlib.Path(directory) / MANIFEST
   try:
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text('utf-8'))
   except FileNotFoundError:
     raise InputError(
       f'{directory} holds no checkpoint: {MANIFEST} is missing'
     ) from None
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path} cannot be read: {error}') from error
   if not isinstance(manifest, dict) or 'state_sha256' not in manifest:
     raise InputError(f'{path} is not a manifest: it names no state_sha256')
+  if _is_sealed(manifest) and manifest.get(_OWN) != _own_digest(manifest):
+    raise InputError(f'{path} is damaged: it does not have its own digest')
   return manifest
+
+
+def _is_sealed(manifest: dict[str, Any]) -> bool:
+  """Whether it was written with a digest of itself: 0.1.0 knew none."""
+  files = manifest.get('files_sha256')
+  named = isinstance(files, dict) and any('/' in name for name in files)
+  return _OWN in manifest or named
 
 
 def restore(
@@ -134,6 +183,19 @@ def restore(
   Raises:
     InputError: missing, damaged, or an expected entry that differs.
   """
+  tree, manifest = restore_tree(directory, **expected)
+  if 'params' not in tree:
+    raise InputError(
+      f'{directory} holds {", ".join(sorted(tree))}, allowed: a model'
+    )
+  state = ModelState(tree['params'], tree.get('batch_stats') or {})
+  return state if like is None else _shaped(state, like), manifest
+
+
+def restore_tree(
+  directory: str | os.PathLike, **expected: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """`restore` for what `save_tree` saved."""
   manifest = read_manifest(directory)
   for name, value in expected.items():
     if manifest.get(name) != value:
@@ -141,17 +203,18 @@ def restore(
         f'checkpoint {directory} was made with {name}={manifest.get(name)!r},'
         f' allowed here: {value!r}'
       )
-  path = pathlib.Path(directory).absolute() / 'state'
+  folder = pathlib.Path(directory).absolute()
   try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      tree = checkpointer.metadata(path).item_metadata.tree
-      target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-      restored = checkpointer.restore(path, target)
-    state = ModelState(restored['params'], restored.get('batch_stats') or {})
-    found = digest(jax.tree.map(np.asarray, state))
     for name, wanted in manifest.get('files_sha256', {}).items():
-      if _sha256((path.parent / name).read_bytes()) != wanted:
+      if not (folder / name).is_file():
+        raise ValueError(f'{name} is missing')
+      if _sha256(folder / name) != wanted:
         raise ValueError(f'{name} does not have the digest of the manifest')
+    with ocp.StandardCheckpointer() as checkpointer:
+      tree = checkpointer.metadata(folder / _STATE).item_metadata.tree
+      target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+      restored = checkpointer.restore(folder / _STATE, target)
+    found = digest(jax.tree.map(np.asarray, restored))
   # Orbax raises whatever the damaged layer raises: there is no common type.
   except Exception as error:
     reason = str(error).split('\n')[0][:120]
@@ -163,7 +226,7 @@ def restore(
       f'checkpoint {directory} is damaged: its arrays do not have the digest'
       ' that its manifest names'
     )
-  return state if like is None else _shaped(state, like), manifest
+  return restored, manifest
 
 
 def _shaped(state: ModelState, like: ModelState) -> ModelState:

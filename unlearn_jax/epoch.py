@@ -70,6 +70,12 @@ def _plan(
   return key, _Part(augment_key, jnp.arange(steps), orders)
 
 
+def _finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite."""
+  found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+  return functools.reduce(jnp.logical_and, found)
+
+
 @functools.lru_cache(maxsize=64)
 def program(
   model: Model,
@@ -82,7 +88,8 @@ def program(
 ):
   """One epoch as one program: shuffle, augment, step, scanned.
 
-  Where images are streamed it runs one part of the epoch a call.
+  Where images are streamed it runs one part of the epoch a call. The losses
+  are NaN if parameters or statistics are not finite afterwards.
   """
 
   def merge(moving: list, still: list, treedef: Any) -> Any:
@@ -141,6 +148,8 @@ def program(
     )
     params = merge(moving, frozen, treedef)
     model_state = ModelState(params, batch_stats)
+    # Where the host looks anyway: a broken state shows in its epoch's losses.
+    losses = jnp.where(_finite((moving, batch_stats)), losses, jnp.nan)
     return TrainState(model_state, opt_state, key), losses
 
   return parallel.spmd(epoch, donate=[0], split=[4])

@@ -152,6 +152,7 @@ def finetune(
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop_rule: StopRule | None = None,
   on_epoch: Callable[[training.Epoch], None] | None = None,
+  keeper: training.Keeper | None = None,
 ) -> training.Fit:
   """Trains on D_RE, guided by a teacher on D_UL (Algorithm 1, lines 14–19).
 
@@ -177,6 +178,7 @@ def finetune(
       needs.
     stop_rule: ends the training once it holds; None runs all epochs.
     on_epoch: told of each epoch as it ends.
+    keeper: lets an interrupted fine-tuning go on, see `training.fit`.
 
   Returns:
     The `training.Fit`; its `state` is θ.
@@ -228,5 +230,6 @@ def finetune(
     stop=(lambda h: stop_rule.epoch(h) is not None) if stop_rule else None,
     on_epoch=on_epoch,
     spent=spent,
+    keeper=keeper,
   )
   return fit._replace(compile_seconds=fit.compile_seconds + compile_seconds)

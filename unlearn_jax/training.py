@@ -17,6 +17,7 @@ from unlearn_jax import epoch, parallel, timing
 from unlearn_jax.base import (
   Batch,
   Examples,
+  InputError,
   Key,
   Mask,
   Model,
@@ -25,23 +26,22 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.epoch import Augment, Loss
+from unlearn_jax.snapshots import Epoch, Keeper, Snapshot
 
 
-class Epoch(NamedTuple):
-  """One row of a training curve.
+class DivergedError(InputError):
+  """Training left the finite numbers.
 
   Attributes:
-    epoch: 0 is the state before the first step.
-    loss: mean training loss of the epoch; None at epoch 0.
-    seconds: training time since the start, compilation and measuring
-      excluded.
-    measured: what the caller's `measure` returned.
+    epoch: at whose end a loss, a parameter or a statistic was not finite.
   """
 
-  epoch: int
-  loss: float | None
-  seconds: float
-  measured: dict[str, float]
+  def __init__(self, epoch: int):
+    super().__init__(
+      f'training diverged in epoch {epoch}: a loss or a parameter is not'
+      ' finite; allowed: smaller learning rates and ε'
+    )
+    self.epoch = epoch
 
 
 class Fit(NamedTuple):
@@ -103,6 +103,7 @@ def fit(
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
   on_epoch: Callable[[Epoch], None] | None = None,
   spent: float = 0.0,
+  keeper: Keeper | None = None,
 ) -> Fit:
   """Trains a model: one compiled, data-parallel call an epoch.
 
@@ -126,8 +127,12 @@ def fit(
     measure: called before the first epoch and after each; its time is not
       counted.
     stop: told the history after each epoch; true ends the training.
-    on_epoch: told of each epoch as it ends, epoch 0 included.
+    on_epoch: told of each epoch as it ends, first of the one that training
+      starts after: epoch 0, or where the keeper's snapshot was taken.
     spent: seconds that preparing this training took, where the clock starts.
+    keeper: where training goes on from, and who is told how far it got; with
+      the same arguments all numbers but the seconds are those of a training
+      that was never stopped. None to start from the beginning.
 
   Returns:
     The `Fit`.
@@ -135,6 +140,8 @@ def fit(
   Raises:
     ValueError: sizes that do not fit the devices or the sets, negative
       `epochs`, unknown or all paths in `frozen`.
+    DivergedError: a loss, a parameter or a statistic was not finite after an
+      epoch.
   """
   if epochs < 0:
     raise ValueError(f'epochs={epochs}, allowed: 0 or more')
@@ -163,23 +170,50 @@ def fit(
   )
   movable = None if update_mask is None else of_trained(update_mask)
   inputs = parallel.replicate((resident, movable))
-  history = [Epoch(0, None, spent, measure(state) if measure else {})]
+  now = keeper.load(train_state) if keeper else None
+  if now is None:
+    first = Epoch(0, None, spent, measure(state) if measure else {})
+    now = Snapshot(train_state, (first,), 0.0)
+  else:
+    now = now._replace(state=parallel.replicate(now.state))
   if on_epoch:
-    on_epoch(history[0])
-  compile_seconds = 0.0
-  for number in range(1, epochs + 1):
-    with timing.Stopwatch() as watch:
-      train_state, losses = watch.wait(run(train_state, *inputs))
-    compile_seconds += watch.compile_seconds
-    seconds = history[-1].seconds + watch.seconds
-    measured = measure(train_state.model) if measure else {}
-    mean_loss = float(np.mean(jax.device_get(losses), dtype=np.float64))
-    history.append(Epoch(number, mean_loss, seconds, measured))
+    on_epoch(now.history[-1])
+  while not _is_over(now.history, epochs, stop):
+    now = _after_one_more(now, lambda start: run(start, *inputs), measure)
     if on_epoch:
-      on_epoch(history[-1])
-    if stop and stop(history):
-      break
-  return Fit(train_state.model, tuple(history), compile_seconds)
+      on_epoch(now.history[-1])
+    if keeper:
+      keeper.save(now)
+  return Fit(now.state.model, now.history, now.compile_seconds)
+
+
+def _is_over(
+  history: Sequence[Epoch],
+  epochs: int,
+  stop: Callable[[Sequence[Epoch]], bool] | None,
+) -> bool:
+  """Whether training ends here; a resumed one asks before its first epoch."""
+  done = history[-1].epoch
+  return done >= epochs or bool(done and stop and stop(history))
+
+
+def _after_one_more(
+  before: Snapshot,
+  run: Callable[[TrainState], tuple[TrainState, Any]],
+  measure: Callable[[ModelState], dict[str, float]] | None,
+) -> Snapshot:
+  """The snapshot after the next epoch; the one before it is used up."""
+  last = before.history[-1]
+  with timing.Stopwatch() as watch:
+    state, losses = watch.wait(run(before.state))
+  loss = float(np.mean(jax.device_get(losses), dtype=np.float64))
+  if not np.isfinite(loss):
+    raise DivergedError(last.epoch + 1)
+  measured = measure(state.model) if measure else {}
+  seconds = last.seconds + watch.seconds
+  row = Epoch(last.epoch + 1, loss, seconds, measured)
+  compile_seconds = before.compile_seconds + watch.compile_seconds
+  return Snapshot(state, (*before.history, row), compile_seconds)
 
 
 @functools.lru_cache(maxsize=64)
@@ -199,6 +233,7 @@ def train(
   augment: Augment | None = None,
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   on_epoch: Callable[[Epoch], None] | None = None,
+  keeper: Keeper | None = None,
 ) -> Fit:
   """Trains a fresh model on `examples`: the source on D, Retrain on D_RE.
 
@@ -212,6 +247,7 @@ def train(
     augment: see `fit`.
     measure: see `fit`.
     on_epoch: see `fit`.
+    keeper: see `fit`.
 
   Returns:
     The `Fit`; its `state` is ω.
@@ -244,6 +280,7 @@ def train(
     augment=augment,
     measure=measure,
     on_epoch=on_epoch,
+    keeper=keeper,
   )
 
 

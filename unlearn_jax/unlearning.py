@@ -72,6 +72,7 @@ def unlearn(
   optimizer: optax.GradientTransformation | None = None,
   augment: training.Augment | None = None,
   on_epoch: Callable[[training.Epoch], None] | None = None,
+  keeper: training.Keeper | None = None,
 ) -> Unlearning:
   """Makes `source` forget D_UL (Zuo et al., Algorithm 1, and its baselines).
 
@@ -86,6 +87,8 @@ def unlearn(
     optimizer: of the training; Adam at `settings.learning_rate` by default.
     augment: applied to D_RE's images while training.
     on_epoch: told of each epoch as it ends.
+    keeper: lets an interrupted fine-tuning go on, see `training.fit`; what
+      comes before it is computed again, to the same numbers.
 
   Returns:
     The `Unlearning`.
@@ -154,6 +157,7 @@ def unlearn(
     measure=measure,
     stop_rule=rule if row.stops else None,
     on_epoch=on_epoch,
+    keeper=keeper,
   )
   stop_epoch = rule.epoch(fit.history)
   return Unlearning(

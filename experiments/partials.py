@@ -1,0 +1,157 @@
+"""A stage that is not finished: its training, saved now and then.
+
+    WORKDIR/checkpoints/.NAME-KEY.partial/epoch-000007/
+
+lies beside where the finished stage will be, and goes when that is there. The
+two last saves are kept, so that one can be damaged.
+"""
+
+from collections.abc import Callable
+import pathlib
+import shutil
+import sys
+import time
+
+from experiments import preemption
+from unlearn_jax import checkpoints, snapshots
+from unlearn_jax.base import InputError, TrainState
+
+# Seconds from one save to the next.
+SAVE_SECONDS = 30.0
+# A save of t seconds is not repeated before this many times t, so that saving
+# costs a few per cent at most.
+_RARITY = 25
+_KEPT = 2
+
+
+class Partial:
+  """Keeps the training of one stage; a `snapshots.Keeper`.
+
+  Attributes:
+    wall_seconds: that went into the stage until its last save.
+  """
+
+  def __init__(
+    self,
+    finished: pathlib.Path,
+    save_seconds: float = SAVE_SECONDS,
+    tell: Callable[[int], None] | None = None,
+  ):
+    """Writes and reads nothing yet.
+
+    Args:
+      finished: where the finished stage will be.
+      save_seconds: from one save to the next; 0 saves every epoch.
+      tell: told the epoch after which training goes on, if it does.
+    """
+    self.folder = finished.with_name(f'.{finished.name}.partial')
+    self.wall_seconds = 0.0
+    self._finished, self._tell = finished, tell
+    self._save_seconds, self._pause = save_seconds, save_seconds
+    self._start = self._saved_at = time.monotonic()
+    self._held: snapshots.Packed | None = None
+    self._saved: int | None = None
+
+  def load(self, like: TrainState) -> snapshots.Snapshot | None:
+    """The newest save that is whole; what is damaged is named and passed."""
+    self._sweep()
+    for path in reversed(self._saves()):
+      try:
+        packed, manifest = snapshots.restore(path, stage=self._finished.name)
+        snapshot = snapshots.unpack(packed, like)
+        self.wall_seconds = float(manifest['wall_seconds'])
+      except (InputError, KeyError, TypeError) as error:
+        _warn(f'{error}; it is removed, and an earlier save or the start taken')
+        shutil.rmtree(path, ignore_errors=True)
+        continue
+      self._held, self._saved = packed, packed.history[-1].epoch
+      self._saved_at = time.monotonic()
+      if self._tell:
+        self._tell(self._saved)
+      return snapshot
+    return None
+
+  def save(self, snapshot: snapshots.Snapshot) -> None:
+    """Holds the snapshot, and writes it if it is time or the end is near.
+
+    Raises:
+      Stopped: the program was asked to end.
+    """
+    self._held = snapshots.pack(snapshot)
+    signum = preemption.requested()
+    if signum is not None or time.monotonic() - self._saved_at >= self._pause:
+      self.flush()
+    if signum is not None:
+      raise preemption.Stopped(signum, self.note())
+
+  def flush(self) -> None:
+    """Writes the last snapshot, unless that has been done.
+
+    A disk that refuses it ends nothing: the saves before are still there.
+    """
+    if self._held is None or self._held.history[-1].epoch == self._saved:
+      return
+    start = time.monotonic()
+    epoch = self._held.history[-1].epoch
+    path = self.folder / f'epoch-{epoch:06}'
+    facts = {
+      'stage': self._finished.name,
+      'epoch': epoch,
+      'wall_seconds': self.wall_seconds + start - self._start,
+    }
+    try:
+      snapshots.save(path, self._held, facts)
+    except InputError as error:
+      _warn(f'{error}; training goes on without this save')
+    else:
+      self._saved = epoch
+      for old in self._saves()[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    self._saved_at = time.monotonic()
+    cost = self._saved_at - start
+    if self._save_seconds:
+      self._pause = max(self._save_seconds, _RARITY * cost)
+
+  def last_finite(self) -> str:
+    """Saves the last snapshot, whose numbers are finite, and says where.
+
+    Empty where there was no such epoch.
+    """
+    self.flush()
+    if self._saved is None:
+      return ''
+    return (
+      f'the last finite state, after epoch {self._saved}, is kept in'
+      f' {self.folder}'
+    )
+
+  def note(self) -> str:
+    """What is saved of the stage, in words."""
+    name = self._finished.name
+    if self._saved is None:
+      return f'nothing of {name} is saved; the same command starts it anew'
+    return (
+      f'{name} is saved after epoch {self._saved} in {self.folder}; the same'
+      ' command goes on from there'
+    )
+
+  def remove(self) -> None:
+    """Forgets it all, because the stage is finished."""
+    self._sweep()
+    shutil.rmtree(self.folder, ignore_errors=True)
+
+  def _saves(self) -> list[pathlib.Path]:
+    """The saves, oldest first."""
+    return sorted(self.folder.glob('epoch-*'))
+
+  def _sweep(self) -> None:
+    """Removes what a process that was killed in a save left half written."""
+    prefix = checkpoints.draft_prefix(self._finished)
+    drafts = self._finished.parent.glob(f'{prefix}*')
+    for path in [*drafts, *self.folder.glob('.epoch-*')]:
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _warn(text: str) -> None:
+  line = ' '.join(text.split())
+  print(f'warning: {line}', file=sys.stderr, flush=True)

@@ -1,0 +1,123 @@
+"""SIGTERM and SIGINT: what is in flight is finished and saved, then it ends.
+
+The first signal is a request. Where work would be lost (`deferred`) it waits
+until whoever does the work asks for `requested`; elsewhere it ends the program
+where it stands. The second signal ends the process at once, even while the
+main thread is inside a compiled epoch: a thread of its own reads the signals.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+from typing import Any, NoReturn
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(BaseException):  # noqa: N818 - it is no error
+  """The program was asked to end.
+
+  Not an `Exception`, so that nothing on its way mistakes it for a failure.
+
+  Attributes:
+    signum: which signal asked for it.
+    note: how far the work got, and what goes on from there.
+  """
+
+  def __init__(self, signum: int, note: str):
+    super().__init__(note)
+    self.signum, self.note = signum, note
+
+
+@dataclasses.dataclass
+class _Requests:
+  """What has been asked for, and how many deferrals are open."""
+
+  signum: int | None = None
+  depth: int = 0
+
+
+_requests = _Requests()
+_NOTE = 'finished stages are kept, the same command goes on'
+
+
+def requested() -> int | None:
+  """The signal by which the program was asked to end, or None."""
+  return _requests.signum
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+  """Lets a signal wait for the end of a `with` block.
+
+  Raises:
+    Stopped: at the end of the block, where a signal has come in it.
+  """
+  _requests.depth += 1
+  try:
+    yield
+  finally:
+    _requests.depth -= 1
+  if _requests.signum is not None and not _requests.depth:
+    raise Stopped(_requests.signum, _NOTE)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+  """Handles the signals inside a `with` block, in the main thread only."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  _requests.signum, _requests.depth = None, 0
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  before = {number: signal.signal(number, _handle) for number in SIGNALS}
+  woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  thread = threading.Thread(target=_listen, args=(reader,), daemon=True)
+  thread.start()
+  try:
+    yield
+  finally:
+    signal.set_wakeup_fd(woken)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+    os.close(writer)
+    thread.join()
+    os.close(reader)
+    # Whoever watches no more is not asked to end either.
+    _requests.signum = None
+
+
+def _handle(signum: int, frame: Any) -> None:
+  """Runs in the main thread, as soon as that is in Python code."""
+  del frame
+  _requests.signum = _requests.signum or signum
+  if not _requests.depth:
+    raise Stopped(_requests.signum, _NOTE)
+
+
+def _listen(reader: int) -> None:
+  """Runs in a thread: it hears a signal whatever the main thread does."""
+  heard = 0
+  while numbers := os.read(reader, 1):
+    if numbers[0] not in SIGNALS:
+      continue
+    heard += 1
+    if heard > 1:
+      _leave(numbers[0])
+    if _requests.depth:
+      name = signal.Signals(numbers[0]).name
+      _say(f'{name}: stopping after this epoch; once more stops at once')
+
+
+def _leave(signum: int) -> NoReturn:
+  _say('stopped at once; what was saved is kept, the same command goes on')
+  os._exit(128 + signum)
+
+
+def _say(text: str) -> None:
+  with contextlib.suppress(OSError):
+    os.write(2, f'\n{text}\n'.encode())
