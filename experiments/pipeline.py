@@ -22,6 +22,10 @@ from unlearn_jax.strategies import STRATEGIES, Settings, Strategy
 from unlearn_jax.unlearning import Unlearning, unlearn
 
 
+class DivergedError(InputError):
+  """A training whose numbers are no longer finite; it would be so again."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
   """One seed: its forget set and its finished stages by strategy.
@@ -258,7 +262,7 @@ def _require_finite(title: str, record: dict[str, Any]) -> None:
   for epoch in record['history']:
     numbers += [value for value in epoch.values() if value is not None]
   if not np.isfinite(numbers).all():
-    raise InputError(
+    raise DivergedError(
       f'{title} diverged: a loss or an output is not finite; allowed: smaller'
       ' learning rates and ε'
     )
