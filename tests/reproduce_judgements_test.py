@@ -138,8 +138,8 @@ def test_a_default_changes_only_where_another_is_resolvably_closer():
   closer = sweeping.conclusion(*points({0: 0.30, 1: 0.31}, {0: 0.1, 1: 0.12}))
   assert 'λ 0 is closer to Retrain' in closer and 'should change' in closer
   level = sweeping.conclusion(*points({0: 0.3, 1: 0.1}, {0: 0.1, 1: 0.3}))
-  assert 'λ 0.1 is confirmed' in level
-  farther = sweeping.conclusion(*points({0: 0.1, 1: 0.11}, {0: 0.3, 1: 0.31}))
+  assert 'λ 0.1 stays' in level
+  farther = sweeping.conclusion(*points({0: 0.1, 1: 0.11}, {0: 0.3, 1: 0.32}))
   assert 'λ 0.1 is confirmed' in farther
   few = sweeping.conclusion(*points({0: 0.1}, {0: 0.3}))
   assert 'not decidable' in few

@@ -218,6 +218,7 @@ class Bench:
         retrained=unlearned if task.row == 'retrain' else None,
         settings=preset.generator,
         seeds=preset.generators,
+        limit=preset.degree_limit,
         on_epoch=lambda name, seed, epoch: progress.epoch(epoch),
       )
     except InputError as error:  # A source no better than chance, say.

@@ -182,7 +182,8 @@ def _unlearn(task: Task, rates: Rates) -> tuple[float, float, float]:
 
 def _degree(task: Task, rates: Rates) -> tuple[float, float, float]:
   forget = round(task.fraction * rates.images)
-  scored = forget + 2 * _LIMIT
-  pairs = 3 * task.preset.generators + 1
-  trained = pairs * task.epochs * forget / 2
-  return trained, 3 * pairs * scored, _GENERATOR
+  scored = forget + 2 * task.preset.degree_limit
+  fits = 3 * task.preset.generators + 1
+  trained = fits * task.epochs * forget / 2
+  # Both models on what each generator makes, and on the images themselves.
+  return trained, 2 * scored * (fits + 4), _GENERATOR

@@ -38,7 +38,7 @@ def figure1(results: Tally, problem: Problem) -> Iterator[Judgement]:
 def figure5(results: Tally, problem: Problem) -> Iterator[Judgement]:
   """Figure 5: there is a best K."""
   for granularity in results.preset.granularities:
-    for fraction in results.preset.fractions_of_k(problem):
+    for fraction in problem.fractions:
       yield _optimum(results, problem, fraction, granularity)
 
 

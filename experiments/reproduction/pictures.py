@@ -142,11 +142,7 @@ def figure1(results: Tally) -> Figure:
 
 def figure5(results: Tally) -> Figure:
   """Acc_RE − Acc_UL by K, as the difference to K = 0 of the same seed."""
-  shown = [
-    (problem, fraction)
-    for problem in _shown(results, 'fig5')
-    for fraction in results.preset.fractions_of_k(problem)
-  ]
+  shown = _pairs(results, 'fig5')
   figure, panels = _panels(len(shown), 2, 2.0)
   for axes, (problem, fraction) in zip(panels, shown):
     remarks = []
@@ -173,7 +169,7 @@ def figure5(results: Tally) -> Figure:
     axes.grid(axis='y')
   figure.supxlabel('K', fontsize=8.5)
   label = '(Acc_RE − Acc_UL) −\nthat of K = 0, points'
-  figure.supylabel(label, fontsize=8.5, ha='center', multialignment='center')
+  figure.supylabel(label, fontsize=8.5, multialignment='center')
   handles: list[Any] = [
     Line2D([], [], color=color, marker=marker, linestyle=line, label=name)
     for name, color, marker, line in GRANULARITIES.values()

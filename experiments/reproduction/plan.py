@@ -76,8 +76,6 @@ def _wanted(made: Tasks, problem: Problem) -> Iterator[tuple[str, Task]]:
         if fraction == problem.fractions[-1] and row != 'random_top_k':
           yield 'fig6', task
         yield 'fig8', task
-      if fraction not in preset.fractions_of_k(problem):
-        continue
       for granularity in preset.granularities:
         for k in ks(preset, problem, granularity):
           yield 'fig5', made.k(problem, fraction, seed, k, granularity)

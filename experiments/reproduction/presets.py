@@ -128,13 +128,13 @@ class Preset:
     stop_retain_share: of the stop rule.
     sensitivity_examples: behind each Top-K.
     ks: of Figure 5; the problem's own K is added, and K = 0 always there.
-    k_fractions: of Figure 5; None is all that the problem has.
     granularities: of Figure 5.
     epsilon_leaf: ε where K counts tensors. Zeroing, which serves for scalars,
       would leave a net of dead tensors that no fine-tuning revives.
     sweeps: what is swept, at the middle one of the first problem's fractions.
     generator: of SPD-GAN.
     generators: how many for each pair of models.
+    degree_limit: at most so many images of D_RE and of test a degree scores.
     degree_fractions: of Figure 9.
     degree_rows: of Figure 9; Random-TopK is not in the paper's.
     comparable: whether the paper's absolute numbers can be compared with.
@@ -157,26 +157,18 @@ class Preset:
   stop_retain_share: float = 0.98
   sensitivity_examples: int = 256
   ks: tuple[int, ...] = tuple(range(5, 51, 5))
-  k_fractions: tuple[float, ...] | None = None
   granularities: tuple[str, ...] = ('scalar', 'leaf')
   epsilon_leaf: float = 1.0
   sweeps: tuple[Sweep, ...] = SWEEPS
   generator: GeneratorSettings = GeneratorSettings()
   generators: int = 5
+  degree_limit: int = 2048
   degree_fractions: tuple[float, ...] = (0.05, 0.10, 0.15, 0.20)
   degree_rows: tuple[str, ...] = (
     *('retrain', 'finetune', 'top_k', 'random_k'),
     *('eu_5', 'eu_10', 'cf_5', 'cf_10'),
   )
   comparable: bool = False
-
-  def fractions_of_k(self, problem: Problem) -> tuple[float, ...]:
-    """The shares for which Figure 5 is drawn."""
-    return tuple(
-      fraction
-      for fraction in problem.fractions
-      if self.k_fractions is None or fraction in self.k_fractions
-    )
 
   def settings(self, problem: Problem) -> Settings:
     """What a strategy of a table is told, before its own changes."""
@@ -224,19 +216,9 @@ _SMOKE = Preset(
 # Half of the options, which is what two hours allow.
 _FEWER = (
   Sweep('ε of Top-K', 'top_k', _options('epsilon_top', -1.0, 1.0, 10.0)),
-  Sweep(
-    'ε and rule of Random-k',
-    'random_k',
-    _options('epsilon_random', 0.1, 1.0, rule='scale')
-    + _options('epsilon_random', 1.0, rule='donor'),
-  ),
+  NARROW[1],
   *SWEEPS[2:4],
-  Sweep(
-    'sensitivity',
-    'top_k',
-    _options('reduction', 'mean_abs', 'single', objective='loss')
-    + _options('reduction', 'mean_abs', objective='output_norm'),
-  ),
+  NARROW[4],
 )
 _CPU = Preset(
   'cpu',
@@ -248,7 +230,7 @@ _CPU = Preset(
       45,
       width=16,
       train_subset=10_000,
-      fractions=(0.10, 0.20),
+      fractions=(0.20,),
       shows=_EVERYTHING,
     ),
     Problem(
@@ -258,7 +240,7 @@ _CPU = Preset(
       width=16,
       train_subset=10_000,
       fractions=(0.20,),
-      shows=('fig1', 'fig6', 'fig8'),
+      shows=('fig1', 'fig6'),
     ),
   ),
   seeds=2,
@@ -268,9 +250,9 @@ _CPU = Preset(
   table_epochs=2,
   curve_epochs=2,
   ks=(25,),
-  k_fractions=(0.20,),
   sweeps=_FEWER,
   generator=GeneratorSettings(epochs=2),
+  degree_limit=512,
   degree_fractions=(0.20,),
   degree_rows=('retrain', 'finetune', 'top_k', 'random_k'),
 )

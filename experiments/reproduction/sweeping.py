@@ -111,9 +111,12 @@ def conclusion(sweep: Sweep, found: list[Point]) -> str:
       ' change.'
     )
   change, text = min(changes, key=lambda pair: pair[0].mean)
+  if all(judgements.sign(c) > 0 for c, _ in changes):
+    verdict = 'is confirmed, all others are resolvably farther from Retrain'
+  else:
+    verdict = 'stays, nothing is resolvably closer to Retrain'
   return (
-    f'{sweep.name}: {default.text} is confirmed, since nothing is resolvably'
-    f' closer to Retrain; the best of the others, {text}, is at'
-    f' {judgements.shown(change)} from it ({min(seeds)} seeds, corrected for'
-    ' the number of settings).'
+    f'{sweep.name}: {default.text} {verdict}; the best of the others, {text},'
+    f' is at {judgements.shown(change)} from it ({min(seeds)} seeds, corrected'
+    ' for the number of settings).'
   )

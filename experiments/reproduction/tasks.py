@@ -96,7 +96,9 @@ class Task:
       config['settings'] = dataclasses.asdict(self.settings)
     if self.kind == DEGREE:
       generator = dataclasses.asdict(preset.generator)
-      config['generator'] = [generator, preset.generators]
+      config['generator'] = [
+        *(generator, preset.generators, preset.degree_limit)
+      ]
     return stages.key(config)
 
   @property
