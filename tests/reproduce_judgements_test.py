@@ -90,6 +90,8 @@ def test_a_number_is_judged_by_our_interval():
   # It contains 80, but would contain nearly anything.
   assert printed({0: 70.0, 1: 90.0}).verdict == UNDECIDED
   assert printed({0: 80.0}).verdict == UNDECIDED
+  assert printed({0: 90.0, 1: 90.0}).verdict == UNDECIDED
+  assert printed({0: 80.0, 1: 80.0}).verdict == REPRODUCED
   assert printed({}).verdict == UNDECIDED
   other = printed(near, why_not='another data set')
   assert other.verdict == UNDECIDED

@@ -4,6 +4,7 @@ Everything is computed by `pipeline` and `unlearn_jax.degree`; here is only
 what they are told, and what is kept of what they return.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import io
@@ -27,10 +28,11 @@ from experiments.reproduction import tasks
 from experiments.reproduction.outcomes import Outcome, Outcomes
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
-from unlearn_jax import metrics, models, spd_gan
+from unlearn_jax import models, spd_gan
 from unlearn_jax.base import InputError, Splits
-from unlearn_jax.degree import unlearning_degree
+from unlearn_jax.degree import UnlearningDegree, unlearning_degree
 from unlearn_jax.evaluation import compare
+from unlearn_jax.spd_gan import GeneratorSettings
 
 SHOWN = 8  # images of Figure 4
 
@@ -224,33 +226,35 @@ class Bench:
     except InputError as error:  # A source no better than chance, say.
       return {'error': str(error)}
     found = degree.as_dict(result, preset.generator)
-    folder = self.workdir(task.problem).root / 'degrees'
-    folder /= f'{task.row}-{task.key}'
-    few = result.held_out.take(np.arange(min(SHOWN, result.held_out.size)))
-    rows, generator = np.asarray(few.indices), result.unlearned.runs[0]
-    arrays = {
-      'images': np.asarray(few.images)[rows],
-      'perturbed': spd_gan.perturb_images(
-        generator.generator, few, preset.generator
-      ),
-      'titles': np.array([classes[i] for i in np.asarray(few.labels)[rows]]),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    files.replace(folder / 'images.npz', buffer.getvalue())
-    files.replace(folder / 'degree.json', report.to_json(found).encode())
     mean = found['pairs']['unlearned']['degree']['mean']
     progress.end(f'{100 * mean:.1f} points, {found["calibrated"]["verdict"]}')
-    measured = {
-      name: degree.values_of(found, name) for name in ('unlearned', 'null')
-    }
-    measured['unseen'] = degree.values_of(found, 'unseen')
+    folder = self.workdir(task.problem).root / 'degrees'
+    folder /= f'{task.row}-{task.key}'
+    images = _images(result, preset.generator, classes)
+    files.replace(folder / 'images.npz', images)
+    files.replace(folder / 'degree.json', report.to_json(found).encode())
+    names = ('unlearned', 'null', 'unseen')
     return {
       'folder': str(folder.relative_to(self._root)),
-      'measured': measured,
-      'gap': metrics.mean_interval(
-        [run['held_out']['gap'] for run in found['pairs']['unlearned']['runs']]
-      ).mean,
+      'measured': {name: degree.values_of(found, name) for name in names},
       'verdict': found['calibrated']['verdict'],
       'classes': len(classes),
     }
+
+
+def _images(
+  result: UnlearningDegree,
+  settings: GeneratorSettings,
+  classes: Sequence[str],
+) -> bytes:
+  """A few images that no generator was fitted on, before and after one."""
+  few = result.held_out.take(np.arange(min(SHOWN, result.held_out.size)))
+  rows, generator = np.asarray(few.indices), result.unlearned.runs[0].generator
+  buffer = io.BytesIO()
+  np.savez(
+    buffer,
+    images=np.asarray(few.images)[rows],
+    perturbed=spd_gan.perturb_images(generator, few, settings),
+    titles=np.array([classes[i] for i in np.asarray(few.labels)[rows]]),
+  )
+  return buffer.getvalue()

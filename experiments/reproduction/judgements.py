@@ -30,6 +30,8 @@ UNDECIDED = 'not decidable'
 # points, and of an acceleration, a share of the paper's.
 WIDEST_POINTS = 5.0
 WIDEST_SHARE = 0.5
+_NO_SPREAD = 1e-12
+_PRINTED = 0.005  # the paper's last digit, halved
 
 
 class Judgement(NamedTuple):
@@ -88,7 +90,7 @@ def sign(interval: Interval) -> int:
   """
   if interval.low is None or interval.high is None:
     return 0
-  if interval.high - interval.low < 1e-12:
+  if interval.high - interval.low < _NO_SPREAD:
     return 0
   return int(interval.low > 0) - int(interval.high < 0)
 
@@ -186,6 +188,10 @@ def number(
     return Judgement(artefact, said, UNDECIDED, f'{text}; {why_not}')
   if interval.low is None or interval.high is None:
     return Judgement(artefact, said, UNDECIDED, text)
+  if interval.high - interval.low < _NO_SPREAD:
+    # All alike: a count that is off by the same, or the very number.
+    same = abs(interval.mean - printed) < _PRINTED
+    return Judgement(artefact, said, REPRODUCED if same else UNDECIDED, text)
   if not interval.low <= printed <= interval.high:
     return Judgement(artefact, said, NOT_REPRODUCED, text)
   if (interval.high - interval.low) / 2 > widest:

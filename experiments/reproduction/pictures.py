@@ -1,13 +1,11 @@
 """The paper's figures, drawn of our numbers in the style of `figures`."""
 
-from collections.abc import Callable, Sequence
-import math
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Polygon
 from matplotlib.ticker import (
   FuncFormatter,
   LogLocator,
@@ -19,48 +17,25 @@ import numpy as np
 from experiments import figures
 from experiments.figures import (
   BLACK,
-  BLUE,
-  GREEN,
   GREY,
-  ORANGE,
-  PURPLE,
   SKY,
   VERMILLION,
 )
-from experiments.reproduction import figure_statements, judgements, tally, tasks
+from experiments.reproduction import (
+  drawing,
+  figure_statements,
+  judgements,
+  tally,
+  tasks,
+)
 from experiments.reproduction.presets import Problem
 from experiments.reproduction.tally import Series, Tally, measured, of_source
 
-# Colour, marker and line style of a row, the same in every figure.
-LOOKS: dict[str, tuple[str, str, Any]] = {
-  'retrain': (BLACK, 'x', ':'),
-  'finetune': (GREY, 'v', (0, (4, 1))),
-  'top_k': (VERMILLION, 'o', '-'),
-  'random_k': (BLUE, 's', '--'),
-  'random_top_k': (PURPLE, 'D', '-.'),
-  'eu_5': (GREEN, '<', '-'),
-  'eu_10': (GREEN, '>', '--'),
-  'cf_5': (ORANGE, '^', '-'),
-  'cf_10': (ORANGE, 'P', '--'),
-}
 GRANULARITIES: dict[str, tuple[str, str, str, Any]] = {
   'scalar': ('K scalars', VERMILLION, 'o', '-'),
   'leaf': ('K tensors', SKY, 's', '--'),
 }
 _ACROSS = 4
-
-
-def _panels(
-  count: int, across: int, height: float = 1.9, sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
-  """A figure of so many panels, the unused ones removed."""
-  across = max(1, min(across, count))
-  down = math.ceil(count / across)
-  figure = figures.blank(figures.WIDTH, height * down + 0.7)
-  grid = figure.subplots(down, across, sharey=sharey, squeeze=False)
-  for axes in grid.flat[count:]:
-    axes.remove()
-  return figure, list(grid.flat[:count])
 
 
 def _shown(results: Tally, artefact: str) -> list[Problem]:
@@ -71,43 +46,10 @@ def _pairs(results: Tally, artefact: str) -> list[tuple[Problem, float]]:
   return [(p, f) for p in _shown(results, artefact) for f in p.fractions]
 
 
-def _line(
-  axes: Axes, xs: Sequence[float], columns: Sequence[Series], **look: Any
-) -> None:
-  """Means as a line, seeds as thin ones, 95 % intervals as a band.
-
-  The axis fits the seeds; of two, an interval is easily ten times as wide.
-  """
-  known = [(x, tally.interval(c)) for x, c in zip(xs, columns)]
-  points = [(x, i) for x, i in known if i is not None]
-  if not points:
-    return
-  axes.plot([x for x, _ in points], [100 * i.mean for _, i in points], **look)
-  for seed in sorted({seed for column in columns for seed in column}):
-    own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
-    thin = {'color': look['color'], 'linewidth': 0.5, 'alpha': 0.6}
-    axes.plot([x for x, _ in own], [y for _, y in own], **thin)
-  ends = [
-    (x, i.low, i.high)
-    for x, i in points
-    if i.low is not None and i.high is not None
-  ]
-  if len(ends) > 1:
-    edge = [(x, 100 * low) for x, low, _ in ends]
-    edge += [(x, 100 * high) for x, _, high in reversed(ends)]
-    band = Polygon(edge, color=look['color'], alpha=0.15, linewidth=0)
-    axes.add_artist(band)  # Unlike a patch, it leaves the axis alone.
-
-
-def _look(row: str) -> dict[str, Any]:
-  color, marker, line = LOOKS[row]
-  return {'color': color, 'marker': marker, 'linestyle': line}
-
-
 def figure1(results: Tally) -> Figure:
   """Acc_RE and Acc_UL after Random-k, and the source's test accuracy."""
   shown = _shown(results, 'fig1')
-  figure, panels = _panels(len(shown), _ACROSS, 2.1)
+  figure, panels = drawing.panels(len(shown), _ACROSS, 2.1)
   for axes, problem in zip(panels, shown):
     xs = [100 * f for f in problem.fractions]
 
@@ -122,9 +64,9 @@ def figure1(results: Tally) -> Figure:
     for metric, name, color, line, marker in figures.SERIES:
       del name
       look = {'color': color, 'linestyle': line, 'marker': marker}
-      _line(axes, xs, columns(measured(metric)), **look)
+      drawing.line(axes, xs, columns(measured(metric)), **look)
     look = {'color': BLACK, 'linestyle': ':', 'marker': ''}
-    _line(axes, xs, columns(of_source('test_accuracy')), **look)
+    drawing.line(axes, xs, columns(of_source('test_accuracy')), **look)
     axes.set_xticks(xs)
     axes.set_title(problem.name, loc='left')
     axes.grid(axis='y')
@@ -143,7 +85,7 @@ def figure1(results: Tally) -> Figure:
 def figure5(results: Tally) -> Figure:
   """Acc_RE − Acc_UL by K, as the difference to K = 0 of the same seed."""
   shown = _pairs(results, 'fig5')
-  figure, panels = _panels(len(shown), 2, 2.0)
+  figure, panels = drawing.panels(len(shown), 2, 2.0)
   for axes, (problem, fraction) in zip(panels, shown):
     remarks = []
     for granularity in results.preset.granularities:
@@ -157,7 +99,7 @@ def figure5(results: Tally) -> Figure:
         for column in series.values()
       ]
       look = {'color': color, 'marker': marker, 'linestyle': line}
-      _line(axes, list(series), gains, **look)
+      drawing.line(axes, list(series), gains, **look)
       remarks.append(f'{name}: {_optimum(series)}')
       if granularity == 'scalar' and len(zero) > 1:
         spread = 100 * float(np.std(list(zero.values()), ddof=1))
@@ -208,14 +150,14 @@ def _by_epoch(
     for epoch in epochs
   ]
   every = max(1, len(epochs) // 8)
-  _line(axes, list(epochs), columns, markevery=every, **look)
+  drawing.line(axes, list(epochs), columns, markevery=every, **look)
 
 
 def figure6(results: Tally) -> Figure:
   """Acc_RE and Acc_UL by epoch, Top-K and Random-k, and the control."""
   shown = _shown(results, 'fig6')
   rows = ('finetune', 'top_k', 'random_k')
-  figure, panels = _panels(2 * len(shown), 2, 1.9)
+  figure, panels = drawing.panels(2 * len(shown), 2, 1.9)
   for place, problem in enumerate(shown):
     fraction = problem.fractions[-1]
     for axes, metric, name in (
@@ -223,14 +165,16 @@ def figure6(results: Tally) -> Figure:
       (panels[2 * place + 1], 'forget_accuracy', 'D_UL'),
     ):
       for row in rows:
-        _by_epoch(axes, results, problem, fraction, row, metric, **_look(row))
+        _by_epoch(
+          axes, results, problem, fraction, row, metric, **drawing.look(row)
+        )
       head = f'{name}: {problem.name}, {100 * fraction:g} %'
       axes.set_title(head, loc='left')
       axes.xaxis.set_major_locator(MaxNLocator(integer=True))
       axes.grid(axis='y')
     panels[2 * place].set_ylabel('accuracy, %')
   figure.supxlabel('epoch of fine-tuning (0: perturbed)', fontsize=8.5)
-  _legend(figure, rows)
+  drawing.legend(figure, rows)
   return figure
 
 
@@ -238,7 +182,7 @@ def figure7(results: Tally) -> Figure:
   """Acceleration over Retrain by share forgotten, on a logarithmic axis."""
   shown = _shown(results, 'fig7')
   rows = [row for row in tasks.ROWS if row != 'retrain']
-  figure, panels = _panels(len(shown), 2, 2.6)
+  figure, panels = drawing.panels(len(shown), 2, 2.6)
   for axes, problem in zip(panels, shown):
     for place, row in enumerate(rows):
       for number, fraction in enumerate(problem.fractions):
@@ -258,7 +202,7 @@ def figure7(results: Tally) -> Figure:
     axes.grid(axis='y')
   panels[0].set_ylabel('speed, × Retrain (log scale)')
   figure.supxlabel('share of D that is forgotten, %', fontsize=8.5)
-  _legend(figure, rows)
+  drawing.legend(figure, rows)
   return figure
 
 
@@ -267,7 +211,7 @@ def _whisker(axes: Axes, x: float, series: Series, row: str, cut: bool) -> None:
 
   An interval may reach below 0, which has no place on this axis.
   """
-  color, marker, _ = LOOKS[row]
+  color, marker, _ = drawing.LOOKS[row]
   values = list(series.values())
   axes.plot([x, x], [min(values), max(values)], color=color, linewidth=1.0)
   mean = float(np.exp(np.mean(np.log(values))))
@@ -280,7 +224,7 @@ def _whisker(axes: Axes, x: float, series: Series, row: str, cut: bool) -> None:
 def figure8(results: Tally) -> Figure:
   """Acc_RE by epoch: Top-K, Random-k, Random-TopK, and the control."""
   shown = _pairs(results, 'fig8')
-  figure, panels = _panels(len(shown), _ACROSS, 1.8)
+  figure, panels = drawing.panels(len(shown), _ACROSS, 1.8)
   for axes, (problem, fraction) in zip(panels, shown):
     for row in tasks.CURVES:
       _by_epoch(
@@ -290,25 +234,15 @@ def figure8(results: Tally) -> Figure:
         fraction,
         row,
         'retain_accuracy',
-        **_look(row),
+        **drawing.look(row),
       )
     axes.set_title(f'{problem.name}\n{100 * fraction:g} %', loc='left')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis='y')
   panels[0].set_ylabel('Acc_RE, %')
   figure.supxlabel('epoch of fine-tuning (0: perturbed)', fontsize=8.5)
-  _legend(figure, tasks.CURVES)
+  drawing.legend(figure, tasks.CURVES)
   return figure
-
-
-def _legend(figure: Figure, rows: Sequence[str]) -> None:
-  handles = [
-    Line2D([], [], label=tasks.label(row), **_look(row)) for row in rows
-  ]
-  columns = 4 if len(handles) > 3 else len(handles)
-  figure.legend(
-    handles=handles, loc='outside upper center', ncols=columns, handlelength=2.8
-  )
 
 
 DRAWN: dict[str, Callable[[Tally], Figure]] = {
