@@ -50,4 +50,5 @@ def main() -> None:
 
 if __name__ == '__main__':
   options.define()
+  absl_flags.adopt_module_key_flags(options)  # Those that --help shows.
   flags.run(main)
