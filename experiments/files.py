@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import uuid
 
 
 def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
@@ -19,7 +20,8 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  # Unlike that of another machine too, where process ids may be the same.
+  draft = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.tmp')
   try:
     draft.write_bytes(data)
     os.replace(draft, path)

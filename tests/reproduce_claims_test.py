@@ -1,5 +1,6 @@
 """Claims: one worker a stage, however many there are and whoever dies."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import time
 
 import pytest
 
-from experiments.reproduction.claims import Claims
+from experiments.reproduction.claims import Claims, workdir
+from unlearn_jax.base import InputError
 
 
 def long_ago(claim):
@@ -94,6 +96,20 @@ def test_what_was_not_finished_is_given_back(tmp_path):
       assert second.take('stage') is None
       raise KeyboardInterrupt
   assert second.take('stage') is not None
+
+
+def test_a_directory_that_another_is_just_making_is_waited_for(tmp_path):
+  identity = {'preset': 'smoke'}
+  draft = tmp_path / '.workdir.json.draft'
+  draft.write_text(json.dumps(identity))
+
+  def finish():
+    draft.rename(tmp_path / 'workdir.json')
+
+  threading.Timer(0.3, finish).start()
+  workdir(tmp_path, identity, patience=5.0).claim()
+  with pytest.raises(InputError, match='belongs to preset=smoke'):
+    workdir(tmp_path, {'preset': 'cpu'}, patience=0.1)
 
 
 def test_one_that_lost_its_claim_does_not_release_the_others(tmp_path):

@@ -25,6 +25,7 @@ from experiments import (
 )
 from experiments.progress import Progress
 from experiments.reproduction import tasks
+from experiments.reproduction.claims import workdir
 from experiments.reproduction.outcomes import Outcome, Outcomes
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
@@ -84,7 +85,7 @@ class Bench:
     """The problem's own, claimed; refused if it holds other data."""
     if which not in self._workdirs:
       identity = problem.identity(self.setup(which))
-      made = stages.Workdir(self._root / which.name, identity)
+      made = workdir(self._root / which.name, identity)
       made.claim()
       self._workdirs[which] = made
     return self._workdirs[which]

@@ -16,6 +16,11 @@ import os
 import pathlib
 import socket
 import threading
+import time
+from typing import Any
+
+from experiments import stages
+from unlearn_jax.base import InputError
 
 EXPIRY_SECONDS = 600.0
 _BEATS = 10  # touches in the time of an expiry
@@ -118,6 +123,30 @@ class Claims:
     probe = self._folder / f'.now-{self._owner}'
     probe.touch()
     return probe.stat().st_mtime - path.stat().st_mtime > self._expiry
+
+
+def workdir(
+  root: pathlib.Path, identity: dict[str, Any], patience: float = 1.0
+) -> stages.Workdir:
+  """A work directory that another worker may be making at this moment.
+
+  Args:
+    root: the directory.
+    identity: see `stages.Workdir`.
+    patience: seconds after which what looks like another program's directory
+      is one.
+
+  Raises:
+    InputError: it is.
+  """
+  end = time.monotonic() + patience
+  while True:
+    try:
+      return stages.Workdir(root, identity)
+    except InputError:
+      if time.monotonic() > end:
+        raise
+    time.sleep(patience / 5)
 
 
 def _machine() -> list[str]:

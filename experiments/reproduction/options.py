@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 
 from experiments import flags, stages
 from experiments.reproduction import paper
+from experiments.reproduction.claims import workdir
 from experiments.reproduction.presets import (
   FIRST_SWEEP_SEED,
   PRESETS,
@@ -134,7 +135,7 @@ def _root(text: str | None, preset: Preset) -> pathlib.Path:
   for other in PRESETS.values():
     if other.name != preset.name and root.is_dir() and any(root.iterdir()):
       with contextlib.suppress(InputError):
-        identity(root, other)
+        stages.Workdir(root, {'preset': other.name})
         raise flags.FlagError(
           'preset',
           preset.name,
@@ -150,4 +151,4 @@ def identity(root: pathlib.Path, preset: Preset) -> stages.Workdir:
   Raises:
     InputError: it is another program's, or cannot be written.
   """
-  return stages.Workdir(root, {'preset': preset.name})
+  return workdir(root, {'preset': preset.name})

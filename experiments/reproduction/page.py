@@ -69,6 +69,8 @@ def _sections(
     if artefact == 'sweeps':
       section = section._replace(lines=[*_conclusions(found), *section.lines])
     if own:
+      counts = f'{len(own)} rows: {judgements.summary(own)}.'
+      section = section._replace(lines=[counts, *section.lines])
       section.tables.append(_judged(own))
     yield section
 
