@@ -69,7 +69,7 @@ def _sections(
     if artefact == 'sweeps':
       section = section._replace(lines=[*_conclusions(found), *section.lines])
     if own:
-      counts = f'{len(own)} rows: {judgements.summary(own)}.'
+      counts = f'Statements of the paper: {judgements.summary(own)}.'
       section = section._replace(lines=[counts, *section.lines])
       section.tables.append(_judged(own))
     yield section
