@@ -38,7 +38,7 @@ def main() -> None:
     print('\n'.join(lines))
     return
   print(lines[-1], flush=True)
-  deadline = None if asked.max_seconds is None else start + asked.max_seconds
+  deadline = options.deadline(asked, start)
   outlook = Outlook(costs, len(wanted.tasks), asked.worker.count, deadline)
   claims = Claims(asked.root / 'claims', asked.owner)
   done = runner.run(wanted, bench, claims, outlook, asked.worker)

@@ -257,6 +257,16 @@ def test_a_bad_flag_is_one_line(flag, message):
   assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+  'hours, seconds', [(None, None), (1, 3540.0), (0.1, 324.0)]
+)
+def test_time_is_kept_for_the_page(hours, seconds):
+  flag = [] if hours is None else [f'--max_hours={hours}']
+  asked = options.read(parsed(*flag))
+  expected = None if seconds is None else pytest.approx(100 + seconds)
+  assert options.deadline(asked, 100.0) == expected
+
+
 def test_two_presets_never_share_a_directory(toy, finished, tmp_path):
   with pytest.raises(flags.FlagError) as error:
     with pytest.MonkeyPatch.context() as patch:
@@ -278,7 +288,7 @@ def test_the_binary_ends_with_status_2_before_anything_is_written(tmp_path):
     env={**os.environ, 'XLA_FLAGS': ''},
     capture_output=True,
     text=True,
-    timeout=120,
+    timeout=600,
   )
   assert done.returncode == 2
   assert done.stderr.startswith('error: --worker=2/1, allowed: i/n')

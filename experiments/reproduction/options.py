@@ -121,6 +121,22 @@ def read(values: Any) -> Options:
   )
 
 
+def deadline(asked: Options, start: float) -> float | None:
+  """When the last stage must be over, so that the page is written in time.
+
+  Args:
+    asked: what was asked for.
+    start: of the command, in seconds.
+
+  Returns:
+    A minute before the end, or a tenth of the time if that is less; None for
+    never.
+  """
+  if asked.max_seconds is None:
+    return None
+  return start + asked.max_seconds - min(60.0, 0.1 * asked.max_seconds)
+
+
 def _worker(text: str) -> Worker:
   found = re.fullmatch(r'(\d+)/(\d+)', text)
   if found:
