@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import flops, memory, profiles, workers
+from benchmarks import memory, profiles, workers
+from experiments import flops
 from unlearn_jax import models, parallel, timing, training
 from unlearn_jax.base import Batch, Examples, Model, ModelState
 

@@ -351,7 +351,7 @@ def parameters(net: nn.Module) -> int:
 
 
 def forward_macs(net: nn.Module, image_shape: tuple[int, ...]) -> int:
-  """MACs of one image, as `benchmarks.flops` counts them.
+  """MACs of one image, as `experiments.flops` counts them.
 
   Args:
     net: the network; its parameters are neither read nor changed.

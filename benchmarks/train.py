@@ -13,7 +13,7 @@ For each network, on one device, with random images that lie on it:
 3. FLOP/s, and what share that is of the fastest large matrix product that
    this run measured on the same device, in the same type on a GPU or TPU and
    in float32 on a CPU. FLOPs are 6 a multiply-accumulate, by the convention
-   of `benchmarks/flops.py`; XLA's own count stands beside it in the JSON.
+   of `experiments/flops.py`; XLA's own count stands beside it in the JSON.
 4. Seconds that compiling the epoch takes, with an empty persistent cache and
    with a full one; each in a process of its own.
 5. Peak memory of that second process (`benchmarks/memory.py` says which).
@@ -42,9 +42,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from benchmarks import flops, table, workers
+from benchmarks import table, workers
 from benchmarks.environment import environment
-from experiments import files, flags
+from experiments import files, flags, flops
 from unlearn_jax import models
 from unlearn_jax.base import InputError
 

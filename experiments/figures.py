@@ -96,7 +96,7 @@ def accuracy_curves(report: Report) -> Figure:
   across = min(3, len(rows))
   down = math.ceil(len(rows) / across)
   with matplotlib.rc_context(STYLE):
-    figure = _figure(WIDTH, 1.85 * down + 0.75)
+    figure = blank(WIDTH, 1.85 * down + 0.75)
     grid = figure.subplots(down, across, sharey=True, squeeze=False)
     floor = _floor(rows)
     last = max(
@@ -251,7 +251,7 @@ def gap_bars(report: Report) -> Figure:
       'No gap to Retrain: a retrained model was not among the strategies.'
     )
   with matplotlib.rc_context(STYLE):
-    figure = _figure(WIDTH, 0.34 * len(gaps) + 1.15)
+    figure = blank(WIDTH, 0.34 * len(gaps) + 1.15)
     axes = figure.subplots()
     for place, (row, gap) in enumerate(gaps):
       _bar(axes, place, row, gap)
@@ -319,7 +319,7 @@ def perturbed_by_layer(report: Report) -> Figure:
   row_height = min(0.135, 12.0 / len(order))
   with matplotlib.rc_context(STYLE):
     width = max(4.0, WIDTH - 1.35 * (4 - len(rows)))
-    figure = _figure(width, max(2.4, row_height * len(order) + 1.1))
+    figure = blank(width, max(2.4, row_height * len(order) + 1.1))
     grid = figure.subplots(
       1, len(rows), sharex=True, sharey=True, squeeze=False
     )
@@ -385,7 +385,8 @@ def _layer_panel(axes: Axes, row: Row, order: Sequence[str]) -> None:
   axes.set_title(f'{title}\n{total} scalars', loc='left')
 
 
-def _figure(width: float, height: float) -> Figure:
+def blank(width: float, height: float) -> Figure:
+  """An empty figure, in inches, that no global state knows."""
   figure = Figure(figsize=(width, height), layout='constrained')
   FigureCanvasAgg(figure)
   return figure
@@ -394,7 +395,7 @@ def _figure(width: float, height: float) -> Figure:
 def _message(text: str) -> Figure:
   """A small picture that says why there is no picture."""
   with matplotlib.rc_context(STYLE):
-    figure = _figure(WIDTH, 0.7)
+    figure = blank(WIDTH, 0.7)
     figure.text(0.5, 0.5, text, ha='center', va='center')
   return figure
 
@@ -410,6 +411,15 @@ def png(figure: Figure) -> bytes:
   """A figure as PNG at 180 dots an inch."""
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=DPI)
+  return buffer.getvalue()
+
+
+def pdf(figure: Figure) -> bytes:
+  """A figure as PDF, the same bytes for the same figure."""
+  buffer = io.BytesIO()
+  # Type 42: text that can be searched, and that journals accept.
+  with matplotlib.rc_context({'pdf.fonttype': 42}):
+    figure.savefig(buffer, format='pdf', metadata={'CreationDate': None})
   return buffer.getvalue()
 
 

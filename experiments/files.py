@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 from typing import Any
+import uuid
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  draft = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  # Unlike that of another machine too, where process ids may be the same.
+  draft = path.with_name(f'.{path.name}.{uuid.uuid4().hex[:12]}.tmp')
   try:
     draft.write_bytes(data)
     os.replace(draft, path)

@@ -137,6 +137,7 @@ class Partial:
 
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
+    self._held = None
     self._sweep()
     shutil.rmtree(self.folder, ignore_errors=True)
 

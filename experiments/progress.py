@@ -57,7 +57,7 @@ class Progress:
     )
     planned = f'epoch {epoch.epoch}/{int(self._planned_here)}'
     here = epoch.epoch - self._before
-    left = self._left(self._worked + spent, self._done + here)
+    left = self.left(self._worked + spent, self._done + here)
     line = f'{self._head()}  {planned}{numbers}{left}'
     if rewrites:
       print(f'\r\x1b[K{line}', end='', flush=True)
@@ -70,7 +70,7 @@ class Progress:
     self._done += int(self._planned_here) - self._before
     self._shown = time.monotonic()
     clear = '\r\x1b[K' if sys.stdout.isatty() else ''
-    left = self._left(self._worked, self._done)
+    left = self.left(self._worked, self._done)
     print(f'{clear}{self._head()}  {note}{left}', flush=True)
 
   def skip(self, title: str, epochs: int, note: str) -> None:
@@ -84,15 +84,22 @@ class Progress:
     width = len(str(self._stages))
     return f'[{self._stage:{width}}/{self._stages}] {self._title:24}'
 
-  def _left(self, seconds: float, epochs: float) -> str:
+  def left(self, seconds: float, epochs: float) -> str:
+    """The time that is left, as words to end a line with.
+
+    Args:
+      seconds: worked so far.
+      epochs: done so far.
+    """
     remaining = max(0, self._epochs - epochs)
     if not epochs or not remaining:
       return ''
     left = seconds / epochs * remaining
-    return f'  at most {_clock(left)} left'
+    return f'  at most {clock(left)} left'
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+  """Seconds as '4:05' or '1:00:00'."""
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'

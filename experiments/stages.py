@@ -150,6 +150,11 @@ class Workdir:
       self._partials[path] = kept
     return self._partials[path]
 
+  def flush(self) -> None:
+    """Saves what the trainings that were broken off here had reached."""
+    for partial in self._partials.values():
+      partial.flush()
+
   def run(
     self,
     name: str,

@@ -58,6 +58,31 @@ def test_imports_go_down(room):
   assert not climbs, f'{room} imports {climbs}'
 
 
+def reproduction_rows():
+  text = (ROOT / 'docs' / 'architecture.md').read_text()
+  found = re.findall(r'^\| ([a-z]) \| (`.+?`) \|', text, re.MULTILINE)
+  return {
+    room: row for row, rooms in found for room in re.findall(r'\w+', rooms)
+  }
+
+
+def test_imports_of_the_reproduction_go_up_the_page():
+  table = reproduction_rows()
+  folder = ROOT / 'experiments' / 'reproduction'
+  files = [p for p in folder.glob('*.py') if p.stem != '__init__']
+  assert sorted(p.stem for p in files) == sorted(table)
+  for path in files:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ImportFrom) and node.module:
+        if node.module == 'experiments.reproduction':
+          found |= {alias.name for alias in node.names}
+        elif node.module.startswith('experiments.reproduction.'):
+          found.add(node.module.split('.')[2])
+    climbs = {other for other in found if table[other] >= table[path.stem]}
+    assert not climbs, f'{path.stem} imports {climbs}'
+
+
 def test_only_parallel_knows_pmap():
   for path in PACKAGE.rglob('*.py'):
     if path.stem != 'parallel':

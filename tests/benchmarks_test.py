@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import flops, gpu, profiles, table, train
-from experiments import flags
+from benchmarks import gpu, profiles, table, train
+from experiments import flags, flops
 from unlearn_jax import models
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -180,10 +180,11 @@ def fit(
     on_epoch(now.history[-1])
   while not _is_over(now.history, epochs, stop):
     now = _after_one_more(now, lambda start: run(start, *inputs), measure)
-    if on_epoch:
-      on_epoch(now.history[-1])
+    # Kept first: whoever is told may end the training by raising.
     if keeper:
       keeper.save(now)
+    if on_epoch:
+      on_epoch(now.history[-1])
   return Fit(now.state.model, now.history, now.compile_seconds)
 
 

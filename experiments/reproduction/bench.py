@@ -1,0 +1,265 @@
+"""Where a task is carried out: data, models, and the stages done before.
+
+Everything is computed by `pipeline` and `unlearn_jax.degree`; here is only
+what they are told, and what is kept of what they return.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+import io
+import pathlib
+import types
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import (
+  degree,
+  divergence,
+  files,
+  pipeline,
+  problem,
+  stages,
+)
+from experiments.progress import Progress
+from experiments.reproduction import tasks
+from experiments.reproduction.claims import workdir
+from experiments.reproduction.outcomes import Outcome, Outcomes
+from experiments.reproduction.outlook import OutOfTimeError
+from experiments.reproduction.presets import Preset, Problem
+from experiments.reproduction.tasks import Task
+from unlearn_jax import models, spd_gan
+from unlearn_jax.base import InputError, Splits
+from unlearn_jax.degree import UnlearningDegree, unlearning_degree
+from unlearn_jax.evaluation import compare
+from unlearn_jax.spd_gan import GeneratorSettings
+
+SHOWN = 8  # images of Figure 4
+
+
+class Bench:
+  """Does tasks in one work directory."""
+
+  def __init__(
+    self,
+    root: pathlib.Path,
+    preset: Preset,
+    data_dir: str | None = None,
+    raw_dir: str | None = None,
+  ):
+    """Nothing is read or written yet.
+
+    Args:
+      root: the work directory; each problem has a folder of its own there.
+      preset: of all tasks.
+      data_dir: as `--data_dir`.
+      raw_dir: as `--raw_dir`.
+    """
+    self._root, self._preset = root, preset
+    self._places = {'data_dir': data_dir, 'raw_dir': raw_dir}
+    self._setups: dict[Problem, problem.Setup] = {}
+    self._workdirs: dict[Problem, stages.Workdir] = {}
+    self._compiled_for: Any = None
+    self.outcomes = Outcomes(root)
+    self._load = functools.lru_cache(maxsize=4)(stages.load)
+
+  def setup(self, which: Problem) -> problem.Setup:
+    """Data and model, read once; those of one data set share its images."""
+    if which not in self._setups:
+      values = self._values(which)
+      for other, known in self._setups.items():
+        if (other.dataset, other.train_subset) == (
+          which.dataset,
+          which.train_subset,
+        ):
+          facts = {**known.facts, 'model': which.model, 'width': values.width}
+          made = problem.assemble(values, known.dataset, facts)
+          break
+      else:
+        made = problem.set_up(values)
+      self._setups[which] = made
+    return self._setups[which]
+
+  def workdir(self, which: Problem) -> stages.Workdir:
+    """The problem's own, claimed; refused if it holds other data."""
+    if which not in self._workdirs:
+      identity = problem.identity(self.setup(which))
+      made = workdir(self._root / which.name, identity)
+      made.claim()
+      self._workdirs[which] = made
+    return self._workdirs[which]
+
+  def do(self, task: Task, progress: Progress) -> Outcome:
+    """Computes a task whose parents are done.
+
+    Returns:
+      The outcome, also where the training diverged or nothing can be
+      measured: `error` says why then, and will again.
+    """
+    parents = {
+      role: self.outcomes.read(parent.key)
+      for role, parent in task.parents.items()
+    }
+    for role, outcome in parents.items():
+      if outcome is None or outcome.get('error'):
+        return {'title': task.title, 'error': f'its {role} failed'}
+    # Programs of another size are not needed again soon, and each maps memory.
+    group = (task.problem, task.fraction)
+    if self._compiled_for not in (None, group) and task.fraction:
+      jax.clear_caches()
+    self._compiled_for = group if task.fraction else self._compiled_for
+    compute = {
+      tasks.TRAIN: self._train,
+      tasks.UNLEARN: self._unlearn,
+      tasks.DEGREE: self._degree,
+    }[task.kind]
+    try:
+      found = compute(task, progress)
+    except divergence.StageDivergedError as error:
+      found = {'error': str(error)}
+    except OutOfTimeError:
+      self.workdir(task.problem).flush()
+      raise
+    return {'title': task.title, **found}
+
+  def _values(self, which: Problem, task: Task | None = None) -> Any:
+    """The flags that `pipeline` and `problem` would have been given."""
+    preset = self._preset
+    return types.SimpleNamespace(
+      **self._places,
+      dataset=which.dataset,
+      train_subset=which.train_subset,
+      model=which.model,
+      width=which.width or models.FAMILIES[which.model].width,
+      dtype=preset.dtype,
+      recipe='paper',
+      train_epochs=preset.train_epochs,
+      train_learning_rate=preset.train_learning_rate,
+      batch_size=preset.batch_size,
+      augment=False,
+      forget_ids=None,
+      forget_fraction=(task and task.fraction) or which.fractions[0],
+      seed=task.seed if task else 0,
+      split_seed=None,
+      source_seed=None,
+      unlearn_seed=None,
+      strategies=('random_top_k',),
+    )
+
+  def posed(self, task: Task) -> tuple[problem.Setup, Splits]:
+    """The problem as the task poses it: its seed, its forget set."""
+    values = self._values(task.problem, task)
+    setup = dataclasses.replace(self.setup(task.problem), values=values)
+    return setup, problem.draw(setup, 0)
+
+  def _parent(self, task: Task, role: str) -> stages.Stage:
+    outcome = self.outcomes.read(task.parents[role].key)
+    assert outcome is not None
+    return self._load(self._root / outcome['folder'])
+
+  def _train(self, task: Task, progress: Progress) -> Outcome:
+    setup, splits = self.posed(task)
+    stage = pipeline.source_stage(
+      setup, self.workdir(task.problem), splits, 0, progress
+    )
+    own = pipeline.source_predictions(stage, splits)
+    measured = compare(own, own, splits)._asdict()
+    return {**self._kept(stage), 'measured': measured}
+
+  def _unlearn(self, task: Task, progress: Progress) -> Outcome:
+    setup, splits = self.posed(task)
+    problem.check_against_model(setup, task.settings)
+    source, retrained = self._parent(task, 'source'), None
+    if 'retrain' in task.parents:
+      retrained = self._parent(task, 'retrain')
+    stage = pipeline.strategy_stage(
+      tasks.ROWS[task.row].strategy,
+      setup,
+      self.workdir(task.problem),
+      splits,
+      source,
+      retrained,
+      task.settings,
+      0,
+      progress,
+    )
+    before = pipeline.source_predictions(source, splits)
+    reference = retrained.predictions if retrained else None
+    if task.row == 'retrain':
+      reference = stage.predictions
+    found = compare(stage.predictions, before, splits, reference)
+    record = stage.record
+    counts = record['by_tensor'].values()
+    measured = {
+      **found._asdict(),
+      'perturbation_js': record['perturbation_js'],
+      'scalars_changed': sum(counts),
+      'tensors_changed': sum(count > 0 for count in counts),
+    }
+    # The source's own standing on this forget set, for the figures.
+    own = compare(before, before, splits, reference)._asdict()
+    return {**self._kept(stage), 'measured': measured, 'source': own}
+
+  def _kept(self, stage: stages.Stage) -> Outcome:
+    names = ('history', 'selection_seconds', 'source_retain_accuracy')
+    kept = {n: stage.record[n] for n in names if n in stage.record}
+    folder = stage.path.relative_to(self._root)
+    return {'folder': str(folder), **kept}
+
+  def _degree(self, task: Task, progress: Progress) -> Outcome:
+    setup, splits = self.posed(task)
+    preset, classes = self._preset, setup.dataset.class_names
+    states = {role: self._parent(task, role).state for role in task.parents}
+    unlearned = states['unlearned']
+    progress.begin(task.title, task.epochs)
+    try:
+      result = unlearning_degree(
+        jax.random.key(task.seed),
+        setup.model,
+        states['source'],
+        unlearned,
+        splits,
+        null=states['null'],
+        retrained=unlearned if task.row == 'retrain' else None,
+        settings=preset.generator,
+        seeds=preset.generators,
+        limit=preset.degree_limit,
+        on_epoch=lambda name, seed, epoch: progress.epoch(epoch),
+      )
+    except InputError as error:  # A source no better than chance, say.
+      return {'error': str(error)}
+    found = degree.as_dict(result, preset.generator)
+    mean = found['pairs']['unlearned']['degree']['mean']
+    progress.end(f'{100 * mean:.1f} points, {found["calibrated"]["verdict"]}')
+    folder = self.workdir(task.problem).root / 'degrees'
+    folder /= f'{task.row}-{task.key}'
+    images = _images(result, preset.generator, classes)
+    files.replace(folder / 'images.npz', images)
+    files.replace(folder / 'degree.json', files.to_json(found).encode())
+    names = ('unlearned', 'null', 'unseen')
+    return {
+      'folder': str(folder.relative_to(self._root)),
+      'measured': {name: degree.values_of(found, name) for name in names},
+      'verdict': found['calibrated']['verdict'],
+      'classes': len(classes),
+    }
+
+
+def _images(
+  result: UnlearningDegree,
+  settings: GeneratorSettings,
+  classes: Sequence[str],
+) -> bytes:
+  """A few images that no generator was fitted on, before and after one."""
+  few = result.held_out.take(np.arange(min(SHOWN, result.held_out.size)))
+  rows, generator = np.asarray(few.indices), result.unlearned.runs[0].generator
+  buffer = io.BytesIO()
+  np.savez(
+    buffer,
+    images=np.asarray(few.images)[rows],
+    perturbed=spd_gan.perturb_images(generator, few, settings),
+    titles=np.array([classes[i] for i in np.asarray(few.labels)[rows]]),
+  )
+  return buffer.getvalue()
