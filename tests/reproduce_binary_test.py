@@ -17,7 +17,7 @@ import pytest
 from experiments import flags, reproduce
 from experiments.reproduction import options, paper, presets
 from experiments.reproduction import plan as plans
-from experiments.reproduction.outlook import Outlook
+from experiments.reproduction.outlook import Outlook, OutOfTimeError
 from experiments.reproduction.presets import PRESETS, Problem, Sweep
 from experiments.reproduction.tasks import Tasks
 from experiments.tables import markdown_text
@@ -194,6 +194,28 @@ def test_stopped_and_gone_on_is_as_uninterrupted(
   whole = measured(finished)
   assert measured(root) == {name: whole[name] for name in measured(root)}
   assert len(measured(root)) == facts['stages']
+
+
+def test_a_stage_cut_off_in_its_midst_goes_on_from_its_last_epoch(
+  toy, finished, tmp_path, monkeypatch
+):
+  root, told = tmp_path / 'cut', []
+
+  def cut(self, epoch):
+    if epoch.epoch == 2:
+      raise OutOfTimeError('here')
+
+  monkeypatch.setattr(Outlook, 'epoch', cut)
+  run(toy, f'--workdir={root}', '--only=fig1')
+  (kept,) = root.glob('*/checkpoints/.*.partial/epoch-*')
+  assert kept.name == 'epoch-000002'
+  monkeypatch.undo()
+  monkeypatch.setattr(Outlook, 'epoch', lambda _, epoch: told.append(epoch))
+  run(toy, f'--workdir={root}', '--only=fig1')
+  assert [epoch.epoch for epoch in told[:4]] == [2, 3, 4, 5]
+  assert not list(root.glob('*/checkpoints/.*'))
+  whole = measured(finished)
+  assert measured(root) == {name: whole[name] for name in measured(root)}
 
 
 def test_a_stage_saved_but_not_noted_is_not_computed_again(
