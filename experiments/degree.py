@@ -18,7 +18,8 @@ from unlearn_jax.calibration import (
   Calibrated,
   calibrated_degree,
 )
-from unlearn_jax.degree import Degree, Run, Standing, UnlearningDegree
+from unlearn_jax.degree import UnlearningDegree
+from unlearn_jax.pairs import Degree, Run, Standing
 from unlearn_jax.spd_gan import GeneratorSettings
 
 # The files of `write`, by what they are.

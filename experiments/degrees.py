@@ -32,14 +32,8 @@ from experiments.degree import Dict
 from experiments.progress import Progress
 from unlearn_jax import spd_gan
 from unlearn_jax.base import InputError
-from unlearn_jax.degree import (
-  Degree,
-  Plan,
-  Sets,
-  pair_degree,
-  plan_pairs,
-  require_measurable,
-)
+from unlearn_jax.degree import require_measurable
+from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree, plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.training import Epoch
 

@@ -9,6 +9,7 @@ import sys
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
+import helpers
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -37,21 +38,7 @@ def invoke(monkeypatch, capsys, main, *arguments):
 @pytest.fixture(scope='module')
 def data_file(tmp_path_factory):
   """Ten-pixel images of three classes: trained in a second."""
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 3, 300)
-  images = rng.normal(90, 25, (300, 6, 6))
-  for image, label in zip(images, labels):
-    image[2 * label : 2 * label + 2] += 60
-  images = images.clip(0, 255).astype(np.uint8)
-  path = tmp_path_factory.mktemp('data') / 'stripes.npz'
-  np.savez(
-    path,
-    x_train=images[:240],
-    y_train=labels[:240],
-    x_test=images[240:],
-    y_test=labels[240:],
-  )
-  return path
+  return helpers.stripes_file(tmp_path_factory.mktemp('data'))
 
 
 def quick(data_file, workdir, *more):

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from unlearn_jax import degree, parallel, training
+from unlearn_jax import pairs, parallel, training
 from unlearn_jax.base import InputError, ModelState
 from unlearn_jax.calibration import calibrated_degree
-from unlearn_jax.degree import Standing, unlearning_degree
+from unlearn_jax.degree import unlearning_degree
+from unlearn_jax.pairs import Standing
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.timing import Stopwatch
 
@@ -72,7 +73,7 @@ def test_a_standing_by_hand():
 def test_the_sets_have_their_sizes_and_every_pair_its_generators():
   result, told = found()
   for name, pair in result._asdict().items():
-    if not isinstance(pair, degree.Degree):
+    if not isinstance(pair, pairs.Degree):
       continue
     assert [run.seed for run in pair.runs] == (
       [0] if name == 'identity' else [0, 1, 2, 3, 4]
@@ -134,13 +135,13 @@ def halves(monkeypatch, seed=0, **changes):
   """(key, M_UL, images) of each fit, in their order."""
   model, splits, source, other, wrong = problem()
   seen = []
-  real = degree.fit_generator
+  real = pairs.fit_generator
 
   def spy(key, model, source, unlearned, examples, *rest, **options):
     seen.append((key, unlearned, np.asarray(examples.images)))
     return real(key, model, source, unlearned, examples, *rest, **options)
 
-  monkeypatch.setattr(degree, 'fit_generator', spy)
+  monkeypatch.setattr(pairs, 'fit_generator', spy)
   options = {'null': other, 'settings': SETTINGS, 'limit': 40, **changes}
   unlearning_degree(
     jax.random.key(seed), model, source, wrong, splits, **options

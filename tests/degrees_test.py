@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import helpers
 import numpy as np
 import pytest
 
@@ -26,18 +27,7 @@ SETS = ('held_out', 'fitted', 'retain', 'test')
 
 @pytest.fixture(scope='module')
 def data_file(tmp_path_factory):
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 3, 300)
-  images = rng.normal(90, 25, (300, 6, 6))
-  for image, label in zip(images, labels):
-    image[2 * label : 2 * label + 2] += 60
-  images = images.clip(0, 255).astype(np.uint8)
-  path = tmp_path_factory.mktemp('data') / 'stripes.npz'
-  x, y = images, labels
-  np.savez(
-    path, x_train=x[:240], y_train=y[:240], x_test=x[240:], y_test=y[240:]
-  )
-  return path
+  return helpers.stripes_file(tmp_path_factory.mktemp('data'))
 
 
 def invoke(data_file, workdir, *more):

@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 from absl import flags as absl_flags
+import helpers
 import jax
-import numpy as np
 import pytest
 
 from experiments import flags, reproduce
@@ -37,20 +37,7 @@ def one_device():
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
   """A preset of seconds: three classes of noisy stripes, a net of width 4."""
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 3, 300)
-  images = rng.normal(90, 25, (300, 6, 6))
-  for image, label in zip(images, labels):
-    image[2 * label : 2 * label + 2] += 60
-  images = images.clip(0, 255).astype(np.uint8)
-  path = tmp_path_factory.mktemp('data') / 'stripes.npz'
-  np.savez(
-    path,
-    x_train=images[:240],
-    y_train=labels[:240],
-    x_test=images[240:],
-    y_test=labels[240:],
-  )
+  path = helpers.stripes_file(tmp_path_factory.mktemp('data'))
   problem = Problem(
     f'npz:{path}',
     'cnn',

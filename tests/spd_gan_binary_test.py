@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 from absl import flags as absl_flags
+import helpers
 import jax
 import matplotlib.image
 import numpy as np
@@ -37,20 +38,7 @@ def one_device():
 def folder(tmp_path_factory):
   """A folder with data and the checkpoints source, unlearned and blank."""
   root = tmp_path_factory.mktemp('spd_gan')
-  rng = np.random.default_rng(0)
-  labels = rng.integers(0, 3, 160)
-  images = rng.normal(90, 25, (160, 6, 6))
-  for image, label in zip(images, labels):
-    image[2 * label : 2 * label + 2] += 60
-  images = images.clip(0, 255).astype(np.uint8)
-  path = root / 'stripes.npz'
-  np.savez(
-    path,
-    x_train=images[:120],
-    y_train=labels[:120],
-    x_test=images[120:],
-    y_test=labels[120:],
-  )
+  path = helpers.stripes_file(root, train=120, test=40)
   dataset = data.load(f'npz:{path}')
   facts = {
     'model': 'cnn',
