@@ -14,13 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import divergence, evaluate, flags, train, unlearn
+from experiments import (
+  divergence,
+  evaluate,
+  flags,
+  generator_flags,
+  train,
+  unlearn,
+)
 from unlearn_jax.strategies import STRATEGIES
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 flags.define_data_and_model()
 flags.define_unlearning()
+generator_flags.define_beside_unlearning()
 train.define()
 absl_flags.DEFINE_string('checkpoint', None, 'As experiments.evaluate has it.')
 

@@ -84,7 +84,9 @@ def images(
   outcome = results.outcome(task)
   if outcome is None:
     return None
-  with np.load(root / outcome['folder'] / 'images.npz') as arrays:
+  with np.load(
+    root / outcome['folder'] / 'images.npz', allow_pickle=False
+  ) as arrays:
     return degree_figures.image_grid(
       arrays['images'], arrays['perturbed'], [str(t) for t in arrays['titles']]
     )
