@@ -35,6 +35,10 @@ from unlearn_jax.prediction import predict
 _CHANCES = 2.0
 _PIXEL_RANGE = 255.0
 _LOOKED_AT = 256  # images behind an SSIM
+_DIVERGED = (
+  'the generator diverged: its loss is not finite; allowed: smaller'
+  ' learning_rate and eta, or a cap'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,25 +313,26 @@ def fit_generator(
   start = training.initialize(init_key, generator)
   players = _Players(start.params, source, unlearned)
   still = tensor_paths(players._replace(generator=()))
-  fit = training.fit(
-    fit_key,
-    generator,
-    ModelState(players, _Carried(start.batch_stats, jnp.zeros(4))),
-    [examples],
-    epochs=settings.epochs,
-    batch_sizes=[settings.batch_size],
-    optimizer=training.adam(settings.learning_rate),
-    loss=_loss(model, float(settings.eta), cap, far),
-    frozen=frozenset(still),
-    measure=_Sums(),
-    on_epoch=on_epoch,
-  )
+  try:
+    fit = training.fit(
+      fit_key,
+      generator,
+      ModelState(players, _Carried(start.batch_stats, jnp.zeros(4))),
+      [examples],
+      epochs=settings.epochs,
+      batch_sizes=[settings.batch_size],
+      optimizer=training.adam(settings.learning_rate),
+      loss=_loss(model, float(settings.eta), cap, far),
+      frozen=frozenset(still),
+      measure=_Sums(),
+      on_epoch=on_epoch,
+    )
+  except training.DivergedError as error:
+    raise InputError(_DIVERGED) from error
+  # With a cap, an infinite loss of M_UL does not show in the sum of both.
   last = fit.history[-1]
   if not np.isfinite(list(last.measured.values())).all():
-    raise InputError(
-      'the generator diverged: its loss is not finite; allowed: smaller'
-      ' learning_rate and eta, or a cap'
-    )
+    raise InputError(_DIVERGED)
   state = ModelState(
     fit.state.params.generator, fit.state.batch_stats.batch_stats
   )
