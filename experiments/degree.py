@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import degree_figures, figures, files, tables
+from experiments import degree_figures, figures, files, tables, verdicts
 from experiments.degree_figures import Bar
 from unlearn_jax import metrics, spd_gan
 from unlearn_jax.base import Examples, ModelState
@@ -149,7 +149,7 @@ def sentence(found: Dict) -> str:
 
 def _share(interval: Dict) -> str:
   """'61.2 ± 3.4 points'."""
-  text = f'{100 * interval["mean"]:.1f}'
+  text = verdicts.number(100 * interval['mean'], 1)
   if interval['low'] is not None:
     text += f' ± {50 * (interval["high"] - interval["low"]):.1f}'
   return f'{text} points'

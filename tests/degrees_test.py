@@ -249,7 +249,7 @@ def test_a_summary_by_hand():
   assert own['size'] == 2 and own['mean'] == pytest.approx(0.6)
   (section,) = degree_section.sections({'degree': [one]})
   assert 'One seed, 2 generators' in section.notes[-1]
-  assert 'no sign of what was forgotten' in section.sentences[1]
+  assert 'not resolvably more than on images' in section.sentences[1]
   first, second = section.tables
   assert first[1][-1][0].startswith('Null') and len(first[1]) == 3
   for head, rows in section.tables:
