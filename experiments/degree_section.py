@@ -237,7 +237,7 @@ def _sentence(row: Dict, found: Dict) -> str:
   )
   if row['degree']['low'] <= row['unseen']['high']:
     text += (
-      '; which is not resolvably more than on images that no model saw'
+      ', and not resolvably more than on images that no model saw'
       f' ({degree.points(row["unseen"])})'
     )
   return f'{text}.'
