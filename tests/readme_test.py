@@ -7,6 +7,7 @@ import pathlib
 import re
 
 import jax
+import pytest
 
 from benchmarks import table, topk
 from unlearn_jax import parallel
@@ -70,8 +71,10 @@ def test_every_flag_and_strategy_that_is_named_exists():
     assert name in TEXT
 
 
-def test_every_table_of_results_is_one_that_a_run_wrote():
-  rows = re.findall(r'^\| (?:\*\*)?(?:Top-K|Retrain|Fine-tune).*$', TEXT, re.M)
+@pytest.mark.parametrize('page', ['README.md', 'docs/unlearning-degree.md'])
+def test_every_table_of_results_is_one_that_a_run_wrote(page):
+  text = (ROOT / page).read_text()
+  rows = re.findall(r'^\| (?:\*\*)?(?:Top-K|Retrain|Fine-tune).*$', text, re.M)
   written = '\n'.join(
     path.read_text() for path in (ROOT / 'results').rglob('report.md')
   )
@@ -81,9 +84,10 @@ def test_every_table_of_results_is_one_that_a_run_wrote():
 
 
 def test_every_file_that_is_linked_exists():
-  for target in re.findall(r'\]\(([^)#]+)\)', TEXT):
-    if not target.startswith('http'):
-      assert (ROOT / target).exists(), target
+  for page in (ROOT / 'README.md', *(ROOT / 'docs').glob('*.md')):
+    for target in re.findall(r'\]\(([^)#]+)\)', page.read_text()):
+      if not target.startswith('http'):
+        assert (page.parent / target).exists(), (page, target)
 
 
 def test_the_page_on_performance_shows_the_sensitivity_that_was_measured():
