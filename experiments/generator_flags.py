@@ -89,7 +89,7 @@ def settings(
     value = getattr(values, names[name])
     if not least <= value < 2**31:
       raise flags.FlagError(names[name], value, f'{least} or more')
-  bounds = values.max_perturbation.split(',')
+  bounds = list(dict.fromkeys(values.max_perturbation.split(',')))
   if len(bounds) > 1 and names is NAMES:
     raise flags.FlagError('max_perturbation', values.max_perturbation, 'one')
   return [_settings(values, bound, names) for bound in bounds]

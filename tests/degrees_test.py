@@ -166,9 +166,11 @@ def test_bad_flags_are_named(changed, message):
     degree_limit=10,
   )
   setup = problem.set_up(values)
-  assert degrees.check(setup) == [
-    GeneratorSettings(epochs=1, batch_size=8, width=2)
-  ]
+  wanted = [GeneratorSettings(epochs=1, batch_size=8, width=2)]
+  assert degrees.check(setup) == wanted
+  values.max_perturbation = '8/255,8/255'  # Each bound once.
+  assert degrees.check(setup) == wanted
+  values.max_perturbation = '8/255'
   for name, value in changed.items():
     setattr(values, name, value)
   with pytest.raises(flags.FlagError) as caught:
