@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import divergence, flags, problem, stages
@@ -192,9 +191,8 @@ def strategy_stage(
     progress.begin(title, settings.epochs)
     with divergence.named(title, settings.learning_rate, partial):
       result = unlearn(
-        jax.random.fold_in(
-          problem.key_of('unlearn', seed), list(STRATEGIES).index(name)
-        ),
+        # The same for every strategy: what is compared sees the same batches.
+        problem.key_of('unlearn', seed),
         setup.model,
         source.state,
         splits,
