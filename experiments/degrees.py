@@ -238,8 +238,8 @@ class _Bench:
       on_epoch=self._tell,
     )
     label = {'null': 'null', 'identity': 'identity'}.get(name, 'unlearned')
-    kept = _kept('unseen' if unseen else label, measured, sets, settings)
-    files.replace(self._root / file, _written(kept))
+    kept = keep('unseen' if unseen else label, measured, sets, settings)
+    files.replace(self._root / file, written(kept))
     mean = 100 * kept.found['degree']['mean']
     self._progress.end(f'{mean:.1f} points on the held-out half')
     return read(self._root / file)
@@ -249,9 +249,17 @@ class _Bench:
     self._progress.epoch(epoch._replace(epoch=total))
 
 
-def _kept(
+def keep(
   name: str, measured: Degree, sets: Sets, settings: GeneratorSettings
 ) -> Pair:
+  """What is worth keeping of a pair.
+
+  Args:
+    name: a key of `degree.LABELS`.
+    measured: by `pair_degree`.
+    sets: the images that it was measured on.
+    settings: of the generators.
+  """
   few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
   rows = np.asarray(few.indices)
   return Pair(
@@ -262,7 +270,8 @@ def _kept(
   )
 
 
-def _written(pair: Pair) -> bytes:
+def written(pair: Pair) -> bytes:
+  """The content of an npz file, as `read` reads it."""
   buffer = io.BytesIO()
   text = json.dumps(files.plain(pair.found), allow_nan=False)
   arrays = {name: getattr(pair, name) for name in Pair._fields[1:]}

@@ -136,6 +136,11 @@ def test_a_degrees_null_is_a_source_of_the_tables_with_another_seed():
   degrees = [task for task in made.tasks if task.kind == tasks.DEGREE]
   assert degrees
   for task in degrees:
-    source, null = task.parents['source'], task.parents['null']
-    assert (source.seed, null.seed) == (0, 1)
-    assert source.key != null.key
+    source, other = task.parents['source'], task.parents['other']
+    if task.row == tasks.NULL:
+      assert (other.kind, other.seed) == ('train', 1 - source.seed)
+    else:
+      assert (other.row, other.seed) == (task.row, source.seed)
+  rows = [task.row for task in degrees]
+  assert {rows.count(row) for row in rows} == {SMOKE.seeds}
+  assert len({task.key for task in degrees}) == len(degrees)

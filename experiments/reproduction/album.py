@@ -8,9 +8,8 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-import numpy as np
 
-from experiments import degree_figures, figures, files
+from experiments import degree_figures, degrees, figures, files
 from experiments.degree_figures import Bar
 from experiments.figures import BLACK, BLUE, GREY, VERMILLION
 from experiments.reproduction import pictures, sweeping, tally, tasks
@@ -60,7 +59,7 @@ def _drawn(
           yield artefact, 'fig4', figure
       if artefact == 'fig9' and artefact in problem.shows:
         for fraction in problem.fractions:
-          bars = degrees(results, problem, fraction)
+          bars = degree_bars(results, problem, fraction)
           if bars is not None:
             yield artefact, f'fig9_{100 * fraction:g}', bars
 
@@ -84,26 +83,39 @@ def images(
   outcome = results.outcome(task)
   if outcome is None:
     return None
-  with np.load(
-    root / outcome['folder'] / 'images.npz', allow_pickle=False
-  ) as arrays:
-    return degree_figures.image_grid(
-      arrays['images'], arrays['perturbed'], [str(t) for t in arrays['titles']]
-    )
+  pair = degrees.read(root / outcome['file'])
+  return degree_figures.image_grid(
+    pair.images, pair.perturbed, outcome['titles']
+  )
 
 
-def degrees(results: Tally, problem: Problem, fraction: float) -> Figure | None:
+def degree_bars(
+  results: Tally, problem: Problem, fraction: float
+) -> Figure | None:
   """Figure 9: the degree of each strategy, above the band of the null."""
-  shown, null, classes = [], [], 0
-  for row in results.preset.degree_rows:
-    outcome = results.outcome(results.tasks.degree(problem, fraction, row, 0))
-    if outcome is None:
-      continue
+
+  def generators(row: str) -> list[float]:
+    """Of all seeds."""
+    found = [
+      results.outcome(results.tasks.degree(problem, fraction, row, seed))
+      for seed in range(results.preset.seeds)
+    ]
+    return [v for own in found if own for v in own['generators']]
+
+  def bar(row: str) -> Bar:
+    series = results.degree(problem, fraction, row)
+    over_seeds = tally.interval(series) if len(series) > 1 else None
     role = STRATEGIES[tasks.ROWS[row].strategy].role
-    values = outcome['measured']['unlearned']
-    shown.append(Bar(tasks.label(row), values, role))
-    null, classes = outcome['measured']['null'], outcome['classes']
-  return degree_figures.bars(shown, null, classes) if shown else None
+    return Bar(tasks.label(row), generators(row), role, over_seeds)
+
+  shown = [b for row in results.preset.degree_rows if (b := bar(row)).values]
+  null = generators(tasks.NULL)
+  if not shown or not null:
+    return None
+  first = results.outcome(
+    results.tasks.degree(problem, fraction, tasks.NULL, 0)
+  )
+  return degree_figures.bars(shown, null, first['classes']) if first else None
 
 
 def sweeps(results: Tally) -> Figure:

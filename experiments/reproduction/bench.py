@@ -1,22 +1,19 @@
 """Where a task is carried out: data, models, and the stages done before.
 
-Everything is computed by `pipeline` and `unlearn_jax.degree`; here is only
+Everything is computed by `pipeline` and `unlearn_jax.pairs`; here is only
 what they are told, and what is kept of what they return.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import functools
-import io
 import pathlib
 import types
 from typing import Any
 
 import jax
-import numpy as np
 
 from experiments import (
-  degree,
+  degrees,
   divergence,
   files,
   pipeline,
@@ -30,13 +27,12 @@ from experiments.reproduction.outcomes import Outcome, Outcomes
 from experiments.reproduction.outlook import OutOfTimeError
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
-from unlearn_jax import models, spd_gan
+from unlearn_jax import models
 from unlearn_jax.base import InputError, Splits
-from unlearn_jax.degree import UnlearningDegree, unlearning_degree
+from unlearn_jax.degree import require_measurable
 from unlearn_jax.evaluation import compare
-from unlearn_jax.spd_gan import GeneratorSettings
-
-SHOWN = 8  # images of Figure 4
+from unlearn_jax.pairs import pair_degree, plan_pairs
+from unlearn_jax.training import Epoch
 
 
 class Bench:
@@ -210,56 +206,43 @@ class Bench:
 
   def _degree(self, task: Task, progress: Progress) -> Outcome:
     setup, splits = self.posed(task)
-    preset, classes = self._preset, setup.dataset.class_names
-    states = {role: self._parent(task, role).state for role in task.parents}
-    unlearned = states['unlearned']
+    preset, settings = self._preset, self._preset.generator
+    source, other = (
+      self._parent(task, role).state for role in ('source', 'other')
+    )
     progress.begin(task.title, task.epochs)
+
+    def tell(seed: int, epoch: Epoch) -> None:
+      total = seed * settings.epochs + epoch.epoch
+      progress.epoch(epoch._replace(epoch=total))
+
     try:
-      result = unlearning_degree(
-        jax.random.key(task.seed),
+      require_measurable(setup.model, source, splits, settings)
+      plan = plan_pairs(
+        problem.key_of('degree', task.seed), splits, preset.degree_limit
+      )
+      measured = pair_degree(
+        plan.key,
         setup.model,
-        states['source'],
-        unlearned,
-        splits,
-        null=states['null'],
-        retrained=unlearned if task.row == 'retrain' else None,
-        settings=preset.generator,
+        source,
+        other,
+        plan.known,
+        settings,
         seeds=preset.generators,
-        limit=preset.degree_limit,
-        on_epoch=lambda name, seed, epoch: progress.epoch(epoch),
+        on_epoch=tell,
       )
     except InputError as error:  # A source no better than chance, say.
       return {'error': str(error)}
-    found = degree.as_dict(result, preset.generator)
-    mean = found['pairs']['unlearned']['degree']['mean']
-    progress.end(f'{100 * mean:.1f} points, {found["calibrated"]["verdict"]}')
-    folder = self.workdir(task.problem).root / 'degrees'
-    folder /= f'{task.row}-{task.key}'
-    images = _images(result, preset.generator, classes)
-    files.replace(folder / 'images.npz', images)
-    files.replace(folder / 'degree.json', files.to_json(found).encode())
-    names = ('unlearned', 'null', 'unseen')
+    label = 'null' if task.row == tasks.NULL else 'unlearned'
+    kept = degrees.keep(label, measured, plan.known, settings)
+    progress.end(f'{100 * measured.interval.mean:.1f} points')
+    path = self.workdir(task.problem).root / 'degrees'
+    path /= f'{task.row}-{task.key}.npz'
+    files.replace(path, degrees.written(kept))
     return {
-      'folder': str(folder.relative_to(self._root)),
-      'measured': {name: degree.values_of(found, name) for name in names},
-      'verdict': found['calibrated']['verdict'],
-      'classes': len(classes),
+      'file': str(path.relative_to(self._root)),
+      'measured': {'degree': measured.interval.mean},
+      'generators': measured.values,
+      'titles': [setup.dataset.class_names[label] for label in kept.labels],
+      'classes': len(setup.dataset.class_names),
     }
-
-
-def _images(
-  result: UnlearningDegree,
-  settings: GeneratorSettings,
-  classes: Sequence[str],
-) -> bytes:
-  """A few images that no generator was fitted on, before and after one."""
-  few = result.held_out.take(np.arange(min(SHOWN, result.held_out.size)))
-  rows, generator = np.asarray(few.indices), result.unlearned.runs[0].generator
-  buffer = io.BytesIO()
-  np.savez(
-    buffer,
-    images=np.asarray(few.images)[rows],
-    perturbed=spd_gan.perturb_images(generator, few, settings),
-    titles=np.array([classes[i] for i in np.asarray(few.labels)[rows]]),
-  )
-  return buffer.getvalue()

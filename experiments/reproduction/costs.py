@@ -183,7 +183,6 @@ def _unlearn(task: Task, rates: Rates) -> tuple[float, float, float]:
 def _degree(task: Task, rates: Rates) -> tuple[float, float, float]:
   forget = round(task.fraction * rates.images)
   scored = forget + 2 * task.preset.degree_limit
-  fits = 3 * task.preset.generators + 1
-  trained = fits * task.epochs * forget / 2
   # Both models on what each generator makes, and on the images themselves.
-  return trained, 2 * scored * (fits + 4), _GENERATOR
+  predicted = 2 * scored * (task.preset.generators + 1)
+  return task.epochs * forget / 2, predicted, _GENERATOR

@@ -200,22 +200,32 @@ def figure8(results: Tally, problem: Problem) -> Iterator[Judgement]:
 
 
 def figure9(results: Tally, problem: Problem) -> Iterator[Judgement]:
-  """Figure 9: the order of the degrees, of which one set of models tells."""
+  """Figure 9: the order of the degrees, and whether they mean anything."""
+  rows = [row for row in results.preset.degree_rows if row[:2] in ('eu', 'cf')]
   for fraction in problem.fractions:
     if fraction not in results.preset.degree_fractions:
       continue
-    own = results.outcome(results.tasks.degree(problem, fraction, 'top_k', 0))
-    reason = 'nothing was measured'
-    if own is not None:
-      reason = (
-        'one set of models, so that the order has no interval over seeds;'
-        f' Top-K’s degree {own["verdict"]} (null: models that differ in their'
-        ' seed alone)'
-      )
-    yield Judgement(
+    own = {
+      row: results.degree(problem, fraction, row)
+      for row in ('top_k', 'random_k', 'finetune', tasks.NULL, *rows)
+    }
+    yield judgements.ordering(
       'fig9',
       f'{percent(fraction)}: Top-K has the highest unlearning degree, then'
       ' Random-k, then EU-K and CF-K',
-      UNDECIDED,
-      reason,
+      {'Top-K − Random-k': (own['top_k'], own['random_k'])}
+      | {
+        f'Random-k − {tasks.label(row)}': (own['random_k'], own[row])
+        for row in rows
+      },
     )
+    for other, name in (
+      (tasks.NULL, 'that of models that differ in their seed alone'),
+      ('finetune', 'plain fine-tuning’s'),
+    ):
+      yield judgements.ordering(
+        'fig9',
+        f'{percent(fraction)}: Top-K’s unlearning degree is higher than {name}'
+        ' (not in the paper, but implied)',
+        {'difference': (own['top_k'], own[other])},
+      )

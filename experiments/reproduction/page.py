@@ -104,8 +104,8 @@ _NOTES = {
     'the strategy in some seed, so that this is too fast.',
   ),
   'fig9': (
-    'One set of models, several generators. The band is what two models that '
-    'differ in their seed alone, and forgot nothing, score.',
+    'A dot a generator; the interval is over seeds. The band is what two '
+    'models that differ in their seed alone, and forgot nothing, score.',
   ),
   'sweeps': (
     'On seeds that no table uses. Perturbed: BatchNorm re-estimated, before '

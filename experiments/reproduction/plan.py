@@ -80,10 +80,11 @@ def _wanted(made: Tasks, problem: Problem) -> Iterator[tuple[str, Task]]:
         for k in ks(preset, problem, granularity):
           yield 'fig5', made.k(problem, fraction, seed, k, granularity)
     if fraction in preset.degree_fractions:
-      for row in preset.degree_rows:
-        yield 'fig9', made.degree(problem, fraction, row, 0)
       if fraction == first_degree_fraction(preset, problem):
         yield 'fig4', made.degree(problem, fraction, 'top_k', 0)
+      for seed in range(preset.seeds):
+        for row in (tasks.NULL, *preset.degree_rows):
+          yield 'fig9', made.degree(problem, fraction, row, seed)
   yield from _swept(made, problem)
 
 

@@ -96,6 +96,13 @@ class Tally:
       return self.series(make(row), self.seconds)
     return self.series(make(row), measured(metric))
 
+  def degree(self, problem: Problem, fraction: float, row: str) -> Series:
+    """The unlearning degree of a row or of `tasks.NULL`, in [-1, 1]."""
+    return self.series(
+      lambda seed: self.tasks.degree(problem, fraction, row, seed),
+      measured('degree'),
+    )
+
   def stop(self, outcome: Outcome) -> int | None:
     """The epoch at which the preset's stop rule held first."""
     return stop_epoch(outcome, self.preset)

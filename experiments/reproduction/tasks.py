@@ -19,6 +19,9 @@ from experiments.reproduction.presets import (
 from unlearn_jax.strategies import STRATEGIES, Settings
 
 TRAIN, UNLEARN, DEGREE = 'train', 'unlearn', 'degree'
+# The row of a degree whose other model learned the same data with another seed
+# and so forgot nothing.
+NULL = 'null'
 
 
 class Row(NamedTuple):
@@ -59,8 +62,8 @@ class Task:
     fraction: of D that is forgotten; 0 for a source, which serves them all.
     row: a key of `ROWS`, 'source' for a source.
     settings: of the strategy.
-    parents: the tasks that come first, by role: source, retrain, unlearned,
-      null.
+    parents: the tasks that come first, by role: source, retrain, other (the
+      model whose degree it is).
   """
 
   kind: str
@@ -103,9 +106,9 @@ class Task:
 
   @property
   def epochs(self) -> int:
-    """The most that it trains for; of a degree, those of one generator."""
+    """The most that it trains for; of a degree, those of all generators."""
     if self.kind == DEGREE:
-      return self.preset.generator.epochs
+      return self.preset.generators * self.preset.generator.epochs
     trains = self.kind == TRAIN or self.row == 'retrain'
     return self.preset.train_epochs if trains else self.settings.epochs
 
@@ -170,13 +173,13 @@ class Tasks:
   def degree(
     self, problem: Problem, fraction: float, row: str, seed: int
   ) -> Task:
-    """The unlearning degree of a row of Table II."""
-    parents = {
-      'source': self.source(problem, seed),
-      # Trained on the same data with another seed: it forgot nothing.
-      'null': self.source(problem, seed + 1),
-      'unlearned': self.table(problem, fraction, row, seed),
-    }
+    """The unlearning degree of a row of Table II, or of `NULL`."""
+    if row == NULL:
+      # Of a neighbour that is there however many seeds there are.
+      other = self.source(problem, seed - 1 if seed else 1)
+    else:
+      other = self.table(problem, fraction, row, seed)
+    parents = {'source': self.source(problem, seed), 'other': other}
     return self._task(DEGREE, problem, seed, row, fraction, parents=parents)
 
   def _unlearn(
