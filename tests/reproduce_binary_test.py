@@ -141,7 +141,7 @@ def test_table_2_has_our_mean_and_interval_beside_the_papers_number(
 
 def test_a_diverged_stage_is_reported_and_does_not_end_the_plan(finished):
   facts = json.loads((finished / 'reproduction.json').read_text())
-  assert facts['done'] == facts['stages']
+  assert facts['done'] == facts['planned'] == len(facts['stages'])
   text = (finished / 'reproduction.md').read_text()
   assert 'Failed: ' in text and 'diverged' in text
 
@@ -175,12 +175,12 @@ def test_stopped_and_gone_on_is_as_uninterrupted(
   assert len(measured(root)) == 4
   # The page of an unfinished plan says so.
   facts = json.loads((root / 'reproduction.json').read_text())
-  assert facts['done'] == 4 < facts['stages']
+  assert facts['done'] == 4 < facts['planned']
   monkeypatch.undo()
   run(toy, f'--workdir={root}', '--only=fig1')
   whole = measured(finished)
   assert measured(root) == {name: whole[name] for name in measured(root)}
-  assert len(measured(root)) == facts['stages']
+  assert len(measured(root)) == facts['planned']
 
 
 def test_a_stage_cut_off_in_its_midst_goes_on_from_its_last_epoch(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import pathlib
 
 from experiments import files, results
+from experiments.progress import clock
 from experiments.reproduction import (
   album,
   cells,
@@ -40,9 +41,10 @@ def write(plan: Plan, outcomes: Outcomes, root: pathlib.Path) -> pathlib.Path:
     'preset': plan.preset.name,
     'only': plan.only,
     'seeds': plan.preset.seeds,
-    'stages': len(plan.tasks),
+    'planned': len(plan.tasks),
     'done': found.done(),
     'judgements': [judgement._asdict() for judgement in judged],
+    'stages': found.records(),
     'environment': results.environment(),
   }
   files.replace(root / 'reproduction.json', files.to_json(facts).encode())
@@ -72,6 +74,8 @@ def _sections(
       counts = f'Statements of the paper: {judgements.summary(own)}.'
       section = section._replace(lines=[counts, *section.lines])
       section.tables.append(_judged(own))
+    if not section.tables and not section.pictures:
+      section = section._replace(lines=['Nothing of this is computed yet.'])
     yield section
 
 
@@ -119,7 +123,8 @@ def _head(found: Tally, judged: Sequence[judgements.Judgement]) -> Section:
   lines = [
     f'{preset.about}; {preset.seeds} seeds, sweeps on {preset.sweep_seeds} of'
     f' their own (from {FIRST_SWEEP_SEED}).',
-    f'{found.done()} of {len(plan.tasks)} stages are done.',
+    f'{found.done()} of {len(plan.tasks)} stages are done; they took'
+    f' {clock(found.wall_seconds())} of a worker’s time.',
     f'Of {len(judged)} rows: {judgements.summary(judged)}.',
     f'Source and Retrain: Adam at {preset.train_learning_rate:g},'
     f' {preset.train_epochs} epochs, batch {preset.batch_size}, nothing'

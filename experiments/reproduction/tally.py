@@ -17,6 +17,8 @@ from unlearn_jax.metrics import Interval
 from unlearn_jax.training import Epoch
 
 Series = dict[int, float]
+# What says of a stage which it is, beside its problem.
+_OF_TASK = ('key', 'kind', 'row', 'fraction', 'seed')
 
 
 class Tally:
@@ -49,6 +51,20 @@ class Tally:
   def done(self) -> int:
     """How many stages of the plan are finished."""
     return sum(self._outcomes.done(task.key) for task in self.plan.tasks)
+
+  def wall_seconds(self) -> float:
+    """Of all finished stages, whichever worker did them."""
+    return sum(record['wall_seconds'] for record in self.records())
+
+  def records(self) -> list[dict[str, Any]]:
+    """Each finished stage of the plan with its numbers, JSON-serialisable."""
+    found = []
+    for task in self.plan.tasks:
+      outcome = self.outcome(task)
+      if outcome is not None:
+        own = {name: getattr(task, name) for name in _OF_TASK}
+        found.append({**own, 'problem': task.problem.name, **outcome})
+    return found
 
   def series(
     self, make: Callable[[int], Task], read: Callable[[Outcome], Any]
