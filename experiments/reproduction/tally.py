@@ -57,10 +57,11 @@ class Tally:
     return sum(record['wall_seconds'] for record in self.records())
 
   def records(self) -> list[dict[str, Any]]:
-    """Each finished stage of the plan with its numbers, JSON-serialisable."""
+    """Each finished stage of the plan with its numbers or its error."""
     found = []
     for task in self.plan.tasks:
-      outcome = self.outcome(task)
+      self.outcome(task)
+      outcome = self._read[task.key]
       if outcome is not None:
         own = {name: getattr(task, name) for name in _OF_TASK}
         found.append({**own, 'problem': task.problem.name, **outcome})
