@@ -109,10 +109,11 @@ def measure(values: Any) -> dict[str, Any]:
   workdir = prepare(case, root)
   workdir.claim()
   own_target = 'retrained' in case.manifests
-  fits, trains = values.seeds * (3 + own_target) + 1, case.null is None
-  recipe = case.manifests['source'].get('config', {}).get('recipe', {})
+  fits, epochs = values.seeds * (3 + own_target) + 1, 0
+  if case.null is None:
+    epochs = case.manifests['source']['config']['recipe']['epochs']
   progress = Progress(
-    fits + trains, fits * settings.epochs + trains * recipe.get('epochs', 0)
+    fits + (case.null is None), fits * settings.epochs + epochs
   )
   null = case.null
   if null is None:

@@ -17,6 +17,7 @@ from experiments.reproduction import pictures, sweeping, tally, tasks
 from experiments.reproduction.plan import first_degree_fraction
 from experiments.reproduction.presets import Problem
 from experiments.reproduction.tally import Tally
+from unlearn_jax.base import InputError, require_file
 from unlearn_jax.strategies import STRATEGIES
 
 
@@ -84,12 +85,18 @@ def images(
   outcome = results.outcome(task)
   if outcome is None:
     return None
-  with np.load(
-    root / outcome['folder'] / 'images.npz', allow_pickle=False
-  ) as arrays:
-    return degree_figures.image_grid(
-      arrays['images'], arrays['perturbed'], [str(t) for t in arrays['titles']]
-    )
+  path = root / outcome['folder'] / 'images.npz'
+  try:
+    require_file(path)
+    with np.load(path, allow_pickle=False) as arrays:
+      titles = [str(title) for title in arrays['titles']]
+      shown = arrays['images'], arrays['perturbed']
+  except Exception as error:  # Broken files raise a dozen types.
+    raise InputError(
+      f'{path} is damaged ({type(error).__name__}); allowed: to delete'
+      f' {outcome["folder"]} and the outcome {task.key}, and to run again'
+    ) from error
+  return degree_figures.image_grid(*shown, titles)
 
 
 def degrees(results: Tally, problem: Problem, fraction: float) -> Figure | None:
