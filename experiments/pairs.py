@@ -45,7 +45,7 @@ class Case:
   paths: dict[str, pathlib.Path]
 
 
-def read(values: Any, settings: GeneratorSettings) -> Case:
+def read(values: Any) -> Case:
   """Reads and checks all that the flags name.
 
   Raises:
@@ -74,10 +74,6 @@ def read(values: Any, settings: GeneratorSettings) -> Case:
   unlearned, _ = checkpoints.restore(paths['unlearned'])
   problem.require_fits(setup, source, paths['source'])
   problem.require_fits(setup, unlearned, paths['unlearned'])
-  try:
-    require_measurable(setup.model, source, splits, settings)
-  except InputError as error:
-    raise InputError(f'--source={values.source}: {error}') from error
   paths |= _others(values, setup, splits, paths, manifests)
   states: dict[str, Any] = {}
   for name in ('retrained', 'null'):
@@ -91,6 +87,18 @@ def read(values: Any, settings: GeneratorSettings) -> Case:
   return Case(
     setup, splits, source, unlearned, **states, manifests=manifests, paths=paths
   )
+
+
+def require_source(case: Case, settings: GeneratorSettings) -> None:
+  """Computes whether there is anything to be measured.
+
+  Raises:
+    InputError: the source is no better than chance, say.
+  """
+  try:
+    require_measurable(case.setup.model, case.source, case.splits, settings)
+  except InputError as error:
+    raise InputError(f'--source={case.paths["source"]}: {error}') from error
 
 
 def _require_common(

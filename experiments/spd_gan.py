@@ -103,10 +103,11 @@ def prepare(case: Case, root: pathlib.Path) -> stages.Workdir:
 def measure(values: Any) -> dict[str, Any]:
   """From flags to what degree.json holds; writes all files."""
   settings = settings_of(values)
-  case = pairs.read(values, settings)
+  case = pairs.read(values)
   default = pathlib.Path('runs') / f'degree-{case.paths["unlearned"].name}'
   root = default if values.workdir is None else pathlib.Path(values.workdir)
   workdir = prepare(case, root)
+  pairs.require_source(case, settings)
   workdir.claim()
   own_target = 'retrained' in case.manifests
   fits, epochs = values.seeds * (3 + own_target) + 1, 0
