@@ -12,7 +12,7 @@ import numpy as np
 from experiments import degree_figures, figures, files, tables, verdicts
 from experiments.degree_figures import Bar
 from unlearn_jax import metrics, spd_gan
-from unlearn_jax.base import Examples, ModelState, require_file
+from unlearn_jax.base import Examples, ModelState, require_file, shown
 from unlearn_jax.calibration import (
   RESOLUTION,
   Calibrated,
@@ -294,7 +294,7 @@ def grid_of(
   return degree_figures.image_grid(
     np.asarray(few.images[rows]),
     spd_gan.perturb_images(generator, few, settings),
-    [class_names[label] for label in np.asarray(few.labels)[rows]],
+    [shown(class_names[i], 24) for i in np.asarray(few.labels)[rows]],
   )
 
 

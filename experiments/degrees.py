@@ -30,7 +30,7 @@ from experiments import (
 from experiments.degree import Dict
 from experiments.progress import Progress
 from unlearn_jax import spd_gan
-from unlearn_jax.base import InputError, require_file
+from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree, plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
@@ -292,5 +292,7 @@ def grid(measured: Measured, class_names: Sequence[str]) -> Figure:
   name = 'top_k' if 'top_k' in known else next(iter(known))
   pair = known[name][0]
   return degree_figures.image_grid(
-    pair.images, pair.perturbed, [class_names[label] for label in pair.labels]
+    pair.images,
+    pair.perturbed,
+    [shown(class_names[label], 24) for label in pair.labels],
   )

@@ -31,7 +31,7 @@ from experiments.reproduction.outlook import OutOfTimeError
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
 from unlearn_jax import models, spd_gan
-from unlearn_jax.base import InputError, Splits
+from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.degree import UnlearningDegree, unlearning_degree
 from unlearn_jax.evaluation import compare
 from unlearn_jax.spd_gan import GeneratorSettings
@@ -260,6 +260,8 @@ def _images(
     buffer,
     images=np.asarray(few.images)[rows],
     perturbed=spd_gan.perturb_images(generator, few, settings),
-    titles=np.array([classes[i] for i in np.asarray(few.labels)[rows]]),
+    titles=np.array(
+      [shown(classes[i], 24) for i in np.asarray(few.labels)[rows]]
+    ),
   )
   return buffer.getvalue()

@@ -35,7 +35,7 @@ def one_device(tmp_path_factory):
 def finished(tmp_path_factory):
   """Data and a work directory in which source, Retrain and Top-K are done."""
   root = tmp_path_factory.mktemp('finished')
-  file = helpers.stripes_file(root, train=60, test=20)
+  file = helpers.stripes_file(root, train=120, test=40)
   with parallel.use(jax.devices()[:1]):
     status, text = fuzzing.run_binary(
       'unlearn',

@@ -188,7 +188,7 @@ def quick(root):
     f'--workdir={root / "run"}',
     '--width=2',
     '--batch_size=12',
-    '--train_epochs=2',
+    '--train_epochs=6',
     '--train_learning_rate=0.01',
     '--epochs=1',
     '--seeds=1',
