@@ -12,7 +12,7 @@ import numpy as np
 from experiments import degree_figures, figures, files, tables, verdicts
 from experiments.degree_figures import Bar
 from unlearn_jax import metrics, spd_gan
-from unlearn_jax.base import Examples, ModelState
+from unlearn_jax.base import Examples, ModelState, require_file, shown
 from unlearn_jax.calibration import (
   RESOLUTION,
   Calibrated,
@@ -294,7 +294,7 @@ def grid_of(
   return degree_figures.image_grid(
     np.asarray(few.images[rows]),
     spd_gan.perturb_images(generator, few, settings),
-    [class_names[label] for label in np.asarray(few.labels)[rows]],
+    [shown(class_names[i], 24) for i in np.asarray(few.labels)[rows]],
   )
 
 
@@ -320,7 +320,7 @@ def write(
     'bars': figures.png(degree_figures.bars(bars_of(found), null, num_classes)),
     'images': figures.png(grid),
     'curves': figures.png(degree_figures.curves(found)),
-    'markdown': markdown(found).encode(),
+    'markdown': markdown(found).encode('utf-8', 'backslashreplace'),
     'json': files.to_json(found).encode(),
   }
   return {
@@ -332,7 +332,8 @@ def write(
 def read(path: pathlib.Path) -> Dict | None:
   """A degree.json; None where there is none or it is another program's."""
   try:
+    require_file(path)
     found = json.loads(path.read_text())
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return None
   return found if isinstance(found, dict) and 'pairs' in found else None

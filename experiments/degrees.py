@@ -13,7 +13,6 @@ import io
 import json
 import pathlib
 from typing import NamedTuple
-import zipfile
 
 from matplotlib.figure import Figure
 import numpy as np
@@ -31,7 +30,7 @@ from experiments import (
 from experiments.degree import Dict
 from experiments.progress import Progress
 from unlearn_jax import spd_gan
-from unlearn_jax.base import InputError
+from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree, plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
@@ -285,11 +284,12 @@ def read(path: pathlib.Path) -> Pair:
   Raises:
     InputError: the file is damaged.
   """
+  require_file(path)
   try:
     with np.load(path, allow_pickle=False) as arrays:
       found = json.loads(str(arrays['found']))
       return Pair(found, *(arrays[name] for name in Pair._fields[1:]))
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+  except Exception as error:  # Broken files raise a dozen types.
     raise InputError(
       f'{path} is damaged: {type(error).__name__}; remove it and run again'
     ) from error
@@ -301,5 +301,7 @@ def grid(measured: Measured, class_names: Sequence[str]) -> Figure:
   name = 'top_k' if 'top_k' in known else next(iter(known))
   pair = known[name][0]
   return degree_figures.image_grid(
-    pair.images, pair.perturbed, [class_names[label] for label in pair.labels]
+    pair.images,
+    pair.perturbed,
+    [shown(class_names[label], 24) for label in pair.labels],
   )

@@ -14,8 +14,14 @@ from typing import Any
 from absl import flags as absl_flags
 
 from experiments import flags, problem, stages
-from unlearn_jax import checkpoints, data
-from unlearn_jax.base import InputError, ModelState, Splits
+from unlearn_jax import checkpoints, data, models
+from unlearn_jax.base import (
+  Dataset,
+  InputError,
+  ModelState,
+  Splits,
+  shown,
+)
 from unlearn_jax.evaluation import evaluate
 
 
@@ -39,8 +45,9 @@ def main() -> None:
   setup = rebuild(values, path, manifest)
   splits = splits_of(values, setup, path)
   own, _ = checkpoints.restore(path, **_facts(manifest))
+  problem.require_fits(setup, own, path)
   forgets = problem.forget_hash(setup, splits)
-  source, reference = parents(values, path, manifest, forgets)
+  source, reference = parents(values, setup, path, forgets)
   result = evaluate(setup.model, own, source, splits, reference)
   print(json.dumps(result._asdict(), indent=2))
 
@@ -61,9 +68,33 @@ def rebuild(
         f'{path} was made with data_fingerprint={wanted},'
         f' {manifest["dataset"]} now has {dataset.fingerprint}'
       )
+    _require_model(manifest, dataset, path)
     return problem.assemble(values, dataset, manifest)
   except KeyError as error:
     raise InputError(f'{path}: the manifest names no {error}') from error
+
+
+def _require_model(
+  manifest: dict[str, Any], dataset: Dataset, path: pathlib.Path
+) -> None:
+  """Refuses a manifest that names a model that there cannot be."""
+  channels = dataset.image_shape[-1]
+  numbers = [*manifest['pixel_mean'], *manifest['pixel_std']]
+  for name, holds in {
+    'model': manifest['model'] in models.FAMILIES,
+    'width': 1 <= manifest['width'] <= 2**20,
+    'dtype': manifest.get('dtype', 'float32') in models.DTYPES,
+    'num_classes': manifest['num_classes'] == len(dataset.class_names),
+    'image_shape': manifest['image_shape'] == list(dataset.image_shape),
+    'pixel_mean': len(manifest['pixel_mean']) == channels,
+    'pixel_std': len(manifest['pixel_std']) == channels
+    and all(isinstance(x, int | float) and abs(x) < 1e30 for x in numbers),
+  }.items():
+    if not holds:
+      raise InputError(
+        f'{path}: {name} is {shown(manifest.get(name))}, allowed: that of a'
+        f' model of {dataset.name}'
+      )
 
 
 def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -85,10 +116,11 @@ def splits_of(values: Any, setup: problem.Setup, path: pathlib.Path) -> Splits:
 
 
 def parents(
-  values: Any, path: pathlib.Path, manifest: dict[str, Any], forgets: str
+  values: Any, setup: problem.Setup, path: pathlib.Path, forgets: str
 ) -> tuple[ModelState, ModelState | None]:
   """Source and retrained model: named by flags, or beside the checkpoint."""
-  origin = manifest['parent_sha256'] or manifest['state_sha256']
+  manifest = checkpoints.read_manifest(path)
+  origin = manifest.get('parent_sha256') or manifest['state_sha256']
   facts = _facts(manifest)
   source = {**facts, 'strategy': 'source', 'state_sha256': origin}
   retrain = {**facts, 'strategy': 'retrain', 'forget_sha256': forgets}
@@ -98,15 +130,21 @@ def parents(
       'source_dir', '', 'a checkpoint of the source; none is beside this one'
     )
   beside = {**retrain, 'parent_sha256': origin}
-  if manifest['strategy'] == 'retrain':
+  if manifest.get('strategy') == 'retrain':
     beside['state_sha256'] = manifest['state_sha256']
   retrained_dir = values.retrained_dir or find_beside(
     path, beside, 'retrained_dir'
   )
-  state, _ = checkpoints.restore(source_dir, **source)
+  state, own = checkpoints.restore(source_dir, **source)
+  problem.require_fits(setup, state, source_dir)
   if retrained_dir is None:
     return state, None
-  return state, checkpoints.restore(retrained_dir, **retrain)[0]
+  reference, its = checkpoints.restore(retrained_dir, **retrain)
+  problem.require_fits(setup, reference, retrained_dir)
+  problem.require_recipe(
+    its.get('settings') or {}, own.get('settings') or {}, retrained_dir
+  )
+  return state, reference
 
 
 def find_beside(
@@ -132,7 +170,7 @@ def find_beside(
 
 
 def _unlearn_seed(path: pathlib.Path) -> int | None:
-  config = checkpoints.read_manifest(path).get('config', {})
+  config = checkpoints.read_manifest(path).get('config') or {}
   return config.get('unlearn_seed')
 
 

@@ -50,13 +50,14 @@ def plain(value: Any) -> Any:
     {'auc': None, '1': [2, None]}
   """
   if isinstance(value, dict):
-    return {str(key): plain(item) for key, item in value.items()}
+    return {plain(str(key)): plain(item) for key, item in value.items()}
   if isinstance(value, np.ndarray | np.generic):
     return plain(value.tolist())
   if isinstance(value, list | tuple | set | frozenset):
     return [plain(item) for item in value]
   if isinstance(value, float):
     return value if math.isfinite(value) else None
-  if value is None or isinstance(value, bool | int | str):
+  if value is None or isinstance(value, bool | int):
     return value
-  return str(value)
+  # A path can hold bytes that are no UTF-8.
+  return str(value).encode('utf-8', 'backslashreplace').decode()

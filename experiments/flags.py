@@ -20,7 +20,7 @@ import jax
 
 from experiments import partials, preemption
 from unlearn_jax import models, parallel
-from unlearn_jax.base import InputError
+from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.data import streaming
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
@@ -28,13 +28,16 @@ from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 _DEFAULTS = Settings()
 # The modules that define flags for several binaries.
 _ROOMS = (__name__, 'experiments.generator_flags')
+# Runs behind one number; each costs a source and as many strategies.
+_MOST_SEEDS = 1000
+_MOST = 2**31 - 1  # of what is counted on the devices
 
 
 class FlagError(Exception):
   """A flag whose value is not allowed."""
 
   def __init__(self, name: str, value: Any, allowed: str):
-    super().__init__(f'--{name}={value}, allowed: {allowed}')
+    super().__init__(f'--{name}={shown(value)}, allowed: {allowed}')
 
 
 def _by(field: str) -> str:
@@ -173,11 +176,10 @@ def check(values: Any) -> None:
       raise FlagError(name, value, closest(value, allowed))
   _complete(values)
   for name in ('width', 'train_subset'):
-    _require(values, name, lambda v: v is None or v >= 1, '1 or more')
+    _require_count(values, name, 1)
   _require(values, 'save_seconds', lambda v: 0 <= v < float('inf'), '0 or more')
   _require(values, 'device_data_mb', lambda v: v is None or v >= 0, '0 or more')
-  for name in ('train_epochs',):
-    _require(values, name, lambda v: v >= 1, '1 or more')
+  _require_count(values, 'train_epochs', 1)
   for name in ('train_learning_rate',):
     _require(values, name, lambda v: 0 < v < 1, 'above 0 and below 1')
   _require(
@@ -223,9 +225,15 @@ def check_unlearning(values: Any) -> None:
     value = getattr(values, name)
     if value not in allowed:
       raise FlagError(name, value, closest(value, allowed))
-  for name in ('seeds', 'last_k', 'sensitivity_examples'):
-    _require(values, name, lambda v: v >= 1, '1 or more')
-  _require(values, 'epochs', lambda v: v >= 0, '0 or more')
+  for name in ('last_k', 'sensitivity_examples'):
+    _require_count(values, name, 1)
+  _require_count(values, 'epochs', 0)
+  _require(
+    values,
+    'seeds',
+    lambda v: 1 <= v <= _MOST_SEEDS,
+    f'1 or more, at most {_MOST_SEEDS}',
+  )
   _require(values, 'ratio', lambda v: 0 < v <= 1, 'above 0 and at most 1')
   for name in ('epsilon_top', 'epsilon_random'):
     _require(values, name, lambda v: abs(v) < float('inf'), 'a finite number')
@@ -250,6 +258,14 @@ def _require(
   value = getattr(values, name)
   if not holds(value):
     raise FlagError(name, value, allowed)
+
+
+def _require_count(values: Any, name: str, least: int) -> None:
+  """A number of things, where it is given, that the devices can count."""
+  value = getattr(values, name)
+  if value is not None and not least <= value <= _MOST:
+    most = '' if value < least else f', at most {_MOST}'
+    raise FlagError(name, value, f'{least} or more{most}')
 
 
 def _k(text: str) -> int | float:
@@ -288,6 +304,9 @@ def run(main: Callable[[], None]) -> None:
   """Runs a binary's `main` with the errors and exit statuses of this page."""
   for name in names():  # Those that --help shows.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+  for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
   try:
     with preemption.watched():
       app.run(lambda _: _guarded(main), flags_parser=_parse)
@@ -302,12 +321,26 @@ def run(main: Callable[[], None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
+    _require_flag_files(argv)
     rest = flags.FLAGS(list(argv))
-  except flags.Error as error:
-    _exit(str(error).split('\n')[0], 2)
+  except (flags.Error, ValueError, RecursionError) as error:
+    _exit(str(error), 2)
   if len(rest) > 1:
-    _exit(f'{rest[1]!r} is not a flag, allowed: --name=value', 2)
+    _exit(f'{shown(repr(rest[1]))} is not a flag, allowed: --name=value', 2)
   return rest
+
+
+def _require_flag_files(argv: Sequence[str]) -> None:
+  """Refuses files of flags that absl would wait for or stumble over."""
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, equals, value = argument.partition('=')
+    if name in ('-flagfile', '--flagfile'):
+      path = value if equals else following
+      try:
+        require_file(path)
+        pathlib.Path(path).read_text('utf-8')
+      except (OSError, ValueError) as error:
+        raise InputError(f'--flagfile={shown(path)}: {error}') from error
 
 
 def _guarded(main: Callable[[], None]) -> None:
@@ -331,6 +364,6 @@ def _guarded(main: Callable[[], None]) -> None:
 
 
 def _exit(message: str, status: int, kind: str = 'error: ') -> None:
-  line = ' '.join(message.split())
+  line = shown(' '.join(message.split()), 4000)
   print(f'{kind}{line}', file=sys.stderr)
   raise SystemExit(status)

@@ -89,6 +89,10 @@ def settings(
     value = getattr(values, names[name])
     if not least <= value < 2**31:
       raise flags.FlagError(names[name], value, f'{least} or more')
+  for name in ('epochs', 'batch_size', 'width'):
+    value = getattr(values, names[name])
+    if value >= 2**31:
+      raise flags.FlagError(names[name], value, f'1 to {2**31 - 1}')
   bounds = list(dict.fromkeys(values.max_perturbation.split(',')))
   if len(bounds) > 1 and names is NAMES:
     raise flags.FlagError('max_perturbation', values.max_perturbation, 'one')
@@ -125,6 +129,6 @@ def _number(name: str, text: str, words: tuple[str, ...]) -> Any:
   try:
     above, _, below = text.partition('/')
     return float(above) / float(below or 1)
-  except (ValueError, ZeroDivisionError):
+  except (ValueError, ArithmeticError):  # Division by 0 or beyond floats.
     allowed = f'a number, a quotient such as 8/255, or {" or ".join(words)}'
     raise flags.FlagError(name, text, allowed) from None

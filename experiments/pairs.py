@@ -7,8 +7,8 @@ from typing import Any
 
 from experiments import evaluate, flags, pipeline, problem, stages
 from experiments.progress import Progress
-from unlearn_jax import checkpoints
-from unlearn_jax.base import InputError, ModelState, Splits
+from unlearn_jax import checkpoints, parallel
+from unlearn_jax.base import InputError, ModelState, Splits, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.spd_gan import GeneratorSettings
@@ -45,7 +45,7 @@ class Case:
   paths: dict[str, pathlib.Path]
 
 
-def read(values: Any, settings: GeneratorSettings) -> Case:
+def read(values: Any) -> Case:
   """Reads and checks all that the flags name.
 
   Raises:
@@ -60,6 +60,7 @@ def read(values: Any, settings: GeneratorSettings) -> Case:
     paths[name] = pathlib.Path(getattr(values, name))
   manifests = {n: checkpoints.read_manifest(p) for n, p in paths.items()}
   _require_common(manifests, paths)
+  _require_parent(manifests, paths)
   setup = evaluate.rebuild(values, paths['source'], manifests['source'])
   facts = {
     name: manifests['source'][name]
@@ -71,20 +72,33 @@ def read(values: Any, settings: GeneratorSettings) -> Case:
   splits = evaluate.splits_of(values, setup, paths['unlearned'])
   source, _ = checkpoints.restore(paths['source'])
   unlearned, _ = checkpoints.restore(paths['unlearned'])
-  try:
-    require_measurable(setup.model, source, splits, settings)
-  except InputError as error:
-    raise InputError(f'--source={values.source}: {error}') from error
+  problem.require_fits(setup, source, paths['source'])
+  problem.require_fits(setup, unlearned, paths['unlearned'])
   paths |= _others(values, setup, splits, paths, manifests)
-  states = {}
+  states: dict[str, Any] = {}
   for name in ('retrained', 'null'):
     states[name] = unlearned if name in paths else None
     if name in paths and paths[name] != paths['unlearned']:
       states[name], manifests[name] = checkpoints.restore(paths[name])
       _require_common(manifests, paths)
+      problem.require_fits(setup, states[name], paths[name])
+      own, its = (manifests[n].get('settings') or {} for n in (name, 'source'))
+      problem.require_recipe(own, its, paths[name])
   return Case(
     setup, splits, source, unlearned, **states, manifests=manifests, paths=paths
   )
+
+
+def require_source(case: Case, settings: GeneratorSettings) -> None:
+  """Computes whether there is anything to be measured.
+
+  Raises:
+    InputError: the source is no better than chance, say.
+  """
+  try:
+    require_measurable(case.setup.model, case.source, case.splits, settings)
+  except InputError as error:
+    raise InputError(f'--source={case.paths["source"]}: {error}') from error
 
 
 def _require_common(
@@ -100,6 +114,22 @@ def _require_common(
           f'{paths["source"]} was made with {name}={own}, {paths[other]} with'
           f' {its}; allowed: checkpoints of one data set and one model'
         )
+
+
+def _require_parent(
+  manifests: dict[str, dict[str, Any]], paths: dict[str, pathlib.Path]
+) -> None:
+  """Refuses a model that was unlearned from another source.
+
+  Retrain is nobody's child: it owes nothing to the source's parameters.
+  """
+  own = manifests['unlearned']
+  parent, digest = own.get('parent_sha256'), manifests['source']['state_sha256']
+  if own.get('strategy') != 'retrain' and parent not in (None, digest):
+    raise InputError(
+      f'--unlearned={paths["unlearned"]} was made with parent_sha256={parent},'
+      f' --source={paths["source"]} is {digest}; allowed: its own source'
+    )
 
 
 def _others(
@@ -134,27 +164,58 @@ def _others(
       raise flags.FlagError('null_dir', values.null_dir, allowed)
   elif twin := _twin(paths['source'], manifests['source']):
     found['null'] = twin
-  elif 'source_seed' not in manifests['source'].get('config', {}):
+  elif 'source_seed' not in (manifests['source'].get('config') or {}):
     raise flags.FlagError(
       'null_dir', '', "a checkpoint; the source's manifest names no recipe"
     )
+  else:
+    _require_trainable(manifests['source']['config'], splits, paths['source'])
   return found
+
+
+def _require_trainable(
+  config: dict[str, Any], splits: Splits, path: pathlib.Path
+) -> None:
+  """Refuses a recipe by which nothing can be trained."""
+  recipe, seed = config.get('recipe'), config['source_seed']
+  recipe = recipe if isinstance(recipe, dict) else {}
+  names = [row.optimizer.__name__ for row in RECIPES.values()]
+  count = len(parallel.devices())
+
+  def whole(value: Any, most: int) -> bool:
+    return isinstance(value, int) and 1 <= value <= most
+
+  rate, size = recipe.get('learning_rate'), recipe.get('batch_size')
+  for name, value, holds in (
+    ('source_seed', seed, isinstance(seed, int) and 0 <= seed < 2**31),
+    ('optimizer', recipe.get('optimizer'), recipe.get('optimizer') in names),
+    ('epochs', recipe.get('epochs'), whole(recipe.get('epochs'), 10**6)),
+    ('learning_rate', rate, isinstance(rate, int | float) and 0 < rate < 1),
+    ('batch_size', size, size in range(count, splits.train.size + 1, count)),
+    ('augment', recipe.get('augment'), recipe.get('augment') in (True, False)),
+  ):
+    if not holds:
+      raise InputError(
+        f'--source={path}: its recipe has {name}={shown(value)}, with which M′'
+        ' cannot be trained on the devices here; allowed: --null_dir'
+      )
 
 
 def _twin(path: pathlib.Path, manifest: dict[str, Any]) -> pathlib.Path | None:
   """The first source beside M that differs from it in its seed alone."""
-  if 'source_seed' not in manifest.get('config', {}):
+  if 'source_seed' not in (manifest.get('config') or {}):
     return None
   for sibling in sorted(path.absolute().parent.iterdir()):
     try:
       own = checkpoints.read_manifest(sibling)
     except InputError:
       continue
-    config = {**own.get('config', {}), 'source_seed': None}
+    seed = (own.get('config') or {}).get('source_seed')
+    config = {**(own.get('config') or {}), 'source_seed': None}
     if (
       own.get('strategy') == 'source'
       and config == {**manifest['config'], 'source_seed': None}
-      and own['config']['source_seed'] != manifest['config']['source_seed']
+      and seed not in (None, manifest['config']['source_seed'])
     ):
       return sibling
   return None

@@ -14,7 +14,7 @@ import time
 
 from experiments import preemption
 from unlearn_jax import checkpoints, snapshots
-from unlearn_jax.base import InputError, TrainState
+from unlearn_jax.base import InputError, TrainState, shown
 
 # Seconds from one save to the next.
 SAVE_SECONDS = 30.0
@@ -60,7 +60,7 @@ class Partial:
         packed, manifest = snapshots.restore(path, stage=self._finished.name)
         snapshot = snapshots.unpack(packed, like)
         self.wall_seconds = float(manifest['wall_seconds'])
-      except (InputError, KeyError, TypeError) as error:
+      except (InputError, KeyError, TypeError, ValueError) as error:
         _warn(f'{error}; it is removed, and an earlier save or the start taken')
         shutil.rmtree(path, ignore_errors=True)
         continue
@@ -154,5 +154,5 @@ class Partial:
 
 
 def _warn(text: str) -> None:
-  line = ' '.join(text.split())
+  line = shown(' '.join(text.split()), 4000)
   print(f'warning: {line}', file=sys.stderr, flush=True)

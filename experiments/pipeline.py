@@ -140,8 +140,11 @@ def external_stage(
       raise InputError(
         f'holds a {manifest["strategy"]} model, allowed: {strategy}'
       )
+    problem.require_fits(setup, state, path)
     if (path / stages.RECORD).exists():
-      return stages.load(path)
+      stage = stages.load(path)
+      _require_whole(stage, strategy, splits)
+      return stage
   except InputError as error:
     raise InputError(f'--{flag}={directory}: {error}') from error
   # Made by a program of the user's own: there is nothing but the model.
@@ -150,6 +153,35 @@ def external_stage(
   return stages.Stage(
     path, state, manifest, record, predict(setup, state, splits), True
   )
+
+
+def _require_whole(stage: stages.Stage, strategy: str, splits: Splits) -> None:
+  """Refuses predictions and a record that are not of these splits."""
+  # See `_by_row`.
+  parts = {'retain': splits.train, 'test': splits.test}
+  if strategy != 'source':
+    parts = {**splits._asdict(), 'train': splits.train}
+    del parts['train']
+  for name, part in parts.items():
+    found = getattr(stage.predictions, name)
+    if found.ndim != 2 or len(found) != part.size or found.dtype.kind != 'f':
+      raise InputError(
+        f'its predictions of {name} are {found.dtype}{list(found.shape)},'
+        f' allowed: a row for each of {part.size} images'
+      )
+  record = stage.record if isinstance(stage.record, dict) else {}
+  history = record.get('history')
+  names = ['seconds'] if strategy == 'source' else list(_RECORDED)
+  rows = history if isinstance(history, list) else [None]
+  for name in names if rows else []:
+    if not isinstance(record.get(name), int | float):
+      raise InputError(f'its {stages.RECORD} has no {name}')
+  for row in rows:
+    if not isinstance(row, dict) or not {'epoch', 'seconds'} <= set(row):
+      raise InputError(f'its {stages.RECORD} has no history')
+
+
+_RECORDED = ('selection_seconds', 'source_retain_accuracy', 'compile_seconds')
 
 
 def strategy_stage(
@@ -326,7 +358,29 @@ def _external_stages(setup: Setup, splits: Splits) -> dict[str, stages.Stage]:
       splits,
       forget_sha256=problem.forget_hash(setup, splits),
     )
+    _require_siblings(values, given)
   return given
+
+
+def _require_siblings(values: Any, given: dict[str, stages.Stage]) -> None:
+  """Refuses a Retrain that belongs to another source or recipe."""
+  reference, wanted = given['retrain'], problem.recipe(values)
+  if 'source' in given:
+    source = given['source'].manifest
+    wanted = source.get('settings') or {}
+    # When its clock stops depends on the source that it is held against.
+    parent = reference.manifest.get('parent_sha256')
+    if parent not in (None, source['state_sha256']):
+      raise InputError(
+        f'--retrained_dir={values.retrained_dir} was made with'
+        f' parent_sha256={parent}, --source_dir={values.source_dir} is'
+        f' {source["state_sha256"]}; allowed: a Retrain held against it'
+      )
+  problem.require_recipe(
+    reference.manifest.get('settings') or {},
+    wanted,
+    f'--retrained_dir={values.retrained_dir}',
+  )
 
 
 def _one_run(

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import os
 from typing import Any
 
 import jax
@@ -17,7 +18,9 @@ from unlearn_jax.base import (
   InputError,
   Key,
   Model,
+  ModelState,
   Splits,
+  shown,
   tensor_paths,
 )
 from unlearn_jax.data import images, streaming
@@ -37,6 +40,7 @@ class Setup:
     facts: what every manifest says of the two.
     parameters: how many scalars the model has.
     tensor_sizes: scalars per tensor, in definition order.
+    tensors: kind and shape of each tensor and statistic, by its path.
   """
 
   values: Any
@@ -45,6 +49,7 @@ class Setup:
   facts: dict[str, Any]
   parameters: int
   tensor_sizes: dict[str, int]
+  tensors: dict[str, str]
 
 
 def set_up(values: Any) -> Setup:
@@ -90,6 +95,11 @@ def set_up(values: Any) -> Setup:
 
 def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
   """The `Setup` of a model that `facts` describe."""
+  too_large = flags.FlagError(
+    'width', facts['width'], 'what has at most 2147483647 parameters'
+  )
+  if facts['width'] > 2**20:  # Shapes would no longer be numbers of JAX.
+    raise too_large
   try:
     model = models.build(
       facts['model'],
@@ -103,10 +113,21 @@ def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:
   except ValueError as error:
     raise InputError(f'{facts["dataset"]}: {error}') from error
   assert model.init is not None
-  shapes = jax.eval_shape(model.init, jax.random.key(0)).params
+  state = jax.eval_shape(model.init, jax.random.key(0))
+  shapes = state.params
   leaves = dict(zip(tensor_paths(shapes), jax.tree.leaves(shapes)))
   sizes = {path: int(leaves[path].size) for path in model.order}
-  return Setup(values, dataset, model, facts, sum(sizes.values()), sizes)
+  if sum(sizes.values()) >= 2**31:
+    raise too_large
+  return Setup(
+    values,
+    dataset,
+    model,
+    facts,
+    sum(sizes.values()),
+    sizes,
+    _tensors(state),
+  )
 
 
 def identity(setup: Setup) -> dict[str, Any]:
@@ -156,6 +177,11 @@ def check_sizes(setup: Setup, splits: Splits) -> None:
       values.batch_size,
       f'at most the {splits.retain.size} retained examples',
     )
+  most = (2**31 - 1) // (splits.train.size // values.batch_size)
+  for name in ('train_epochs', 'epochs'):
+    if getattr(values, name, 0) > most:
+      allowed = f'at most {most}; steps are counted up to 2147483647'
+      raise flags.FlagError(name, getattr(values, name), allowed)
 
 
 def check_against_model(setup: Setup, settings: Settings) -> None:
@@ -181,6 +207,35 @@ def check_against_model(setup: Setup, settings: Settings) -> None:
     )
 
 
+def require_fits(
+  setup: Setup, state: ModelState, path: str | os.PathLike
+) -> None:
+  """Refuses a checkpoint whose tensors are not those of the model.
+
+  Args:
+    setup: data and model.
+    state: what the checkpoint holds.
+    path: where it is.
+
+  Raises:
+    InputError: other tensors, or of other shapes or kinds.
+  """
+  wanted, found = setup.tensors, _tensors(state)
+  for name in sorted({*wanted, *found}):
+    if wanted.get(name) != found.get(name):
+      raise InputError(
+        f'{path}: its tensor {shown(name)} is {found.get(name, "missing")};'
+        f' allowed for {setup.facts["model"]}, width {setup.facts["width"]}:'
+        f' {wanted.get(name, "none")}'
+      )
+
+
+def _tensors(state: ModelState) -> dict[str, str]:
+  """Kind and shape of each tensor, by its path."""
+  leaves = zip(tensor_paths(state), jax.tree.leaves(state))
+  return {path: f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
+
+
 def forget_ids(setup: Setup, splits: Splits) -> list[str]:
   """Identifiers of the forget set, in the order of its indices."""
   return [str(i) for i in setup.dataset.ids[np.asarray(splits.forget.indices)]]
@@ -203,6 +258,28 @@ def recipe(values: Any) -> dict[str, Any]:
   }
 
 
+def require_recipe(
+  settings: dict[str, Any], wanted: dict[str, Any], path: str | os.PathLike
+) -> None:
+  """Refuses a model that was not trained as the source was.
+
+  Args:
+    settings: of the model, from its manifest; may lack any.
+    wanted: those of the source.
+    path: where the model is.
+
+  Raises:
+    InputError: a setting that both name differs.
+  """
+  for name in ('optimizer', 'epochs', 'learning_rate', 'batch_size', 'augment'):
+    own, its = (known.get(name) for known in (settings, wanted))
+    if own is not None and its is not None and own != its:
+      raise InputError(
+        f'{path} was trained with {name}={shown(own)}, the source with'
+        f' {shown(its)}; allowed: one recipe for both'
+      )
+
+
 def optimizer(values: Any, examples: Examples) -> optax.GradientTransformation:
   """The recipe's, for a training on these examples."""
   steps = values.train_epochs * (examples.size // values.batch_size)
@@ -222,10 +299,10 @@ def describe(setup: Setup, drawn: Sequence[Splits]) -> list[str]:
   ]
   for run, own in enumerate(drawn):
     ids = forget_ids(setup, own)
-    shown = ', '.join(ids[:3]) + (', …' if len(ids) > 3 else '')
+    few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
     lines.append(
       f'seed {setup.values.seed + run}: forgetting {len(ids):,} of'
-      f' {own.train.size:,} images ({shown})'
+      f' {own.train.size:,} images ({few})'
     )
     for lost in data.classes_lost(own, len(dataset.class_names)):
       lines.append(

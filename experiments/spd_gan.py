@@ -103,16 +103,18 @@ def prepare(case: Case, root: pathlib.Path) -> stages.Workdir:
 def measure(values: Any) -> dict[str, Any]:
   """From flags to what degree.json holds; writes all files."""
   settings = settings_of(values)
-  case = pairs.read(values, settings)
+  case = pairs.read(values)
   default = pathlib.Path('runs') / f'degree-{case.paths["unlearned"].name}'
   root = default if values.workdir is None else pathlib.Path(values.workdir)
   workdir = prepare(case, root)
+  pairs.require_source(case, settings)
   workdir.claim()
   own_target = 'retrained' in case.manifests
-  fits, trains = values.seeds * (3 + own_target) + 1, case.null is None
-  recipe = case.manifests['source'].get('config', {}).get('recipe', {})
+  fits, epochs = values.seeds * (3 + own_target) + 1, 0
+  if case.null is None:
+    epochs = case.manifests['source']['config']['recipe']['epochs']
   progress = Progress(
-    fits + trains, fits * settings.epochs + trains * recipe.get('epochs', 0)
+    fits + (case.null is None), fits * settings.epochs + epochs
   )
   null = case.null
   if null is None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments import files, partials, preemption
 from unlearn_jax import checkpoints
-from unlearn_jax.base import InputError, ModelState
+from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
 
 FORGET = 'forget.txt'
@@ -85,8 +85,17 @@ class Workdir:
     self._save_seconds = save_seconds
     self._partials: dict[pathlib.Path, partials.Partial] = {}
     nearest = root.absolute()
-    while not nearest.exists():
-      nearest = nearest.parent
+    try:
+      while not nearest.exists():
+        nearest = nearest.parent
+      os.lstat(root.absolute())
+    except (FileNotFoundError, NotADirectoryError):
+      pass
+    except (OSError, ValueError) as error:  # Too long, or with a NUL.
+      raise InputError(
+        f'--workdir={shown(root)}, allowed: a directory that can be written'
+        f' ({getattr(error, "strerror", None) or error})'
+      ) from None
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
       raise InputError(
         f'--workdir={root}, allowed: a directory that can be written'
@@ -95,8 +104,9 @@ class Workdir:
     if not root.exists() or not any(root.iterdir()):
       return
     try:
+      require_file(root / _IDENTITY)
       found = json.loads((root / _IDENTITY).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
       raise InputError(
         f'--workdir={root}, allowed: an empty directory or one of this'
         f' program ({_IDENTITY} is missing or broken there)'
@@ -105,7 +115,7 @@ class Workdir:
       if not isinstance(found, dict) or found.get(name) != value:
         other = found.get(name) if isinstance(found, dict) else None
         raise InputError(
-          f'--workdir={root} belongs to {name}={other}, this run has'
+          f'--workdir={root} belongs to {name}={shown(other)}, this run has'
           f' {name}={value}; allowed: another --workdir'
         )
 
@@ -218,6 +228,8 @@ def load(path: pathlib.Path) -> Stage:
     InputError: it is not there or damaged.
   """
   state, manifest = checkpoints.restore(path)
+  for name in (RECORD, PREDICTIONS):
+    require_file(path / name)
   try:
     record = json.loads((path / RECORD).read_text())
     with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
@@ -225,6 +237,6 @@ def load(path: pathlib.Path) -> Stage:
   # zipfile, JSON and missing-key errors have no common type but this.
   except Exception as error:
     raise InputError(
-      f'checkpoint {path} is damaged: {type(error).__name__}: {error}'
+      f'checkpoint {path} is damaged: {type(error).__name__}: {shown(error)}'
     ) from error
   return Stage(path, state, manifest, record, predictions, restored=True)

@@ -303,7 +303,14 @@ def markdown_text(text: str) -> str:
     a\|b &lt;i&gt;
   """
   text = html.escape(' '.join(str(text).split()), quote=False)
-  return re.sub(r'([\\`*_\[\]|#~])', r'\\\1', text)
+  text = re.sub(r'([\\`*_\[\]|#~])', r'\\\1', text)
+  # GitHub typesets what stands between dollars; the others begin a list, or
+  # rule off, where they begin a line.
+  return re.sub(r'\$|^[-+=]|^[0-9]+(?=[.)])', _entities, text)
+
+
+def _entities(found: re.Match[str]) -> str:
+  return ''.join(f'&#{ord(character)};' for character in found[0])
 
 
 def markdown_list(lines: Iterable[str]) -> str:

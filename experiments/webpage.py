@@ -243,7 +243,9 @@ def _setup(report: Report) -> str:
 
 def _pairs(values: Mapping[str, Any]) -> str:
   def shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, str):
+      return value
+    return json.dumps(value, ensure_ascii=False)
 
   lines = ''.join(
     f'<tr><th scope="row">{escape(str(key))}</th>'

@@ -258,7 +258,7 @@ def test_read_ids_of_no_list(ids_file, content, words):
 
 def test_read_ids_of_no_file(tmp_path):
   for path, word in (
-    (tmp_path / 'none.txt', 'No such file'),
+    (tmp_path / 'none.txt', 'no such file'),
     (tmp_path, 'Is a directory'),
     ('a\0b', 'null'),
   ):

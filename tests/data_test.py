@@ -198,7 +198,7 @@ def test_npz_defects(tmp_path, changes, words):
 
 def test_npz_that_is_none(tmp_path):
   assert 'no such file' in error_of(data.load, f'npz:{tmp_path / "none.npz"}')
-  assert 'not an npz' in error_of(data.load, f'npz:{tmp_path}')
+  assert 'Is a directory' in error_of(data.load, f'npz:{tmp_path}')
   assert 'npz:PATH' in error_of(data.load, 'npz:')
   file = tmp_path / 'file.npz'
   for content in (b'', b'text', b'PK\x03\x04text', b'\x80\x04K\x01.'):

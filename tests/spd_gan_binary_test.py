@@ -169,13 +169,13 @@ def test_a_twin_beside_the_source_serves_as_the_null(
   for name in ('source', 'unlearned'):
     shutil.copytree(folder / 'made' / name, made / name)
   values = parse(tmp_path, null_dir=null)
-  assert pairs.read(values, spd_gan.settings_of(values)).paths['null'] == null
+  assert pairs.read(values).paths['null'] == null
   twin = made / 'twin'
   state, manifest = checkpoints.restore(null)
   manifest['config'] = {'recipe': RECIPE, 'source_seed': 1}
   checkpoints.save(twin, state, manifest)
   values = parse(tmp_path)
-  case = pairs.read(values, spd_gan.settings_of(values))
+  case = pairs.read(values)
   assert case.paths['null'] == twin and case.null is not None
 
 
@@ -184,8 +184,7 @@ def test_retrain_is_found_beside_or_is_the_unlearned_model(folder, tmp_path):
   for name in ('source', 'unlearned'):
     shutil.copytree(folder / 'made' / name, made / name)
   values = parse(tmp_path)
-  settings = spd_gan.settings_of(values)
-  case = pairs.read(values, settings)
+  case = pairs.read(values)
   assert case.retrained is None and 'retrained' not in case.paths
   forgets = spd_gan.problem.forget_hash(case.setup, case.splits)
   own, parent = (case.manifests[n] for n in ('unlearned', 'source'))
@@ -197,14 +196,14 @@ def test_retrain_is_found_beside_or_is_the_unlearned_model(folder, tmp_path):
   }
   forget = {'forget.txt': (made / 'unlearned' / 'forget.txt').read_bytes()}
   checkpoints.save(made / 'retrain', case.source, manifest, files=forget)
-  case = pairs.read(values, settings)
+  case = pairs.read(values)
   assert case.paths['retrained'] == made / 'retrain'
   assert case.retrained is not None
-  case = pairs.read(parse(tmp_path, unlearned=made / 'retrain'), settings)
+  case = pairs.read(parse(tmp_path, unlearned=made / 'retrain'))
   assert case.retrained is case.unlearned
   values = parse(tmp_path, retrained_dir=made / 'unlearned')
   with pytest.raises(InputError, match="allowed here: 'retrain'"):
-    pairs.read(values, settings)
+    pairs.read(values)
 
 
 @pytest.mark.parametrize(

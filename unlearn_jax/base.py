@@ -6,6 +6,9 @@ Words: `source` is the paper's M (parameters ω), `unlearned` its M_UL (θ),
 
 from collections.abc import Callable
 import dataclasses
+import os
+import pathlib
+import stat
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +33,54 @@ class InputError(ValueError):
 
   The binaries print it without a traceback. Everything else is a bug of ours.
   """
+
+
+def shown(value: Any, most: int = 160) -> str:
+  r"""A value on one line of bounded length, whatever is in it.
+
+  Example:
+    >>> print(shown('a\nb'), shown('x' * 999, 4))
+    a\nb xxxx… (999 characters)
+  """
+  try:
+    text = str(value)
+  except ValueError:  # Python does not print integers of any length.
+    text = hex(value)
+  except RecursionError:
+    text = f'a deeply nested {type(value).__name__}'
+  tail = f'… ({len(text)} characters)' if len(text) > most else ''
+  return ''.join(map(_printable, text[:most])) + tail
+
+
+def _printable(character: str) -> str:
+  if character.isprintable():
+    return character
+  return character.encode('unicode_escape').decode()
+
+
+def require_file(path: str | os.PathLike) -> None:
+  """Refuses what is no file: reading a pipe or a device may never end.
+
+  Args:
+    path: what is to be read.
+
+  Raises:
+    InputError: it is not there, or is something else.
+  """
+  try:
+    mode = pathlib.Path(path).stat().st_mode
+  except FileNotFoundError:
+    raise InputError(f'{path}: no such file') from None
+  except OSError as error:
+    raise InputError(
+      f'{shown(path)}: cannot be read: {error.strerror or error}'
+    ) from None
+  except ValueError as error:  # A NUL in it, say.
+    raise InputError(f'{shown(path)}: {error}') from None
+  if stat.S_ISDIR(mode):
+    raise InputError(f'{path}: cannot be read: Is a directory')
+  if not stat.S_ISREG(mode):
+    raise InputError(f'{path}: is a pipe or a device; allowed is a file')
 
 
 class ModelState(NamedTuple):

@@ -19,12 +19,38 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from unlearn_jax.base import InputError, ModelState, tensor_paths
+from unlearn_jax.base import (
+  InputError,
+  ModelState,
+  require_file,
+  shown,
+  tensor_paths,
+)
 
 MANIFEST = 'manifest.json'
 _STATE = 'state'
 # The manifest's digest of itself.
 _OWN = 'manifest_sha256'
+# What the entries are that programs look into, where they are there.
+_KINDS: dict[str, tuple[type, ...]] = {
+  'state_sha256': (str,),
+  'files_sha256': (dict,),
+  'config': (dict,),
+  'settings': (dict,),
+  'strategy': (str,),
+  'parent_sha256': (str,),
+  'forget_sha256': (str,),
+  'dataset': (str,),
+  'data_fingerprint': (str,),
+  'train_subset': (int,),
+  'model': (str,),
+  'dtype': (str,),
+  'width': (int,),
+  'num_classes': (int,),
+  'image_shape': (list,),
+  'pixel_mean': (list,),
+  'pixel_std': (list,),
+}
 
 
 def digest(tree: Any) -> str:
@@ -143,18 +169,35 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   """
   path = pathlib.Path(directory) / MANIFEST
   try:
+    if not path.exists():
+      raise InputError(
+        f'{directory} holds no checkpoint: {MANIFEST} is missing'
+      )
+    require_file(path)
     manifest = json.loads(path.read_text('utf-8'))
-  except FileNotFoundError:
-    raise InputError(
-      f'{directory} holds no checkpoint: {MANIFEST} is missing'
-    ) from None
+    _require_manifest(manifest, path)
+  except InputError:
+    raise
   except (OSError, ValueError, RecursionError) as error:
-    raise InputError(f'{path} cannot be read: {error}') from error
+    raise InputError(f'{path} cannot be read: {shown(error)}') from error
+  return manifest
+
+
+def _require_manifest(manifest: Any, path: pathlib.Path) -> None:
   if not isinstance(manifest, dict) or 'state_sha256' not in manifest:
     raise InputError(f'{path} is not a manifest: it names no state_sha256')
   if _is_sealed(manifest) and manifest.get(_OWN) != _own_digest(manifest):
     raise InputError(f'{path} is damaged: it does not have its own digest')
-  return manifest
+  for name, kinds in _KINDS.items():
+    value = manifest.get(name)
+    if value is not None and not isinstance(value, kinds):
+      allowed = ' or '.join(kind.__name__ for kind in kinds)
+      raise InputError(
+        f'{path}: {name} is {shown(repr(value))}, allowed: {allowed}'
+      )
+  for name in manifest.get('files_sha256') or {}:
+    if pathlib.PurePath(name).is_absolute() or '..' in name.split('/'):
+      raise InputError(f'{path}: names the file {shown(name)} outside of it')
 
 
 def _is_sealed(manifest: dict[str, Any]) -> bool:
@@ -200,12 +243,13 @@ def restore_tree(
   for name, value in expected.items():
     if manifest.get(name) != value:
       raise InputError(
-        f'checkpoint {directory} was made with {name}={manifest.get(name)!r},'
+        f'checkpoint {directory} was made with'
+        f' {name}={shown(repr(manifest.get(name)))},'
         f' allowed here: {value!r}'
       )
   folder = pathlib.Path(directory).absolute()
   try:
-    for name, wanted in manifest.get('files_sha256', {}).items():
+    for name, wanted in (manifest.get('files_sha256') or {}).items():
       if not (folder / name).is_file():
         raise ValueError(f'{name} is missing')
       if _sha256(folder / name) != wanted:
@@ -217,7 +261,7 @@ def restore_tree(
     found = digest(jax.tree.map(np.asarray, restored))
   # Orbax raises whatever the damaged layer raises: there is no common type.
   except Exception as error:
-    reason = str(error).split('\n')[0][:120]
+    reason = shown(str(error).split('\n')[0], 120)
     raise InputError(
       f'checkpoint {directory} is damaged: {type(error).__name__}: {reason}'
     ) from error

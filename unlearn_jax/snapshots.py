@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import checkpoints
-from unlearn_jax.base import InputError, TrainState, tensor_paths
+from unlearn_jax.base import InputError, TrainState, shown, tensor_paths
 
 _HISTORY = 'history.json'
 
@@ -133,6 +133,12 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
       )
   structure = jax.tree.structure(_with_plain_key(like))
   leaves = [jnp.array(packed.arrays[name]) for name in sorted(packed.arrays)]
+  found = [f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves[:-1]]
+  if found != wanted['shapes']:
+    raise InputError(
+      f'the saved training holds {shown(found, 60)}, allowed:'
+      f' {shown(wanted["shapes"], 60)}'
+    )
   state = jax.tree.unflatten(structure, leaves)
   key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
   return Snapshot(
@@ -204,8 +210,22 @@ def restore(
     packed = Packed(
       arrays, history, kept['compile_seconds'], manifest['training']
     )
-  except (OSError, ValueError, KeyError, TypeError) as error:
+    _require_history(packed)
+  except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
     raise InputError(
-      f'{directory} is no saved training: {type(error).__name__}: {error}'
+      f'{directory} is no saved training:'
+      f' {type(error).__name__}: {shown(error)}'
     ) from error
   return packed, manifest
+
+
+def _require_history(packed: Packed) -> None:
+  if not packed.history or not isinstance(packed.facts, dict):
+    raise ValueError('it has no epoch')
+  for row in packed.history:
+    if not isinstance(row.epoch, int) or not isinstance(row.measured, dict):
+      raise TypeError(f'epoch {shown(row)}')
+    numbers = [row.seconds, packed.compile_seconds, *row.measured.values()]
+    for number in numbers if row.loss is None else [row.loss, *numbers]:
+      if not isinstance(number, int | float):
+        raise TypeError(f'{shown(repr(number))} is no number')

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from experiments import degree_figures, degrees, figures, files
 from experiments.degree_figures import Bar
 from experiments.figures import BLACK, BLUE, GREY, VERMILLION
-from experiments.reproduction import pictures, sweeping, tally, tasks
+from experiments.reproduction import bench, pictures, sweeping, tally, tasks
 from experiments.reproduction.plan import first_degree_fraction
 from experiments.reproduction.presets import Problem
 from experiments.reproduction.tally import Tally
@@ -83,7 +83,7 @@ def images(
   outcome = results.outcome(task)
   if outcome is None:
     return None
-  pair = degrees.read(root / outcome['file'])
+  pair = degrees.read(root / outcome['folder'] / bench.PAIR)
   return degree_figures.image_grid(
     pair.images, pair.perturbed, outcome['titles']
   )

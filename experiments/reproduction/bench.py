@@ -28,11 +28,13 @@ from experiments.reproduction.outlook import OutOfTimeError
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
 from unlearn_jax import models
-from unlearn_jax.base import InputError, Splits
+from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.evaluation import compare
 from unlearn_jax.pairs import pair_degree, plan_pairs
 from unlearn_jax.training import Epoch
+
+PAIR = 'pair.npz'  # of a degree, in its folder
 
 
 class Bench:
@@ -236,13 +238,15 @@ class Bench:
     label = 'null' if task.row == tasks.NULL else 'unlearned'
     kept = degrees.keep(label, measured, plan.known, settings)
     progress.end(f'{100 * measured.interval.mean:.1f} points')
-    path = self.workdir(task.problem).root / 'degrees'
-    path /= f'{task.row}-{task.key}.npz'
-    files.replace(path, degrees.written(kept))
+    folder = self.workdir(task.problem).root / 'degrees'
+    folder /= f'{task.row}-{task.key}'
+    files.replace(folder / PAIR, degrees.written(kept))
     return {
-      'file': str(path.relative_to(self._root)),
+      'folder': str(folder.relative_to(self._root)),
       'measured': {'degree': measured.interval.mean},
       'generators': measured.values,
-      'titles': [setup.dataset.class_names[label] for label in kept.labels],
+      'titles': [
+        shown(setup.dataset.class_names[label], 24) for label in kept.labels
+      ],
       'classes': len(setup.dataset.class_names),
     }

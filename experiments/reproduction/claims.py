@@ -14,13 +14,14 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import socket
 import threading
 import time
 from typing import Any
 
 from experiments import stages
-from unlearn_jax.base import InputError
+from unlearn_jax.base import InputError, require_file
 
 EXPIRY_SECONDS = 600.0
 _BEATS = 10  # touches in the time of an expiry
@@ -78,7 +79,8 @@ class Claims:
   def take(self, key: str) -> Claim | None:
     """Claims a stage; None if another worker has it."""
     self._folder.mkdir(parents=True, exist_ok=True)
-    taken = [int(p.suffix[1:]) for p in self._folder.glob(f'{key}.*')]
+    suffixes = [p.suffix[1:] for p in self._folder.glob(f'{key}.*')]
+    taken = [int(text) for text in suffixes if re.fullmatch('[0-9]{1,9}', text)]
     latest = max(taken, default=-1)
     if latest >= 0 and not self._expired(f'{key}.{latest}'):
       return None
@@ -116,7 +118,9 @@ class Claims:
   def _expired(self, name: str) -> bool:
     """By the clock of the file system, which all workers share."""
     path = self._folder / name
-    with contextlib.suppress(ValueError):  # Just created, not yet written.
+    # Just created, not yet written; or damaged.
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+      require_file(path)
       _, machine, process = json.loads(path.read_text())
       if machine == _machine() and not _runs(process):
         return True
@@ -161,10 +165,12 @@ def _machine() -> list[str]:
   return names
 
 
-def _runs(process: int) -> bool:
+def _runs(process: Any) -> bool:
+  if not isinstance(process, int) or process < 1:
+    return True  # Nothing is known of it: its time has to run out.
   try:
     os.kill(process, 0)
-  except ProcessLookupError:
+  except (ProcessLookupError, OverflowError):
     return False
   except PermissionError:
     pass

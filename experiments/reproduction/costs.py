@@ -18,6 +18,7 @@ from experiments.reproduction import tasks
 from experiments.reproduction.presets import Preset, Problem
 from experiments.reproduction.tasks import Task
 from unlearn_jax import timing, training
+from unlearn_jax.base import require_file
 from unlearn_jax.prediction import predict
 
 _STEPS = 4  # of a calibration's epoch
@@ -114,10 +115,25 @@ class Calibration:
     return Rates(**known[name])
 
   def _known(self) -> dict[str, Any]:
-    try:
-      return json.loads(self._path.read_text())
-    except (OSError, ValueError):  # Measured anew, whatever the matter is.
+    try:  # Measured anew, whatever the matter is.
+      require_file(self._path)
+      known = json.loads(self._path.read_text())
+    except (OSError, ValueError, RecursionError):
       return {}
+    if not isinstance(known, dict):
+      return {}
+    return {name: rates for name, rates in known.items() if _are_rates(rates)}
+
+
+def _are_rates(values: Any) -> bool:
+  return (
+    isinstance(values, dict)
+    and set(values) == set(Rates._fields)
+    and all(
+      isinstance(value, int | float) and 0 <= value < 1e18
+      for value in values.values()
+    )
+  )
 
 
 @dataclasses.dataclass

@@ -100,8 +100,8 @@ def read(values: Any) -> Options:
       )
     preset = dataclasses.replace(preset, seeds=values.seeds)
   hours = values.max_hours
-  if hours is not None and not hours > 0:
-    raise flags.FlagError('max_hours', hours, 'above 0')
+  if hours is not None and not 0 < hours < 1e6:
+    raise flags.FlagError('max_hours', hours, 'above 0 and below a million')
   worker = _worker(values.worker)
   for size in (preset.batch_size, preset.generator.batch_size):
     count = len(parallel.devices())
@@ -138,7 +138,7 @@ def deadline(asked: Options, start: float) -> float | None:
 
 
 def _worker(text: str) -> Worker:
-  found = re.fullmatch(r'(\d+)/(\d+)', text)
+  found = re.fullmatch(r'([0-9]{1,9})/([0-9]{1,9})', text)
   if found:
     index, count = map(int, found.groups())
     if 1 <= index <= count:
@@ -148,6 +148,7 @@ def _worker(text: str) -> Worker:
 
 def _root(text: str | None, preset: Preset) -> pathlib.Path:
   root = pathlib.Path(text or f'runs/reproduction-{preset.name}')
+  workdir(root, {})  # A folder that can be used at all.
   for other in PRESETS.values():
     if other.name != preset.name and root.is_dir() and any(root.iterdir()):
       with contextlib.suppress(InputError):

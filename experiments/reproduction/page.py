@@ -49,9 +49,13 @@ def write(plan: Plan, outcomes: Outcomes, root: pathlib.Path) -> pathlib.Path:
   }
   files.replace(root / 'reproduction.json', files.to_json(facts).encode())
   text = layout.markdown(title, sections, root)
-  files.replace(root / 'reproduction.md', text.encode())
+  files.replace(root / 'reproduction.md', _bytes(text))
   web = layout.html(title, sections)
-  return files.replace(root / 'reproduction.html', web.encode())
+  return files.replace(root / 'reproduction.html', _bytes(web))
+
+
+def _bytes(text: str) -> bytes:
+  return text.encode('utf-8', 'backslashreplace')
 
 
 def _sections(

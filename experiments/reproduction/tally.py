@@ -7,6 +7,7 @@ not in it, and differences are taken over the seeds that both sides have.
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from experiments.reproduction import tasks
 from experiments.reproduction.outcomes import Outcome, Outcomes
 from experiments.reproduction.plan import Plan
 from experiments.reproduction.presets import Preset, Problem
@@ -19,6 +20,14 @@ from unlearn_jax.training import Epoch
 Series = dict[int, float]
 # What says of a stage which it is, beside its problem.
 _OF_TASK = ('key', 'kind', 'row', 'fraction', 'seed')
+
+# What is read of the outcome of a stage, by its kind.
+NEEDS = {
+  tasks.UNLEARN: (
+    *('history', 'selection_seconds', 'source_retain_accuracy', 'source'),
+  ),
+  tasks.DEGREE: ('generators', 'titles', 'classes'),
+}
 
 
 class Tally:
@@ -34,7 +43,8 @@ class Tally:
   def outcome(self, task: Task) -> Outcome | None:
     """Of a task; None where it is not done, or failed."""
     if task.key not in self._read:
-      self._read[task.key] = self._outcomes.read(task.key)
+      needs = NEEDS.get(task.kind, ())
+      self._read[task.key] = self._outcomes.read(task.key, needs)
     found = self._read[task.key]
     return None if found is None or found.get('error') else found
 
@@ -54,7 +64,7 @@ class Tally:
 
   def wall_seconds(self) -> float:
     """Of all finished stages, whichever worker did them."""
-    return sum(record['wall_seconds'] for record in self.records())
+    return sum(record.get('wall_seconds', 0.0) for record in self.records())
 
   def records(self) -> list[dict[str, Any]]:
     """Each finished stage of the plan with its numbers or its error."""

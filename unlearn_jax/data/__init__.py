@@ -76,16 +76,17 @@ def load(
     if not path:
       raise base.InputError(f'{name}: allowed is {kind}:PATH')
     read = local.read_npz if kind == 'npz' else local.read_folder
-    parts = read(pathlib.Path(path).expanduser())
+    parts = read(_expanded(path))
   else:
-    root = pathlib.Path(
+    root = _expanded(
       prepared.default_data_dir() if data_dir is None else data_dir
-    ).expanduser()
+    )
     folder = prepared.find(name, root)
     if folder is None:
       if name not in prepare.NAMES:
-        raise base.InputError(_nothing_prepared(name, root))
-      folder = prepare.prepare(name, root, source_dir=raw_dir)
+        raise base.InputError(_nothing_prepared(base.shown(name), root))
+      raw = None if raw_dir is None else _expanded(raw_dir)
+      folder = prepare.prepare(name, root, source_dir=raw)
     parts = prepared.read(folder)
   return _dataset(name, *parts)
 
@@ -186,6 +187,21 @@ def _dataset(
     ids=ids,
     fingerprint=fingerprint(train, test, ids),
   )
+
+
+def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+  """The path without ~, and one that a file system can have."""
+  try:
+    expanded = pathlib.Path(path).expanduser()
+    os.lstat(expanded)
+  except RuntimeError as error:  # No such user.
+    raise base.InputError(f'{base.shown(path)}: {error}') from None
+  except (FileNotFoundError, NotADirectoryError):
+    pass
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise base.InputError(f'{base.shown(path)}: {reason}') from None
+  return expanded
 
 
 def _nothing_prepared(name: str, root: pathlib.Path) -> str:

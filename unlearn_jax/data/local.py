@@ -5,9 +5,13 @@ a `Dataset` of: training images and labels, test images and labels, class
 names, and the ids of the training examples (None: their row numbers).
 """
 
+import contextlib
+import math
 import os
 import pathlib
 from typing import Any
+import warnings
+import zipfile
 
 import numpy as np
 
@@ -195,10 +199,9 @@ def read_folder(folder: str | os.PathLike[str]) -> Parts:
 
 def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
   """The four arrays as they are in the file."""
+  base.require_file(file)
   try:
     loaded: Any = np.load(file, allow_pickle=False)
-  except FileNotFoundError:
-    raise base.InputError(f'{file}: no such file') from None
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
       f'{file}: not an npz file ({_reason(error)}); allowed is what np.savez'
@@ -219,6 +222,8 @@ def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
           f' {", ".join(_NPZ_ARRAYS)}'
         )
       try:
+        if loaded.zip is not None:
+          _require_room(loaded.zip, f'{name}.npy')
         arrays[name] = loaded[name]
       except Exception as error:
         raise base.InputError(
@@ -230,6 +235,37 @@ def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
           f'{file}: {name} is no array; allowed is what np.savez writes'
         )
   return arrays
+
+
+def _require_room(archive: zipfile.ZipFile, name: str) -> None:
+  """Refuses an array before memory is taken for what is not there.
+
+  The size that its header declares has to be that of the rest of the member,
+  and has to fit this machine.
+
+  Raises:
+    ValueError: it is not, or does not.
+  """
+  with contextlib.suppress(KeyError):  # Saved under a name without .npy.
+    member = archive.getinfo(name)
+    with archive.open(member) as stream:
+      version = np.lib.format.read_magic(stream)
+      read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+      }.get(version)
+      if read is None:  # 3.0 is for field names, which no image has.
+        raise ValueError(f'npy version {version}, allowed are 1.0 and 2.0')
+      shape, _, dtype = read(stream)
+      held = member.file_size - stream.tell()
+    if any(side < 0 for side in shape):
+      raise ValueError(f'shape {shape}')
+    declared = math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and declared != held:
+      raise ValueError(f'{declared} bytes by its header, {held} in the file')
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    if declared > memory:
+      raise ValueError(f'{declared} bytes, this machine has {memory}')
 
 
 def _class_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
@@ -257,19 +293,39 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
       f'{folder}: no such folder; allowed is a folder of train/CLASS/IMAGE and'
       ' test/CLASS/IMAGE'
     ) from None
-  except OSError as error:
+  except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
+    reason = getattr(error, 'strerror', None) or error
     raise base.InputError(
-      f'{folder}: cannot be read: {error.strerror or error}'
+      f'{base.shown(folder)}: cannot be read: {reason}'
     ) from None
-  return [entry for entry in entries if not entry.name.startswith('.')]
+  found = [entry for entry in entries if not entry.name.startswith('.')]
+  for entry in found:
+    # Names become ids, which stand one a line in text files.
+    if entry.name.splitlines() != [entry.name] or not _is_utf8(entry.name):
+      raise base.InputError(
+        f'{folder}: the name {base.shown(entry.name)}; allowed are names in'
+        ' UTF-8 without line breaks'
+      )
+  return found
+
+
+def _is_utf8(name: str) -> bool:
+  try:
+    name.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def _read_image(file: pathlib.Path) -> np.ndarray:
   """uint8 `[height, width, channels]`, 1 channel for gray or 3 for RGB."""
   import PIL.Image
 
+  base.require_file(file)
   try:
-    with PIL.Image.open(file) as image:
+    with warnings.catch_warnings(), PIL.Image.open(file) as image:
+      # Millions of pixels, declared in a few bytes.
+      warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
       mode = image.mode
       if mode in ('1', 'L', 'LA', 'La'):
         return np.asarray(image.convert('L'))[..., None]
@@ -291,4 +347,5 @@ def _size(shape: tuple[int, ...]) -> str:
 def _reason(error: BaseException) -> str:
   """The type and first line of an error, of bounded length."""
   lines = str(error).splitlines() or ['']
-  return f'{type(error).__name__}: {lines[0][:120]}'.rstrip(': ')
+  text = base.shown(lines[0], 120)
+  return f'{type(error).__name__}: {text}'.rstrip(': ')

@@ -294,6 +294,7 @@ def _cifar_reader(stock: Cifar, folder: pathlib.Path) -> _Reader:
 
       def from_file(file: str, limit: int, place: Any = place) -> bytes:
         try:
+          base.require_file(place / file)
           with (place / file).open('rb') as stream:
             return stream.read(limit)
         except FileNotFoundError:
@@ -428,12 +429,16 @@ def _read_idx(
         content = stream.read(size + 1)
     else:
       file = folder / name
+      if file.exists():
+        base.require_file(file)
       with file.open('rb') as stream:
         content = stream.read(size + 1)
   except FileNotFoundError:
     raise base.InputError(
       f'{folder}: neither {name}.gz nor {name} is in it'
     ) from None
+  except base.InputError:
+    raise
   except Exception as error:  # gzip raises OSError, EOFError and zlib.error.
     raise base.InputError(
       f'{file}: cannot be read ({type(error).__name__}); download it again'

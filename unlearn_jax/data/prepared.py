@@ -323,6 +323,7 @@ def _cache_key(folder: pathlib.Path) -> str:
 def _read_cache(file: pathlib.Path, key: str) -> tuple | None:
   """The decoded arrays; None where they are missing, stale or broken."""
   try:
+    base.require_file(file)
     with np.load(file, allow_pickle=False) as arrays:
       if str(arrays['key']) != key:
         return None

@@ -105,6 +105,7 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     [3, 17]
   """
   path = pathlib.Path(path)
+  base.require_file(path)
   try:
     text = path.read_bytes().decode('utf-8-sig')
   except UnicodeDecodeError as error:
@@ -115,8 +116,6 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     raise base.InputError(
       f'{path}: cannot be read: {error.strerror or error}'
     ) from None
-  except ValueError as error:  # A path with a NUL in it.
-    raise base.InputError(f'{str(path)!r}: {error}') from None
   if '\0' in text:
     raise base.InputError(f'{path}: not a text file (it holds a NUL byte)')
 
