@@ -11,6 +11,9 @@ import pytest
 from experiments import locks, stages
 from unlearn_jax.base import InputError
 
+# JAX's threads are not needed in the children.
+pytestmark = pytest.mark.filterwarnings('ignore:.*fork')
+
 
 def in_child(function):
   """What a forked process, which holds none of our locks, returns as text."""
