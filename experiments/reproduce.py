@@ -28,7 +28,8 @@ def main() -> None:
   wanted = plan.make(asked.preset, asked.only)
   bench = Bench(asked.root, asked.preset, values.data_dir, values.raw_dir)
   if not asked.dry_run:
-    options.identity(asked.root, asked.preset).claim()
+    workdir = options.identity(asked.root, asked.preset)
+    workdir.claim(shared=True)  # As long as it is kept; workers share it.
   left = runner.pending(wanted, bench)
   costs = runner.estimate(
     left, bench, Calibration(asked.root, asked.preset), not asked.dry_run

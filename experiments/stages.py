@@ -1,6 +1,7 @@
 """The work directory: every stage keyed by what it depends on, done once.
 
     WORKDIR/workdir.json              whose directory this is
+    WORKDIR/.lock                     of the run that is at it, see `locks`
     WORKDIR/checkpoints/NAME-KEY/     a finished stage, see `checkpoints`
     WORKDIR/checkpoints/.NAME-KEY.partial/    one in the making, see `partials`
     WORKDIR/report.{json,md,html}     written by `report`
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import files, partials, preemption
+from experiments import files, locks, partials, preemption
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
@@ -84,6 +85,7 @@ class Workdir:
     self.root, self._identity = root, identity
     self._save_seconds = save_seconds
     self._partials: dict[pathlib.Path, partials.Partial] = {}
+    self._lock: locks.Lock | None = None
     nearest = root.absolute()
     try:
       while not nearest.exists():
@@ -101,33 +103,26 @@ class Workdir:
         f'--workdir={root}, allowed: a directory that can be written'
         f' ({nearest} cannot)'
       )
-    if not root.exists() or not any(root.iterdir()):
-      return
-    try:
-      require_file(root / _IDENTITY)
-      found = json.loads((root / _IDENTITY).read_text())
-    except (OSError, ValueError, RecursionError):
-      raise InputError(
-        f'--workdir={root}, allowed: an empty directory or one of this'
-        f' program ({_IDENTITY} is missing or broken there)'
-      ) from None
-    for name, value in identity.items():
-      if not isinstance(found, dict) or found.get(name) != value:
-        other = found.get(name) if isinstance(found, dict) else None
-        raise InputError(
-          f'--workdir={root} belongs to {name}={shown(other)}, this run has'
-          f' {name}={value}; allowed: another --workdir'
-        )
+    if root.exists() and not all(map(_is_beginning, root.iterdir())):
+      self._check_identity()
 
-  def claim(self) -> None:
-    """Makes the directory and marks whose it is.
+  def claim(self, shared: bool = False) -> None:
+    """Makes the directory, keeps others out, and marks whose it is.
+
+    Others are kept out as long as this object lives, and no longer than the
+    process does.
+
+    Args:
+      shared: whether others may claim it too, if they share it as well.
 
     Raises:
-      InputError: it cannot be made.
+      InputError: it cannot be made, another process is at it, or it has
+        become another's.
     """
     path = self.root / _IDENTITY
     try:
       self.root.mkdir(parents=True, exist_ok=True)
+      self._lock = locks.take(self.root, shared)
       if not path.exists():
         text = json.dumps(self._identity, indent=2) + '\n'
         files.replace(path, text.encode())
@@ -136,6 +131,25 @@ class Workdir:
         f'--workdir={self.root}, allowed: a directory that can be written'
         f' ({error.strerror})'
       ) from error
+    self._check_identity()
+
+  def _check_identity(self) -> None:
+    root = self.root
+    try:
+      require_file(root / _IDENTITY)
+      found = json.loads((root / _IDENTITY).read_text())
+    except (OSError, ValueError, RecursionError):
+      raise InputError(
+        f'--workdir={root}, allowed: an empty directory or one of this'
+        f' program ({_IDENTITY} is missing or broken there)'
+      ) from None
+    for name, value in self._identity.items():
+      if not isinstance(found, dict) or found.get(name) != value:
+        other = found.get(name) if isinstance(found, dict) else None
+        raise InputError(
+          f'--workdir={root} belongs to {name}={shown(other)}, this run has'
+          f' {name}={value}; allowed: another --workdir'
+        )
 
   def folder(self, name: str, config: dict[str, Any]) -> pathlib.Path:
     """Where the stage with this configuration is, or will be."""
@@ -200,6 +214,11 @@ class Workdir:
         checkpoints.save(path, state, manifest, files=extra)
     partial.remove()
     return dataclasses.replace(_load_own(path), restored=restored)
+
+
+def _is_beginning(path: pathlib.Path) -> bool:
+  """Whether it is what a run makes before it has marked the directory."""
+  return path.name == locks.NAME or path.match(f'.{_IDENTITY}.*.tmp')
 
 
 def _files(

@@ -85,7 +85,7 @@ class Bench:
     if which not in self._workdirs:
       identity = problem.identity(self.setup(which))
       made = workdir(self._root / which.name, identity)
-      made.claim()
+      made.claim(shared=True)
       self._workdirs[which] = made
     return self._workdirs[which]
 
