@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments import files, partials, preemption
-from unlearn_jax import checkpoints
+from unlearn_jax import checkpoints, parallel
 from unlearn_jax.base import InputError, ModelState
 from unlearn_jax.evaluation import Predictions
 
@@ -84,6 +84,10 @@ class Workdir:
     self.root, self._identity = root, identity
     self._save_seconds = save_seconds
     self._partials: dict[pathlib.Path, partials.Partial] = {}
+    parallel.by_first(self._check)
+
+  def _check(self) -> None:
+    root, identity = self.root, self._identity
     nearest = root.absolute()
     while not nearest.exists():
       nearest = nearest.parent
@@ -131,6 +135,10 @@ class Workdir:
     """Where the stage with this configuration is, or will be."""
     return self.root / 'checkpoints' / f'{name}-{key(config)}'
 
+  def done(self, name: str, config: dict[str, Any]) -> bool:
+    """Whether that stage is finished: the same answer in all processes."""
+    return parallel.by_first(self.folder(name, config).exists)
+
   def partial(
     self,
     name: str,
@@ -176,7 +184,7 @@ class Workdir:
       The stage.
     """
     path, partial = self.folder(name, config), self.partial(name, config)
-    restored = path.exists()
+    restored = self.done(name, config)
     if not restored:
       # A signal waits: for the next epoch, or for the stage if that was saved.
       with preemption.deferred():
