@@ -130,6 +130,9 @@ def joined(place: Place | None) -> Iterator[None]:
   connections, address = _meet(place)
   _run.watch = watch = _Watch(place, connections)
   _slow_abort()
+  # JAX's own way with SIGTERM; JAX 0.8 cannot switch it off.
+  with contextlib.suppress(AttributeError):
+    jax.config.update('jax_enable_preemption_service', False)
   jax.distributed.initialize(
     address,
     place.count,
@@ -140,6 +143,8 @@ def joined(place: Place | None) -> Iterator[None]:
     initialization_timeout=int(place.join_seconds),
     heartbeat_timeout_seconds=_JAX_SILENCE,
   )
+  for number in preemption.SIGNALS:  # Back from JAX, see above.
+    signal.signal(number, signal.getsignal(number))
   with preemption.told(watch.signalled), _mute(place.index > 0):
     yield
     parallel.gathered('done')
