@@ -354,13 +354,19 @@ def workdir(values: Any) -> pathlib.Path:
   return pathlib.Path('runs') / f'{name}-{values.model}'
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a binary's `main` with the errors and exit statuses of this page."""
+def run(main: Callable[[], None], several: bool = True) -> None:
+  """Runs a binary's `main` with the errors and exit statuses of this page.
+
+  Args:
+    main: the binary.
+    several: whether several processes may run it together, where it has the
+      flags for it.
+  """
   for name in names():  # Those that --help shows.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
     with preemption.watched():
-      app.run(lambda _: _guarded(main), flags_parser=_parse)
+      app.run(lambda _: _guarded(main, several), flags_parser=_parse)
   except preemption.Stopped as stopped:
     status = 128 + stopped.signum
     if not cluster.is_first():
@@ -383,7 +389,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
   return rest
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[[], None], several: bool) -> None:
   logging.set_verbosity(logging.WARNING)
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
     tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
@@ -395,7 +401,13 @@ def _guarded(main: Callable[[], None]) -> None:
   megabytes = getattr(flags.FLAGS, 'device_data_mb', None)
   limit = megabytes if megabytes is None else max(0, megabytes) * 10**6
   try:
-    with cluster.joined(place(flags.FLAGS)), streaming.limit(limit):
+    own = place(flags.FLAGS)
+    if own is not None and not several:
+      raise InputError(
+        f'{own.count} processes, allowed: one, because this binary does not'
+        ' spread over several'
+      )
+    with cluster.joined(own), streaming.limit(limit):
       main()
   except FlagError as error:
     _exit(str(error), 2)

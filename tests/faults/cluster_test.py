@@ -214,6 +214,14 @@ def test_all_three_flags_or_none(cache, tmp_path, given):
   assert re.fullmatch(r'error: --\w+=, allowed: a value, .* is given\n', text)
 
 
+def test_a_binary_that_does_not_spread_says_so(cache, tmp_path):
+  binary = processes.Binary('experiments.spd_gan', cache)
+  status, text = binary.finish(tmp_path / 'log', *flags(1, 1))
+  assert status == 1
+  assert text.startswith('error: 2 processes, allowed: one, ')
+  assert text.count('\n') == 1
+
+
 def test_processes_of_different_commands_do_not_start(cache, tmp_path):
   binary = processes.Binary('experiments.train', cache)
   port, started = free_port(), []
