@@ -115,7 +115,7 @@ def detected(join_seconds: float) -> Place | None:
 def joined(place: Place | None) -> Iterator[None]:
   """Computes together with the other processes inside a `with` block.
 
-  In all but process 0 nothing is printed there. No device may have been
+  Only process 0 has a standard output there. No device may have been
   touched before. Without an error the block ends in all processes at once.
 
   Args:
@@ -139,13 +139,15 @@ def joined(place: Place | None) -> Iterator[None]:
     place.index,
     # What is empty would be detected.
     cluster_detection_method='deactivate',
+    # Not every interface of the machine, as JAX would have it.
+    coordinator_bind_address=address,
     local_device_ids=place.local_devices,
     initialization_timeout=int(place.join_seconds),
     heartbeat_timeout_seconds=_JAX_SILENCE,
   )
   for number in preemption.SIGNALS:  # Back from JAX, see above.
     signal.signal(number, signal.getsignal(number))
-  with preemption.told(watch.signalled), _mute(place.index > 0):
+  with preemption.told(watch.signalled), _only_speaker(place.index == 0):
     yield
     parallel.gathered('done')
   watch.end(0)
@@ -154,13 +156,20 @@ def joined(place: Place | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _mute(mute: bool) -> Iterator[None]:
-  if not mute:
-    yield
-    return
-  with open(os.devnull, 'w') as nowhere:
-    with contextlib.redirect_stdout(nowhere):
-      yield
+def _only_speaker(first: bool) -> Iterator[None]:
+  """Leaves standard output to Python's prints, and to those of process 0.
+
+  JAX's collectives for the CPU write there too, where JSON may be expected.
+  """
+  sys.stdout.flush()
+  with open(os.devnull, 'w') as nowhere, open(os.dup(1), 'w') as own:
+    os.dup2(nowhere.fileno(), 1)
+    try:
+      with contextlib.redirect_stdout(own if first else nowhere):
+        yield
+    finally:
+      own.flush()
+      os.dup2(own.fileno(), 1)
 
 
 def several() -> bool:

@@ -101,7 +101,8 @@ class Partial:
     if signum or told[0][1]:
       self.flush()
     if signum:
-      preemption.agree(signum)
+      if len(told) > 1:
+        preemption.agree(signum)
       raise preemption.Stopped(signum, self.note())
 
   def flush(self) -> None:

@@ -15,9 +15,8 @@ DATA = (
   '--train_subset=200',
   '--width=4',
   '--batch_size=60',
-  '--save_seconds=0',
 )
-TRAIN = (*DATA, '--train_epochs=16')
+TRAIN = (*DATA, '--train_epochs=16', '--save_seconds=0')
 AGAIN = 'the same command, given again in all processes, goes on'
 UNLEARN = (
   *DATA,
@@ -77,7 +76,7 @@ class Pair:
   def texts(self):
     return [log.read_text() if log.exists() else '' for log in self.logs]
 
-  def wait(self, seconds=200):
+  def wait(self, seconds=500):
     """The exit statuses; None for one that has not ended in time."""
     end = time.monotonic() + seconds
     for process in self.processes:
@@ -86,7 +85,7 @@ class Pair:
 
   def wait_for_epoch(self, workdir, epoch):
     """Until the training is saved after this epoch or a later."""
-    end = time.monotonic() + 200
+    end = time.monotonic() + 500
     while not any(
       int(path.name[-6:]) >= epoch
       for path in workdir.glob('checkpoints/.*.partial/epoch-*')
@@ -94,12 +93,6 @@ class Pair:
       alive = all(process.is_alive() for process in self.processes)
       assert alive and time.monotonic() < end, self.texts()
       time.sleep(0.01)
-
-
-def without_gloo(text):
-  """JAX's collectives for the CPU say that they are connected."""
-  lines = [x for x in text.splitlines() if not x.startswith('[Gloo]')]
-  return [line for line in lines if line]
 
 
 def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
@@ -114,7 +107,7 @@ def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
   first, second = pair.texts()
   assert 'Report: ' in first
   # Process 0 speaks, and writes.
-  assert not without_gloo(second), second
+  assert not second
   places = [
     {str(path.relative_to(root)) for path in root.glob('*')}
     for root in (one, two)
@@ -153,7 +146,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
     other = 1 - victim
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[other] == 1, (statuses, pair.texts())
-    line = without_gloo(pair.texts()[other])[-1]
+    line = pair.texts()[other].splitlines()[-1]
     assert line == (
       f'error: process {other}: process {victim} of 2 was killed, or its'
       f' machine is gone; {AGAIN}'
@@ -164,7 +157,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
   pair.wait_for_epoch(workdir, 8)
   os.kill(pair.processes[1].pid, signal.SIGTERM)
   assert pair.wait(60) == [143, 143], pair.texts()
-  first, second = map(without_gloo, pair.texts())
+  first, second = (text.splitlines() for text in pair.texts())
   found = re.fullmatch(
     r'stopped by SIGTERM: seed0-source-\w+ is saved after epoch (\d+) in \S+;'
     ' the same command goes on from there',
