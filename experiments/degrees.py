@@ -29,7 +29,7 @@ from experiments import (
 )
 from experiments.degree import Dict
 from experiments.progress import Progress
-from unlearn_jax import spd_gan
+from unlearn_jax import parallel, spd_gan
 from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree, plan_pairs
@@ -221,7 +221,7 @@ class _Bench:
     title = f'seed {self._run.seed} · degree of {what}'
     file = f'seed{self._run.seed}-{what}-{stages.key(config)}.npz'
     epochs = seeds * settings.epochs
-    if (self._root / file).exists():
+    if parallel.by_first((self._root / file).exists):
       self._progress.skip(title, epochs, 'done before')
       return read(self._root / file)
     self._progress.begin(title, epochs)
@@ -238,7 +238,8 @@ class _Bench:
     )
     label = {'null': 'null', 'identity': 'identity'}.get(name, 'unlearned')
     kept = keep('unseen' if unseen else label, measured, sets, settings)
-    files.replace(self._root / file, written(kept))
+    content = written(kept)
+    parallel.by_first(lambda: str(files.replace(self._root / file, content)))
     mean = 100 * kept.found['degree']['mean']
     self._progress.end(f'{mean:.1f} points on the held-out half')
     return read(self._root / file)

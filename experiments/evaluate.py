@@ -57,9 +57,7 @@ def rebuild(
 ) -> problem.Setup:
   """Data and model as the manifest names them."""
   try:
-    dataset = data.load(
-      manifest['dataset'], data_dir=values.data_dir, raw_dir=values.raw_dir
-    )
+    dataset = problem.load(manifest['dataset'], values)
     if manifest['train_subset'] is not None:
       dataset = data.subset(dataset, manifest['train_subset'])
     wanted = manifest['data_fingerprint']
@@ -176,4 +174,5 @@ def _unlearn_seed(path: pathlib.Path) -> int | None:
 
 if __name__ == '__main__':
   define()
+  flags.define_processes()
   flags.run(main)

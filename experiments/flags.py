@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import difflib
+import hashlib
+import json
 import os
 import pathlib
 import signal
 import sys
 import tempfile
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 import jax
 
-from experiments import partials, preemption
+from experiments import cluster, partials, preemption
 from unlearn_jax import models, parallel
 from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.data import streaming
@@ -111,6 +114,73 @@ def define_data_and_model() -> None:
     flags.DEFINE_integer(
       f'{name}_seed', None, f'Seed of the {name} alone; default --seed.'
     )
+
+
+def define_processes() -> None:
+  """Which process of a run of several this is."""
+  flags.DEFINE_string(
+    'coordinator',
+    None,
+    'host:port of process 0, for a run of several processes. Under srun, mpirun'
+    ' and on TPUs of GKE it is found, as are the two flags that follow.',
+  )
+  flags.DEFINE_integer('num_processes', None, 'How many processes there are.')
+  flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.')
+  flags.DEFINE_float(
+    'join_seconds', 300.0, 'How long processes wait for each other to start.'
+  )
+
+
+# What may differ between the processes of a run: the last are places.
+_OWN = ('coordinator', 'process_id', 'join_seconds', 'data_dir', 'raw_dir')
+
+
+def place(values: Any) -> cluster.Place | None:
+  """This process's place among several; None where it is the only one.
+
+  Raises:
+    FlagError: one of the flags is out of range, or not all are given.
+  """
+  if 'coordinator' not in values:
+    return None
+  _require(values, 'join_seconds', lambda v: 0 < v < 86400, 'above 0, a day')
+  names = ('coordinator', 'num_processes', 'process_id')
+  given = [name for name in names if getattr(values, name) is not None]
+  for name in names:
+    if given and name not in given:
+      raise FlagError(name, '', f'a value, because --{given[0]} is given')
+  told = {
+    name: values[name].value for name in _defined(values) if name not in _OWN
+  }
+  word = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
+  if not given:
+    found = cluster.detected(values.join_seconds)
+    if found is None:
+      return None
+    seconds = values.join_seconds
+    return dataclasses.replace(found, flags=word, join_seconds=seconds)
+  address, count = values.coordinator, values.num_processes
+  host, _, port = address.rpartition(':')
+  if not (host and port.isdecimal() and 0 < int(port) < 65536):
+    raise FlagError('coordinator', address, 'host:port of process 0')
+  _require(values, 'num_processes', lambda v: v >= 1, '1 or more')
+  _require(values, 'process_id', lambda v: 0 <= v < count, f'0 to {count - 1}')
+  if count == 1:
+    return None
+  return cluster.Place(
+    address,
+    count,
+    values.process_id,
+    flags=word,
+    join_seconds=values.join_seconds,
+  )
+
+
+def _defined(values: Any) -> list[str]:
+  """The flags that this package and the binary itself have defined."""
+  modules = values.flags_by_module_dict()
+  own = {sys.argv[0], *_ROOMS}
+  return sorted(f.name for room in own for f in modules.get(room, []))
 
 
 def define_unlearning() -> None:
@@ -300,8 +370,14 @@ def workdir(values: Any) -> pathlib.Path:
   return pathlib.Path('runs') / f'{name}-{values.model}'
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs a binary's `main` with the errors and exit statuses of this page."""
+def run(main: Callable[[], None], several: bool = True) -> None:
+  """Runs a binary's `main` with the errors and exit statuses of this page.
+
+  Args:
+    main: the binary.
+    several: whether several processes may run it together, where it has the
+      flags for it.
+  """
   for name in names():  # Those that --help shows.
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
@@ -309,10 +385,13 @@ def run(main: Callable[[], None]) -> None:
       stream.reconfigure(errors='backslashreplace')
   try:
     with preemption.watched():
-      app.run(lambda _: _guarded(main), flags_parser=_parse)
+      app.run(lambda _: _guarded(main, several), flags_parser=_parse)
   except preemption.Stopped as stopped:
+    status = 128 + stopped.signum
+    if not cluster.is_first():
+      cluster.leave(status)
     name = signal.Signals(stopped.signum).name
-    _exit(f'stopped by {name}: {stopped.note}', 128 + stopped.signum, '')
+    _exit(f'stopped by {name}: {stopped.note}', status, '')
   except KeyboardInterrupt:
     _exit(
       'interrupted; finished stages are kept, the same command goes on', 130
@@ -343,7 +422,7 @@ def _require_flag_files(argv: Sequence[str]) -> None:
         raise InputError(f'--flagfile={shown(path)}: {error}') from error
 
 
-def _guarded(main: Callable[[], None]) -> None:
+def _guarded(main: Callable[[], None], several: bool) -> None:
   logging.set_verbosity(logging.WARNING)
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
     tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
@@ -355,15 +434,32 @@ def _guarded(main: Callable[[], None]) -> None:
   megabytes = getattr(flags.FLAGS, 'device_data_mb', None)
   limit = megabytes if megabytes is None else max(0, megabytes) * 10**6
   try:
-    with streaming.limit(limit):
+    own = place(flags.FLAGS)
+    if own is not None and not several:
+      raise InputError(
+        f'{own.count} processes, allowed: one, because this binary does not'
+        ' spread over several'
+      )
+    with cluster.joined(own), streaming.limit(limit):
       main()
   except FlagError as error:
     _exit(str(error), 2)
   except InputError as error:
     _exit(str(error), 1)
+  except jax.errors.JaxRuntimeError as error:
+    if not cluster.several():
+      raise
+    cluster.await_end()
+    _exit(str(error).split('\n')[0], 1)
+  except Exception:
+    if cluster.several():
+      traceback.print_exc()
+      cluster.leave(1)
+    raise
 
 
-def _exit(message: str, status: int, kind: str = 'error: ') -> None:
+def _exit(message: str, status: int, kind: str = 'error: ') -> NoReturn:
   line = shown(' '.join(message.split()), 4000)
-  print(f'{kind}{line}', file=sys.stderr)
+  print(f'{kind}{cluster.name() if kind else ""}{line}', file=sys.stderr)
+  cluster.leave(status)
   raise SystemExit(status)

@@ -13,7 +13,7 @@ import sys
 import time
 
 from experiments import preemption
-from unlearn_jax import checkpoints, snapshots
+from unlearn_jax import checkpoints, parallel, snapshots
 from unlearn_jax.base import InputError, TrainState, shown
 
 # Seconds from one save to the next.
@@ -51,25 +51,40 @@ class Partial:
     self._start = self._saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
     self._saved: int | None = None
+    self._loaded: snapshots.Snapshot | None = None
 
   def load(self, like: TrainState) -> snapshots.Snapshot | None:
     """The newest save that is whole; what is damaged is named and passed."""
+    newest = parallel.by_first(lambda: self._newest(like))
+    if newest is None:
+      return None
+    # With several processes the others read what process 0 has found whole.
+    snapshot = self._loaded or self._read(self.folder / newest, like)
+    self._loaded = None
+    if self._tell:
+      self._tell(snapshot.history[-1].epoch)
+    return snapshot
+
+  def _newest(self, like: TrainState) -> str | None:
+    """The name of that save, which is then loaded."""
     self._sweep()
     for path in reversed(self._saves()):
       try:
-        packed, manifest = snapshots.restore(path, stage=self._finished.name)
-        snapshot = snapshots.unpack(packed, like)
-        self.wall_seconds = float(manifest['wall_seconds'])
+        self._loaded = self._read(path, like)
       except (InputError, KeyError, TypeError, ValueError) as error:
         _warn(f'{error}; it is removed, and an earlier save or the start taken')
         shutil.rmtree(path, ignore_errors=True)
         continue
-      self._held, self._saved = packed, packed.history[-1].epoch
-      self._saved_at = time.monotonic()
-      if self._tell:
-        self._tell(self._saved)
-      return snapshot
+      return path.name
     return None
+
+  def _read(self, path: pathlib.Path, like: TrainState) -> snapshots.Snapshot:
+    packed, manifest = snapshots.restore(path, stage=self._finished.name)
+    snapshot = snapshots.unpack(packed, like)
+    self.wall_seconds = float(manifest['wall_seconds'])
+    self._held, self._saved = packed, packed.history[-1].epoch
+    self._saved_at = time.monotonic()
+    return snapshot
 
   def save(self, snapshot: snapshots.Snapshot) -> None:
     """Holds the snapshot, and writes it if it is time or the end is near.
@@ -78,16 +93,23 @@ class Partial:
       Stopped: the program was asked to end.
     """
     self._held = snapshots.pack(snapshot)
-    signum = preemption.requested()
-    if signum is not None or time.monotonic() - self._saved_at >= self._pause:
+    due = time.monotonic() - self._saved_at >= self._pause
+    # Several processes save and stop together: process 0 has the clock, and a
+    # signal to any of them counts.
+    told = parallel.gathered((preemption.requested() or 0, due))
+    signum = max(signum for signum, _ in told)
+    if signum or told[0][1]:
       self.flush()
-    if signum is not None:
+    if signum:
+      if len(told) > 1:
+        preemption.agree(signum)
       raise preemption.Stopped(signum, self.note())
 
   def flush(self) -> None:
     """Writes the last snapshot, unless that has been done.
 
-    A disk that refuses it ends nothing: the saves before are still there.
+    A disk that refuses it ends nothing: the saves before are still there. Only
+    several processes end, because one alone may have failed.
     """
     if self._held is None or self._held.history[-1].epoch == self._saved:
       return
@@ -102,11 +124,14 @@ class Partial:
     try:
       snapshots.save(path, self._held, facts)
     except InputError as error:
+      if parallel.processes() > 1:
+        raise
       _warn(f'{error}; training goes on without this save')
     else:
       self._saved = epoch
-      for old in self._saves()[:-_KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+      if parallel.is_first():
+        for old in self._saves()[:-_KEPT]:
+          shutil.rmtree(old, ignore_errors=True)
     self._saved_at = time.monotonic()
     cost = self._saved_at - start
     if self._save_seconds:
@@ -138,8 +163,9 @@ class Partial:
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
     self._held = None
-    self._sweep()
-    shutil.rmtree(self.folder, ignore_errors=True)
+    if parallel.is_first():
+      self._sweep()
+      shutil.rmtree(self.folder, ignore_errors=True)
 
   def _saves(self) -> list[pathlib.Path]:
     """The saves, oldest first."""

@@ -9,7 +9,7 @@ import numpy as np
 from experiments import divergence, flags, problem, stages
 from experiments.problem import Setup
 from experiments.progress import Progress
-from unlearn_jax import checkpoints, training
+from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import (
   InputError,
   ModelState,
@@ -82,7 +82,7 @@ def source_stage(
     progress.end(f'{fit.history[-1].seconds:.1f} s')
     return fit.state, record, predictions
 
-  if workdir.folder(name, config).exists():
+  if workdir.done(name, config):
     progress.skip(title, values.train_epochs, 'done before')
   manifest = {
     **setup.facts,
@@ -242,7 +242,7 @@ def strategy_stage(
     predictions = predict_splits(setup.model, result.state, splits)
     return result.state, record, predictions
 
-  if workdir.folder(folder, config).exists():
+  if workdir.done(folder, config):
     progress.skip(title, settings.epochs, 'done before')
   return workdir.run(
     folder,
@@ -326,7 +326,7 @@ def runs(setup: Setup, workdir: stages.Workdir) -> list[Run]:
   drawn = [problem.draw(setup, run) for run in range(values.seeds)]
   problem.check_sizes(setup, drawn[0])
   external = [_external_stages(setup, splits) for splits in drawn]
-  workdir.claim()
+  parallel.by_first(workdir.claim)
   for line in problem.describe(setup, drawn):
     print(line)
   epochs = values.train_epochs + sum(

@@ -4,9 +4,12 @@ The first signal is a request. Where work would be lost (`deferred`) it waits
 until whoever does the work asks for `requested`; elsewhere it ends the program
 where it stands. The second signal ends the process at once, even while the
 main thread is inside a compiled epoch: a thread of its own reads the signals.
+
+In a run of several processes the first signal is handed on (`told`, `relay`).
+What another process was sent does not count as a second signal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import os
@@ -34,10 +37,16 @@ class Stopped(BaseException):  # noqa: N818 - it is no error
 
 @dataclasses.dataclass
 class _Requests:
-  """What has been asked for, and how many deferrals are open."""
+  """What has been asked for, and how many deferrals are open.
+
+  `relayed` counts the signals that come from other processes, and `tell` is
+  told of the first that does not.
+  """
 
   signum: int | None = None
   depth: int = 0
+  relayed: int = 0
+  tell: Callable[[int], None] | None = None
 
 
 _requests = _Requests()
@@ -47,6 +56,27 @@ _NOTE = 'finished stages are kept, the same command goes on'
 def requested() -> int | None:
   """The signal by which the program was asked to end, or None."""
   return _requests.signum
+
+
+def agree(signum: int) -> None:
+  """Takes over a request that other processes know of already."""
+  _requests.signum = _requests.signum or signum
+
+
+def relay(signum: int) -> None:
+  """Gives this process a signal that another process of its run was sent."""
+  _requests.relayed += 1
+  os.kill(os.getpid(), signum)
+
+
+@contextlib.contextmanager
+def told(tell: Callable[[int], None]) -> Iterator[None]:
+  """Tells of the first signal that is this process's own, in a `with` block."""
+  _requests.tell = tell
+  try:
+    yield
+  finally:
+    _requests.tell = None
 
 
 @contextlib.contextmanager
@@ -71,7 +101,7 @@ def watched() -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  _requests.signum, _requests.depth = None, 0
+  _requests.signum, _requests.depth, _requests.relayed = None, 0, 0
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _handle) for number in SIGNALS}
@@ -94,7 +124,9 @@ def watched() -> Iterator[None]:
 def _handle(signum: int, frame: Any) -> None:
   """Runs in the main thread, as soon as that is in Python code."""
   del frame
-  _requests.signum = _requests.signum or signum
+  if _requests.signum is not None:
+    return  # It is on its way out already.
+  _requests.signum = signum
   if not _requests.depth:
     raise Stopped(_requests.signum, _NOTE)
 
@@ -106,9 +138,12 @@ def _listen(reader: int) -> None:
     if numbers[0] not in SIGNALS:
       continue
     heard += 1
-    if heard > 1:
+    own = heard - _requests.relayed
+    if own > 1:
       _leave(numbers[0])
-    if _requests.depth:
+    if own == 1 and _requests.tell:
+      _requests.tell(numbers[0])
+    if own == 1 and _requests.depth:
       name = signal.Signals(numbers[0]).name
       _say(f'{name}: stopping after this epoch; once more stops at once')
 

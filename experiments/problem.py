@@ -55,9 +55,7 @@ class Setup:
 def set_up(values: Any) -> Setup:
   """Loads the data and builds the model that the flags name."""
   try:
-    dataset = data.load(
-      values.dataset, data_dir=values.data_dir, raw_dir=values.raw_dir
-    )
+    dataset = load(values.dataset, values)
   except InputError as error:
     raise InputError(f'--dataset={values.dataset}: {error}') from error
   if values.train_subset is not None:
@@ -91,6 +89,25 @@ def set_up(values: Any) -> Setup:
       'data_fingerprint': dataset.fingerprint,
     },
   )
+
+
+def load(name: str, values: Any) -> Dataset:
+  """The data set of this name, from where the flags say.
+
+  With several processes the first loads it before the others do: it may have
+  to be prepared, once.
+  """
+  loaded: list[Dataset] = []
+
+  def read() -> None:
+    loaded.append(
+      data.load(name, data_dir=values.data_dir, raw_dir=values.raw_dir)
+    )
+
+  parallel.by_first(read)
+  if not loaded:
+    read()
+  return loaded[0]
 
 
 def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:

@@ -174,4 +174,5 @@ def main() -> None:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  flags.define_processes()
+  flags.run(main, several=False)

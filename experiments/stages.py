@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from experiments import files, locks, partials, preemption
-from unlearn_jax import checkpoints
+from unlearn_jax import checkpoints, parallel
 from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
 
@@ -86,6 +86,10 @@ class Workdir:
     self._save_seconds = save_seconds
     self._partials: dict[pathlib.Path, partials.Partial] = {}
     self._lock: locks.Lock | None = None
+    parallel.by_first(self._check)
+
+  def _check(self) -> None:
+    root = self.root
     nearest = root.absolute()
     try:
       while not nearest.exists():
@@ -155,6 +159,10 @@ class Workdir:
     """Where the stage with this configuration is, or will be."""
     return self.root / 'checkpoints' / f'{name}-{key(config)}'
 
+  def done(self, name: str, config: dict[str, Any]) -> bool:
+    """Whether that stage is finished: the same answer in all processes."""
+    return parallel.by_first(self.folder(name, config).exists)
+
   def partial(
     self,
     name: str,
@@ -200,7 +208,7 @@ class Workdir:
       The stage.
     """
     path, partial = self.folder(name, config), self.partial(name, config)
-    restored = path.exists()
+    restored = self.done(name, config)
     if not restored:
       # A signal waits: for the next epoch, or for the stage if that was saved.
       with preemption.deferred():

@@ -16,6 +16,7 @@ from absl import flags as absl_flags
 
 from experiments import flags, pipeline, problem, stages
 from experiments.progress import Progress
+from unlearn_jax import parallel
 from unlearn_jax.evaluation import compare
 from unlearn_jax.strategies import Settings
 
@@ -42,7 +43,7 @@ def main() -> None:
   )
   splits = problem.draw(setup, 0)
   problem.check_sizes(setup, splits)
-  workdir.claim()
+  parallel.by_first(workdir.claim)
   wanted = 1 + (values.subset == 'retain')
   progress = Progress(wanted, wanted * values.train_epochs)
   source = pipeline.source_stage(setup, workdir, splits, 0, progress)
@@ -63,5 +64,6 @@ def main() -> None:
 
 if __name__ == '__main__':
   flags.define_data_and_model()
+  flags.define_processes()
   define()
   flags.run(main)

@@ -26,6 +26,7 @@ from experiments import (
   stages,
   tables,
 )
+from unlearn_jax import parallel
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     result['degree'] = [degree_section.summary(found) for found in measured]
   names = setup.dataset.class_names
   more = degree_section.pictures(measured, names)
-  report.write(result, workdir.root, more)
+  parallel.by_first(lambda: bool(report.write(result, workdir.root, more)))
   rich.print(tables.rich_summary(result))
   for section in degree_section.sections(result):
     print('\n'.join([f'\n{section.title}', *section.sentences]))
@@ -56,5 +57,6 @@ def main() -> None:
 if __name__ == '__main__':
   flags.define_data_and_model()
   flags.define_unlearning()
+  flags.define_processes()
   generator_flags.define_beside_unlearning()
   flags.run(main)

@@ -4,6 +4,10 @@ A checkpoint is a folder with `state/` (Orbax), `manifest.json` and whatever
 small files belong to it. It appears all at once: it is written under another
 name and then renamed. The manifest holds a digest of every other file, of the
 arrays, and of itself; what was read is believed only if they agree.
+
+Under `jax.distributed` all processes save together: Orbax writes from each of
+them, and when all have written, process 0 adds the rest and renames. They have
+to see the same file system. Each restores on its own.
 """
 
 from collections.abc import Mapping
@@ -19,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from unlearn_jax import parallel
 from unlearn_jax.base import (
   InputError,
   ModelState,
@@ -100,20 +105,14 @@ def save_tree(
 ) -> str:
   """`save` for any nested dictionary of arrays."""
   target = pathlib.Path(directory).absolute()
-  if target.exists():
-    raise InputError(f'checkpoint {target} exists; it is never overwritten')
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    parent = tempfile.mkdtemp(prefix=draft_prefix(target), dir=target.parent)
-  except OSError as error:
-    raise InputError(f'cannot write {target}: {error.strerror}') from error
-  draft = pathlib.Path(parent)
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      checkpointer.save(draft / _STATE, host)
+  several = parallel.processes() > 1
+  draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
+
+  def finish() -> str:
+    """Once all processes have written: the rest, and the name."""
     for name, content in (files or {}).items():
       (draft / name).write_bytes(content)
     manifest['state_sha256'] = digest(host)
@@ -123,12 +122,31 @@ def save_tree(
     (draft / MANIFEST).write_text(text + '\n')
     draft.chmod(0o755)
     draft.rename(target)
+    return manifest['state_sha256']
+
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      saved = parallel.everywhere(host) if several else host
+      checkpointer.save(draft / _STATE, saved)
+    parallel.gathered('written')
+    return parallel.by_first(finish)
   # A full disk is an OSError in one layer of Orbax, a ValueError in another.
   except Exception as error:
     raise InputError(f'cannot write {target}: {_first_line(error)}') from error
   finally:
-    shutil.rmtree(draft, ignore_errors=True)
-  return manifest['state_sha256']
+    if parallel.is_first():
+      shutil.rmtree(draft, ignore_errors=True)
+
+
+def _draft(target: pathlib.Path) -> str:
+  """A new folder beside `target`, which must not exist."""
+  if target.exists():
+    raise InputError(f'checkpoint {target} exists; it is never overwritten')
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return tempfile.mkdtemp(prefix=draft_prefix(target), dir=target.parent)
+  except OSError as error:
+    raise InputError(f'cannot write {target}: {error.strerror}') from error
 
 
 def draft_prefix(directory: str | os.PathLike) -> str:
@@ -254,7 +272,7 @@ def restore_tree(
         raise ValueError(f'{name} is missing')
       if _sha256(folder / name) != wanted:
         raise ValueError(f'{name} does not have the digest of the manifest')
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(**_alone()) as checkpointer:
       tree = checkpointer.metadata(folder / _STATE).item_metadata.tree
       target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
       restored = checkpointer.restore(folder / _STATE, target)
@@ -271,6 +289,19 @@ def restore_tree(
       ' that its manifest names'
     )
   return restored, manifest
+
+
+def _alone() -> dict[str, Any]:
+  """What has Orbax wait for no other process."""
+  if parallel.processes() == 1:
+    return {}
+  own = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=own,
+    active_processes={own},
+    barrier_sync_key_prefix=f'process{own}',
+  )
+  return {'multiprocessing_options': options}
 
 
 def _shaped(state: ModelState, like: ModelState) -> ModelState:

@@ -1,23 +1,133 @@
 """Data parallelism: the only module that knows `pmap`, meshes and hosts.
 
 One logical copy of the state goes in and comes out: nothing is replicated or
-un-replicated by hand, and Orbax saves what comes out as it is.
+un-replicated by hand.
+
+Under `jax.distributed` every process computes the same and must therefore
+take the same branches. What only one of them can know (whether a file is
+there, whether a signal came) they agree on by `by_first` and `gathered`, over
+the coordination service: a collective on the devices would be compiled, and
+may not wait for a process that is writing. With one process both cost nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import functools
-from typing import Any
+import itertools
+import json
+from typing import Any, TypeVar
 
 import jax
+from jax._src import distributed
 import numpy as np
 
-from unlearn_jax.base import AXIS
+from unlearn_jax.base import AXIS, InputError
+
+T = TypeVar('T')
 
 _chosen: contextvars.ContextVar[tuple[jax.Device, ...] | None] = (
   contextvars.ContextVar('devices', default=None)
 )
+
+
+# Of what processes tell each other; alike in all, since all take part in all.
+_rounds = itertools.count()
+# Milliseconds. Who is dead is found out elsewhere; who lives may be slow.
+_PATIENCE = 24 * 3600 * 1000
+
+
+def processes() -> int:
+  """How many processes compute together; 1 without `jax.distributed`."""
+  return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def is_first() -> bool:
+  """Whether this process is the one that writes: process 0, or the only one."""
+  return processes() == 1 or jax.process_index() == 0
+
+
+def by_first(function: Callable[[], T]) -> T:
+  """What `function` returns in process 0, which alone calls it.
+
+  All processes have to call this, in the same order; they wait for process 0.
+
+  Args:
+    function: what it returns has to be JSON.
+
+  Returns:
+    The same in all processes.
+
+  Raises:
+    InputError: in the others, where it raised any error in process 0.
+
+  Example:
+    >>> by_first(lambda: 'alone')
+    'alone'
+  """
+  if processes() == 1:
+    return function()
+  client, name = _client(), f'unlearn_jax/first/{next(_rounds)}'
+  if is_first():
+    try:
+      value = function()
+    except Exception as error:
+      client.key_value_set(name, json.dumps({'error': str(error)}))
+      raise
+    client.key_value_set(name, json.dumps({'value': value}))
+    return value
+  told = json.loads(client.blocking_key_value_get(name, _PATIENCE))
+  if 'error' in told:
+    raise InputError(told['error'])
+  return told['value']
+
+
+def gathered(value: T) -> list[T]:
+  """The `value` of every process, in their order.
+
+  Args:
+    value: JSON; all processes have to call this, in the same order.
+
+  Example:
+    >>> gathered(3)
+    [3]
+  """
+  if processes() == 1:
+    return [value]
+  client, name = _client(), f'unlearn_jax/all/{next(_rounds)}'
+  client.key_value_set(f'{name}/{jax.process_index()}', json.dumps(value))
+  keys = (f'{name}/{number}' for number in range(processes()))
+  return [
+    json.loads(client.blocking_key_value_get(key, _PATIENCE)) for key in keys
+  ]
+
+
+def _client() -> Any:
+  # JAX has no public way to the coordination service; Orbax takes this one.
+  return distributed.global_state.client
+
+
+def everywhere(tree: Any) -> Any:
+  """Host arrays that are equal in all processes, as global arrays.
+
+  Args:
+    tree: of NumPy arrays.
+
+  Returns:
+    The same as arrays that are replicated over all devices of all processes,
+    which Orbax saves from all. Types that JAX does not have stay as they are.
+  """
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+  def placed(array: np.ndarray) -> Any:
+    if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
+      return array
+    return jax.make_array_from_callback(
+      array.shape, sharding, lambda index: array[index]
+    )
+
+  return jax.tree.map(placed, tree)
 
 
 def devices() -> tuple[jax.Device, ...]:

@@ -14,12 +14,15 @@ import sys
 TIMED = ('seconds', 'compile_seconds', 'acceleration')
 
 
-def _run(module, arguments, log, cache):
+def _run(module, arguments, log, cache, environment):
   os.environ.update(XLA_FLAGS='', JAX_COMPILATION_CACHE_DIR=str(cache))
+  os.environ.update(environment)
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   os.dup2(file, 1)
   os.dup2(file, 2)
   sys.argv = [module, *map(str, arguments)]
+  # Imported beforehand: runpy would warn that it is there already.
+  sys.modules.pop(module, None)
   runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
@@ -31,18 +34,19 @@ class Binary:
     self._context = multiprocessing.get_context('forkserver')
     self._context.set_forkserver_preload([module])
 
-  def start(self, log, *arguments):
+  def start(self, log, *arguments, **environment):
     """The running process; it writes to the file `log`."""
     process = self._context.Process(
-      target=_run, args=(self.module, arguments, str(log), self.cache)
+      target=_run,
+      args=(self.module, arguments, str(log), self.cache, environment),
     )
     process.start()
     return process
 
-  def finish(self, log, *arguments):
+  def finish(self, log, *arguments, **environment):
     """Runs it to its end: (exit status, what it wrote)."""
     log.unlink(missing_ok=True)
-    process = self.start(log, *arguments)
+    process = self.start(log, *arguments, **environment)
     process.join(300)
     return process.exitcode, log.read_text()
 

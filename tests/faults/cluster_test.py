@@ -1,0 +1,231 @@
+"""Binaries of two real processes, with two devices each, on loopback."""
+
+import os
+import re
+import signal
+import socket
+import time
+
+import numpy as np
+import processes
+import pytest
+
+DATA = (
+  '--dataset=digits',
+  '--train_subset=200',
+  '--width=4',
+  '--batch_size=60',
+)
+TRAIN = (*DATA, '--train_epochs=16', '--save_seconds=0')
+AGAIN = 'the same command, given again in all processes, goes on'
+UNLEARN = (
+  *DATA,
+  '--train_epochs=2',
+  '--epochs=2',
+  '--seeds=1',
+  '--strategies=retrain,top_k',
+  '--sensitivity_examples=20',
+)
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return tmp_path_factory.mktemp('cache')
+
+
+def devices(count):
+  return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def flags(index, port):
+  return (
+    f'--coordinator=127.0.0.1:{port}',
+    '--num_processes=2',
+    f'--process_id={index}',
+  )
+
+
+class Pair:
+  """Two processes of one run, given their place by flags or as by Slurm."""
+
+  def __init__(self, binary, folder, *arguments, slurm=False):
+    port = free_port()
+    # From this Slurm's job number JAX makes the port of the coordinator.
+    step = {
+      'SLURM_JOB_ID': str(port),
+      'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_NTASKS': '2',
+    }
+    self.logs = [folder / f'log{index}' for index in range(2)]
+    self.processes = []
+    for index, log in enumerate(self.logs):
+      log.unlink(missing_ok=True)
+      given = () if slurm else flags(index, port)
+      own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
+      environment = {**devices(2), **({**step, **own} if slurm else {})}
+      self.processes.append(
+        binary.start(log, *arguments, *given, **environment)
+      )
+
+  def texts(self):
+    return [log.read_text() if log.exists() else '' for log in self.logs]
+
+  def wait(self, seconds=500):
+    """The exit statuses; None for one that has not ended in time."""
+    end = time.monotonic() + seconds
+    for process in self.processes:
+      process.join(max(0, end - time.monotonic()))
+    return [process.exitcode for process in self.processes]
+
+  def wait_for_epoch(self, workdir, epoch):
+    """Until the training is saved after this epoch or a later."""
+    end = time.monotonic() + 500
+    while not any(
+      int(path.name[-6:]) >= epoch
+      for path in workdir.glob('checkpoints/.*.partial/epoch-*')
+    ):
+      alive = all(process.is_alive() for process in self.processes)
+      assert alive and time.monotonic() < end, self.texts()
+      time.sleep(0.01)
+
+
+def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
+  binary = processes.Binary('experiments.unlearn', cache)
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  status, text = binary.finish(
+    tmp_path / 'log', *UNLEARN, f'--workdir={one}', **devices(4)
+  )
+  assert status == 0, text
+  pair = Pair(binary, tmp_path, *UNLEARN, f'--workdir={two}')
+  assert pair.wait() == [0, 0], pair.texts()
+  first, second = pair.texts()
+  assert 'Report: ' in first
+  # Process 0 speaks, and writes.
+  assert not second
+  places = [
+    {str(path.relative_to(root)) for path in root.glob('*')}
+    for root in (one, two)
+  ]
+  assert places[0] == places[1]
+  rows = [processes.numbers(root) for root in (one, two)]
+  assert [row['name'] for row in rows[0]] == [row['name'] for row in rows[1]]
+  # The same sums of gradients, in another order: float32 differs in its last
+  # bits, and after 8 to 12 steps a rank of the attack may.
+  for single, several in zip(*rows):
+    for name, (value,) in single['values'].items():
+      (other,) = several['values'][name]
+      if value is None or isinstance(value, str):
+        assert other == value, name
+      else:
+        assert other == pytest.approx(value, abs=2e-3, nan_ok=True), name
+    for mine, its in zip(single['curves'], several['curves']):
+      np.testing.assert_allclose(
+        its['js_to_source'], mine['js_to_source'], rtol=1e-3, atol=1e-5
+      )
+
+
+def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
+  binary = processes.Binary('experiments.train', cache)
+  whole, workdir = tmp_path / 'whole', tmp_path / 'run'
+  pair = Pair(binary, tmp_path, *TRAIN, f'--workdir={whole}', slurm=True)
+  assert pair.wait() == [0, 0], pair.texts()
+  again = (*TRAIN, f'--workdir={workdir}')
+  for victim, epoch in ((1, 2), (0, 5)):
+    pair = Pair(binary, tmp_path, *again)
+    pair.wait_for_epoch(workdir, epoch)
+    pair.processes[victim].kill()
+    began = time.monotonic()
+    statuses = pair.wait(60)
+    took = time.monotonic() - began
+    other = 1 - victim
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[other] == 1, (statuses, pair.texts())
+    line = pair.texts()[other].splitlines()[-1]
+    assert line == (
+      f'error: process {other}: process {victim} of 2 was killed, or its'
+      f' machine is gone; {AGAIN}'
+    ), pair.texts()
+    assert 'Traceback' not in pair.texts()[other]
+    print(f'process {other} ended {took:.2f} s after process {victim}')
+  pair = Pair(binary, tmp_path, *again)
+  pair.wait_for_epoch(workdir, 8)
+  os.kill(pair.processes[1].pid, signal.SIGTERM)
+  assert pair.wait(60) == [143, 143], pair.texts()
+  first, second = (text.splitlines() for text in pair.texts())
+  found = re.fullmatch(
+    r'stopped by SIGTERM: seed0-source-\w+ is saved after epoch (\d+) in \S+;'
+    ' the same command goes on from there',
+    first[-1],
+  )
+  assert found, first
+  assert second == [
+    'SIGTERM: stopping after this epoch; once more stops at once'
+  ]
+  pair = Pair(binary, tmp_path, *again)
+  assert pair.wait() == [0, 0], pair.texts()
+  assert f'goes on after epoch {found[1]}/16' in pair.texts()[0]
+  assert processes.digests(workdir) == processes.digests(whole)
+  assert not list(workdir.glob('checkpoints/.*'))
+
+
+BAD = {
+  '--process_id=2': (2, '--process_id=2, allowed: 0 to 1'),
+  '--process_id=-1': (2, '--process_id=-1, allowed: 0 to 1'),
+  '--num_processes=0': (2, '--num_processes=0, allowed: 1 or more'),
+  '--coordinator=localhost': (2, '--coordinator=localhost, allowed: host:port'),
+  '--coordinator=localhost:x': (2, '--coordinator=localhost:x, allowed:'),
+  '--join_seconds=0': (2, '--join_seconds=0.0, allowed: above 0'),
+  '--join_seconds=0.5': (1, 'process 0 does not answer at 127.0.0'),
+  '--process_id=0': (1, 'of 2 processes 1 did not come to 127.0.0'),
+}
+
+
+@pytest.mark.parametrize('flag', BAD)
+def test_a_bad_place_is_one_line(cache, tmp_path, flag):
+  binary = processes.Binary('experiments.train', cache)
+  given = (*flags(1, free_port()), '--join_seconds=1', flag)
+  workdir, log = tmp_path / 'run', tmp_path / 'log'
+  status, text = binary.finish(log, *TRAIN, f'--workdir={workdir}', *given)
+  wanted, line = BAD[flag]
+  assert status == wanted, text
+  assert text.startswith(f'error: {line}') and text.count('\n') == 1, text
+  assert not workdir.exists()
+
+
+@pytest.mark.parametrize('given', range(3))
+def test_all_three_flags_or_none(cache, tmp_path, given):
+  binary = processes.Binary('experiments.train', cache)
+  flag = flags(1, 1)[given]
+  status, text = binary.finish(tmp_path / 'log', *TRAIN, flag)
+  assert status == 2
+  assert re.fullmatch(r'error: --\w+=, allowed: a value, .* is given\n', text)
+
+
+def test_a_binary_that_does_not_spread_says_so(cache, tmp_path):
+  binary = processes.Binary('experiments.spd_gan', cache)
+  status, text = binary.finish(tmp_path / 'log', *flags(1, 1))
+  assert status == 1
+  assert text.startswith('error: 2 processes, allowed: one, ')
+  assert text.count('\n') == 1
+
+
+def test_processes_of_different_commands_do_not_start(cache, tmp_path):
+  binary = processes.Binary('experiments.train', cache)
+  port, started = free_port(), []
+  for index in range(2):
+    arguments = (*TRAIN, f'--seed={index}', *flags(index, port))
+    log = tmp_path / f'log{index}'
+    started.append((binary.start(log, *arguments), log))
+  for process, log in started:
+    process.join(60)
+    assert process.exitcode == 1, log.read_text()
+    text = log.read_text()
+    assert text.startswith('error: process '), text
+    assert 'process 1 has other flags than process 0' in text
+    assert text.count('\n') == 1, text
