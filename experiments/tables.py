@@ -306,7 +306,7 @@ def markdown_text(text: str) -> str:
   text = re.sub(r'([\\`*_\[\]|#~])', r'\\\1', text)
   # GitHub typesets what stands between dollars; the others begin a list, or
   # rule off, where they begin a line.
-  return re.sub(r'\$|^[-+=]|^[0-9]+(?=[.)])', _entities, text)
+  return re.sub(r'\$|^[-+=](?![0-9.])|^[0-9]+(?=[.)]( |$))', _entities, text)
 
 
 def _entities(found: re.Match[str]) -> str:

@@ -295,7 +295,7 @@ def test_folder_defects(folder):
   assert f'{odd}: cannot be read as an image' in message()
   odd.unlink()
   odd.mkdir()
-  assert f'{odd}: cannot be read as an image' in message()
+  assert f'{odd}: cannot be read: Is a directory' in message()
   odd.rmdir()
   PIL.Image.fromarray(np.full((4, 6), 999, np.uint16)).save(odd)
   assert f'{odd}: has pixels of mode I' in message()

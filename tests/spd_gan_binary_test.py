@@ -86,6 +86,7 @@ def folder(tmp_path_factory):
     'four_classes': {'num_classes': 4},
     'larger': {'image_shape': [8, 8, 1]},
     'own_program': {},
+    'orphan': {'parent_sha256': None},
   }.items():
     manifest = {**unlearned, **changed, 'strategy': 'source'}
     checkpoints.save(root / 'made' / name, states[1], manifest, files=forget)
@@ -248,7 +249,8 @@ def test_max_perturbation_and_cap_in_words(folder):
 @pytest.mark.parametrize(
   'changed, message',
   [
-    ({'source': 'blank'}, 'no better than chance'),
+    ({'source': 'blank'}, 'was made with parent_sha256='),
+    ({'source': 'blank', 'unlearned': 'orphan'}, 'no better than chance'),
     ({'unlearned': 'few'}, 'the forget set has 3 examples; allowed: two'),
     ({'batch_size': 16}, 'the forget set has 30 examples; allowed: two'),
     ({'unlearned': 'other_data'}, 'with data_fingerprint='),
@@ -257,7 +259,7 @@ def test_max_perturbation_and_cap_in_words(folder):
     ({'null_dir': 'four_classes'}, 'num_classes=3, .* with 4; allowed'),
     ({'source': 'nowhere'}, 'holds no checkpoint'),
     ({'unlearned': 'source'}, None),
-    ({'source': 'own_program', 'unlearned': 'unlearned'}, None),
+    ({'source': 'own_program', 'unlearned': 'orphan'}, None),
     ({'null_dir': 'source'}, None),
     ({'null_dir': 'unlearned'}, None),
   ],
