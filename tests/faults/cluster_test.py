@@ -157,7 +157,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
   pair.wait_for_epoch(workdir, 8)
   os.kill(pair.processes[1].pid, signal.SIGTERM)
   assert pair.wait(60) == [143, 143], pair.texts()
-  first, second = (text.splitlines() for text in pair.texts())
+  first, second = (text.strip().splitlines() for text in pair.texts())
   found = re.fullmatch(
     r'stopped by SIGTERM: seed0-source-\w+ is saved after epoch (\d+) in \S+;'
     ' the same command goes on from there',
