@@ -39,7 +39,7 @@ _BEAT, _SILENCE = 5.0, 40.0
 # JAX's own timeout, for what the connections do not show; under a minute too.
 _JAX_SILENCE = 55
 # Seconds that a process has to end by itself once another one has ended.
-_GRACE = 10.0
+_GRACE = 5.0
 _GREETING = 'unlearn_jax'
 # What jax.distributed.initialize() detects, but for a plain Kubernetes pod,
 # which it cannot tell from one of several.
@@ -148,6 +148,7 @@ def joined(place: Place | None) -> Iterator[None]:
   for number in preemption.SIGNALS:  # Back from JAX, see above.
     signal.signal(number, signal.getsignal(number))
   with preemption.told(watch.signalled), _only_speaker(place.index == 0):
+    parallel.connect()
     yield
     parallel.gathered('done')
   watch.end(0)
@@ -190,11 +191,14 @@ def is_first() -> bool:
 def leave(status: int) -> None:
   """Ends the process, and tells the others; does nothing without others.
 
-  `jax.distributed` would wait for the others first.
+  `jax.distributed` would wait for the others first. Process 0 waits a little,
+  because JAX aborts those whose coordinator is gone.
   """
   if _run.watch is None:
     return
   _run.watch.end(status)
+  if status and _run.watch.place.index == 0:
+    _run.watch.await_others(_GRACE + 2)
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
@@ -218,8 +222,9 @@ class _Watch:
 
   def __init__(self, place: Place, connections: dict[int, socket.socket]):
     self.place, self._connections = place, connections
-    self._ended: set[int] = set()
-    self._relayed = False
+    self._ended: set[int] = set()  # They said so.
+    self._gone: set[int] = set()
+    self._relayed = self._leaving = False
     self._lock = threading.Lock()
     for index, connection in connections.items():
       connection.settimeout(_SILENCE)
@@ -236,7 +241,14 @@ class _Watch:
 
   def end(self, status: int) -> None:
     """Says that this process ends."""
+    self._leaving = True
     self._send(f'end {self.place.index} {status}')
+
+  def await_others(self, seconds: float) -> None:
+    """Waits for the end of the others, but not longer than this."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and len(self._gone) < len(self._connections):
+      time.sleep(0.05)
 
   def _start(self, function: Any, *args: Any) -> None:
     threading.Thread(target=function, args=args, daemon=True).start()
@@ -264,7 +276,8 @@ class _Watch:
       reason = f'was not heard of for {_SILENCE:.0f} s'
     except OSError:
       pass
-    if index not in self._ended:
+    self._gone.add(index)
+    if index not in self._ended and not self._leaving:
       self._lost(index, reason)
 
   def _heard(self, index: int, word: str, *numbers: int) -> None:
@@ -283,14 +296,15 @@ class _Watch:
         self._send(f'end {process} {status}', but=index)
         self._start(self._follow, process, status)
 
-  def _follow(self, process: int, status: int) -> NoReturn:
+  def _follow(self, process: int, status: int) -> None:
     """Gives this process time to end as that one has, then ends it."""
     time.sleep(_GRACE)
-    _die(
-      f'{name()}process {process} of {self.place.count} has ended with status'
-      f' {status} and said why; {_AGAIN}',
-      status,
-    )
+    if not self._leaving:
+      _die(
+        f'{name()}process {process} of {self.place.count} has ended with status'
+        f' {status} and said why; {_AGAIN}',
+        status,
+      )
 
   def _lost(self, process: int, reason: str) -> NoReturn:
     self._send(f'lost {process}', but=process)

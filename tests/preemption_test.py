@@ -84,6 +84,23 @@ tell('never reached')
   ]
 
 
+def test_what_another_process_was_sent_is_no_second_signal():
+  process = start(
+    """
+sent = []
+with preemption.told(sent.append), preemption.deferred():
+  preemption.relay(15)
+  tell('ready')
+  deaf(2)
+  tell(f'finished {sent}')
+"""
+  )
+  process.send_signal(signal.SIGTERM)
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == 143, err
+  assert out == f'finished [15]\n{preemption._NOTE}\n'
+
+
 @pytest.mark.parametrize('number, status', SIGNALS)
 def test_the_second_signal_ends_what_hears_nothing(number, status):
   process = start(

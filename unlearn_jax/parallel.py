@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed
+from jax.experimental import multihost_utils
 import numpy as np
 
 from unlearn_jax.base import AXIS, InputError
@@ -105,6 +106,20 @@ def gathered(value: T) -> list[T]:
 def _client() -> Any:
   # JAX has no public way to the coordination service; Orbax takes this one.
   return distributed.global_state.client
+
+
+def connect() -> None:
+  """Connects the devices of all processes, while these are in step.
+
+  JAX's collectives for the CPU (Gloo) give the first use of a group of devices
+  30 s, and how long a process compiles before may differ by more. Once there is
+  a connection, they wait.
+  """
+  if processes() == 1:
+    return
+  gathered('here')
+  jax.block_until_ready(spmd(lambda rank: mean(1.0 + 0 * rank))())
+  multihost_utils.sync_global_devices('unlearn_jax')  # As Orbax does.
 
 
 def everywhere(tree: Any) -> Any:

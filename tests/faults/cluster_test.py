@@ -114,19 +114,19 @@ def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
   ]
   assert places[0] == places[1]
   rows = [processes.numbers(root) for root in (one, two)]
-  assert [row['name'] for row in rows[0]] == [row['name'] for row in rows[1]]
-  # The same sums of gradients, in another order: float32 differs in its last
-  # bits, and after 8 to 12 steps a rank of the attack may.
+  assert len(rows[0]) == len(rows[1]) == 3
+  # The same gradients are summed in another order: float32 differs in its last
+  # bits, after these few steps by some 1e-7, which no share shows yet.
   for single, several in zip(*rows):
     for name, (value,) in single['values'].items():
       (other,) = several['values'][name]
       if value is None or isinstance(value, str):
         assert other == value, name
       else:
-        assert other == pytest.approx(value, abs=2e-3, nan_ok=True), name
+        assert other == pytest.approx(value, abs=1e-5, nan_ok=True), name
     for mine, its in zip(single['curves'], several['curves']):
       np.testing.assert_allclose(
-        its['js_to_source'], mine['js_to_source'], rtol=1e-3, atol=1e-5
+        its['js_to_source'], mine['js_to_source'], rtol=1e-5, atol=1e-7
       )
 
 
@@ -157,7 +157,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
   pair.wait_for_epoch(workdir, 8)
   os.kill(pair.processes[1].pid, signal.SIGTERM)
   assert pair.wait(60) == [143, 143], pair.texts()
-  first, second = (text.splitlines() for text in pair.texts())
+  first, second = (text.strip().splitlines() for text in pair.texts())
   found = re.fullmatch(
     r'stopped by SIGTERM: seed0-source-\w+ is saved after epoch (\d+) in \S+;'
     ' the same command goes on from there',
