@@ -55,26 +55,37 @@ def line(
   """Means as a line, seeds as thin ones, 95 % intervals as a band.
 
   The axis fits the seeds; of two, an interval is easily ten times as wide.
+  At a single x these are a marker, dots and a bar.
   """
   known = [(x, tally.interval(c)) for x, c in zip(xs, columns)]
   points = [(x, i) for x, i in known if i is not None]
   if not points:
     return
+  alone = len(points) == 1
+  if alone:
+    style['marker'] = style.get('marker') or '_'
   axes.plot([x for x, _ in points], [100 * i.mean for _, i in points], **style)
   for seed in sorted({seed for column in columns for seed in column}):
     own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
     thin = {'color': style['color'], 'linewidth': 0.5, 'alpha': 0.6}
+    if alone:
+      thin |= {'marker': '.', 'markersize': 3}
     axes.plot([x for x, _ in own], [y for _, y in own], **thin)
   ends = [
     (x, i.low, i.high)
     for x, i in points
     if i.low is not None and i.high is not None
   ]
+  # Unlike a patch or a line of `plot`, an artist leaves the axis alone.
+  if alone and ends:
+    x, low, high = ends[0]
+    bar = {'color': style['color'], 'linewidth': 1.0, 'alpha': 0.6}
+    axes.add_artist(Line2D([x, x], [100 * low, 100 * high], **bar))
   if len(ends) > 1:
     edge = [(x, 100 * low) for x, low, _ in ends]
     edge += [(x, 100 * high) for x, _, high in reversed(ends)]
     band = Polygon(edge, color=style['color'], alpha=0.15, linewidth=0)
-    axes.add_artist(band)  # Unlike a patch, it leaves the axis alone.
+    axes.add_artist(band)
 
 
 def look(row: str) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def shown(
     '50.0 points [25.0, 75.0]'
   """
   if interval.low is None or interval.high is None:
-    return f'{verdicts.number(interval.mean * scale, digits)} {unit}, one seed'
+    mean = verdicts.number(interval.mean * scale, digits)
+    return f'{mean} {unit}'.rstrip() + ', one seed'
   mean, low, high = (
     verdicts.number(value * scale, digits)
     for value in (interval.mean, interval.low, interval.high)
