@@ -89,13 +89,13 @@ def settings(
     value = getattr(values, names[name])
     if not least <= value < 2**31:
       raise flags.FlagError(names[name], value, f'{least} or more')
+  bounds = list(dict.fromkeys(values.max_perturbation.split(',')))
+  if len(bounds) > 1 and names is NAMES:
+    raise flags.FlagError('max_perturbation', values.max_perturbation, 'one')
   for name in ('epochs', 'batch_size', 'width'):
     value = getattr(values, names[name])
     if value >= 2**31:
       raise flags.FlagError(names[name], value, f'1 to {2**31 - 1}')
-  bounds = list(dict.fromkeys(values.max_perturbation.split(',')))
-  if len(bounds) > 1 and names is NAMES:
-    raise flags.FlagError('max_perturbation', values.max_perturbation, 'one')
   return [_settings(values, bound, names) for bound in bounds]
 
 
