@@ -71,12 +71,17 @@ def test_every_flag_and_strategy_that_is_named_exists():
     assert name in TEXT
 
 
-@pytest.mark.parametrize('page', ['README.md', 'docs/unlearning-degree.md'])
+@pytest.mark.parametrize(
+  'page', ['README.md', 'docs/unlearning-degree.md', 'docs/reproduction.md']
+)
 def test_every_table_of_results_is_one_that_a_run_wrote(page):
   text = (ROOT / page).read_text()
-  rows = re.findall(r'^\| (?:\*\*)?(?:Top-K|Retrain|Fine-tune).*$', text, re.M)
+  names = 'Top-K|Random|Retrain|Fine-tune|EU|CF'
+  rows = re.findall(rf'^\| (?:\*\*)?(?:{names}).*$', text, re.M)
   written = '\n'.join(
-    path.read_text() for path in (ROOT / 'results').rglob('report.md')
+    path.read_text()
+    for name in ('report.md', 'reproduction.md')
+    for path in (ROOT / 'results').rglob(name)
   )
   assert len(rows) >= 6
   for row in rows:
