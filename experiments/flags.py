@@ -135,6 +135,16 @@ def define_processes() -> None:
 _OWN = ('coordinator', 'process_id', 'join_seconds', 'data_dir', 'raw_dir')
 
 
+def _word(values: Any) -> str:
+  """The same in all processes whose flags are the same."""
+  told = {
+    name: shown(values[name].value, 100_000)
+    for name in _defined(values)
+    if name not in _OWN
+  }
+  return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
 def place(values: Any) -> cluster.Place | None:
   """This process's place among several; None where it is the only one.
 
@@ -149,21 +159,19 @@ def place(values: Any) -> cluster.Place | None:
   for name in names:
     if given and name not in given:
       raise FlagError(name, '', f'a value, because --{given[0]} is given')
-  told = {
-    name: values[name].value for name in _defined(values) if name not in _OWN
-  }
-  word = hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()[:16]
   if not given:
     found = cluster.detected(values.join_seconds)
     if found is None:
       return None
     seconds = values.join_seconds
+    word = _word(values)
     return dataclasses.replace(found, flags=word, join_seconds=seconds)
   address, count = values.coordinator, values.num_processes
   host, _, port = address.rpartition(':')
-  if not (host and port.isdecimal() and 0 < int(port) < 65536):
+  known = port.isascii() and port.isdecimal() and len(port) < 6
+  if not (host and known and 0 < int(port) < 65536):
     raise FlagError('coordinator', address, 'host:port of process 0')
-  _require(values, 'num_processes', lambda v: v >= 1, '1 or more')
+  _require(values, 'num_processes', lambda v: 0 < v < 2**16, '1 to 65535')
   _require(values, 'process_id', lambda v: 0 <= v < count, f'0 to {count - 1}')
   if count == 1:
     return None
@@ -171,7 +179,7 @@ def place(values: Any) -> cluster.Place | None:
     address,
     count,
     values.process_id,
-    flags=word,
+    flags=_word(values),
     join_seconds=values.join_seconds,
   )
 

@@ -86,6 +86,14 @@ def given_flags(binary):
   )
 
 
+def several(coordinator, count, index):
+  values = zip(
+    ('coordinator', 'num_processes', 'process_id'),
+    (coordinator, count, index),
+  )
+  return list(values)
+
+
 def arguments(base, drawn, places):
   made = list(base)
   for name, value in drawn:
@@ -112,6 +120,11 @@ def check(binary, base, drawn, places, finished):
 
 @given(given_flags('unlearn'))
 @example([('seed', '0x' + 'f' * 5000)])
+@example(several('h:' + '9' * 5000, '2', '1'))
+@example(several('h:²', '2', '1'))
+@example(several('h:1', '0x' + 'f' * 5000, '1'))
+@example(several('h:1', '2', '9' * 5000))
+@example(several('h:1', '2', '1') + [('seed', '0x' + 'f' * 5000)])
 @example([('seeds', '9' * 9)])
 @example([('train_epochs', '9' * 30)])
 @example([('epochs', '2147483647')])
