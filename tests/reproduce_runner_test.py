@@ -53,7 +53,8 @@ class FakeBench:
     progress.end('')
     with self.lock:
       self.did.append(task.key)
-    return {'title': task.title, 'measured': {'key': task.key}}
+    measured = {'number': int(task.key, 16)}
+    return {'title': task.title, 'folder': 'x', 'measured': measured}
 
 
 def costs(seconds=10.0):
@@ -137,8 +138,9 @@ def test_a_failed_parent_fails_its_children_without_computing(tmp_path):
 def test_a_damaged_outcome_is_named(tmp_path):
   outcomes = Outcomes(tmp_path)
   assert outcomes.read('k') is None and not outcomes.done('k')
-  outcomes.write('k', {'value': 1.5})
-  assert outcomes.read('k') == {'value': 1.5}
+  outcome = {'folder': 'x', 'measured': {'value': 1.5}}
+  outcomes.write('k', outcome)
+  assert outcomes.read('k') == outcome
   (tmp_path / 'outcomes' / 'k.json').write_text('{')
   with pytest.raises(InputError, match='k.json is damaged'):
     outcomes.read('k')

@@ -123,7 +123,7 @@ def finished(folder):
 def test_it_writes_numbers_words_and_pictures(finished, folder):
   workdir, found = finished
   assert sorted(path.name for path in workdir.iterdir()) == sorted(
-    ['checkpoints', 'workdir.json', *degree.FILES.values()]
+    ['.lock', 'checkpoints', 'workdir.json', *degree.FILES.values()]
   )
   written = json.loads((workdir / 'degree.json').read_text())
   assert written['sentence'] == found['sentence']

@@ -84,7 +84,7 @@ def _check(found: Any, needs: Collection[str]) -> None:
       raise ValueError('its error is no text')
     return
   folder = found.get('folder')
-  if not isinstance(folder, str) or '\0' in folder:
+  if not isinstance(folder, str) or not folder.isprintable():
     raise ValueError('it names no folder')
   if folder.startswith('/') or '..' in folder.split('/'):
     raise ValueError('its folder is outside of the work directory')
@@ -98,7 +98,7 @@ def _check(found: Any, needs: Collection[str]) -> None:
   if not isinstance(history, list) or not all(map(_is_epoch, history)):
     raise ValueError('history is no list of epochs')
   if 'history' in needs:
-    if not history or not all(set(MEASURED) <= set(row) for row in history):
+    if not history or not all(map(_is_measured, history)):
       raise ValueError('an epoch of its history is not whole')
 
   generators, classes = found.get('generators', [0.0]), found.get('classes', 2)
@@ -120,6 +120,10 @@ def _is_epoch(row: Any) -> bool:
     and isinstance(row['epoch'], int)
     and _holds_numbers(row)
   )
+
+
+def _is_measured(row: dict[str, Any]) -> bool:
+  return all(_is_number(row.get(name)) for name in MEASURED)
 
 
 def _holds_numbers(values: Any) -> bool:

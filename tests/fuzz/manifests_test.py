@@ -336,6 +336,8 @@ OUTCOME = {
 @example(b'[' * 100000)
 @example(([([1], 'set', '../../x')], 'old'))
 @example(([([2, 0, 5], 'delete', 0)], 'old'))
+@example(([([2, 0, 5], 'set', None)], 'sealed'))
+@example(([([1], 'set', '\ud800')], 'sealed'))
 @fuzzing.profile('outcomes')
 def test_an_outcome(folders, drawn):
   root = next(folders)
