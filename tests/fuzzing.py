@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import pathlib
+import shutil
 import signal
 import stat
 import sys
@@ -84,10 +85,16 @@ def _hangs(*_):
 
 
 @contextlib.contextmanager
-def case(kind, *trees):
-  """Counts a case; it has to end in time and leave these folders alone."""
+def case(kind, *trees, workdir=None):
+  """Counts a case; it has to end in time and leave these folders alone.
+
+  What a flag says is the work directory may come to be, or fill if it is empty.
+  """
   ran[kind] += 1
   before = [snapshot(tree) for tree in trees]
+  empty = workdir is not None and os.path.isdir(workdir)
+  empty = empty and not os.listdir(workdir)
+  new = workdir is not None and not os.path.lexists(workdir)
   old = signal.signal(signal.SIGALRM, _hangs)
   signal.setitimer(signal.ITIMER_REAL, SECONDS)
   try:
@@ -95,6 +102,10 @@ def case(kind, *trees):
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, old)
+  if new or empty:
+    shutil.rmtree(workdir, ignore_errors=True)
+  if empty:
+    os.mkdir(workdir)
   assert [snapshot(tree) for tree in trees] == before
 
 

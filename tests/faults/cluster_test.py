@@ -177,7 +177,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
 BAD = {
   '--process_id=2': (2, '--process_id=2, allowed: 0 to 1'),
   '--process_id=-1': (2, '--process_id=-1, allowed: 0 to 1'),
-  '--num_processes=0': (2, '--num_processes=0, allowed: 1 or more'),
+  '--num_processes=0': (2, '--num_processes=0, allowed: 1 to 65535'),
   '--coordinator=localhost': (2, '--coordinator=localhost, allowed: host:port'),
   '--coordinator=localhost:x': (2, '--coordinator=localhost:x, allowed:'),
   '--join_seconds=0': (2, '--join_seconds=0.0, allowed: above 0'),
