@@ -90,7 +90,9 @@ def detected(join_seconds: float) -> Place | None:
   kinds = clusters.ClusterEnv._cluster_types
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')
-    present = [k for k in kinds if k.name in _DETECTED and k.is_env_present()]
+    # JAX 0.8 has kinds without a name.
+    known = [k for k in kinds if getattr(k, 'name', None) in _DETECTED]
+    present = [kind for kind in known if kind.is_env_present()]
   if not present:
     return None
   kind = present[0]
