@@ -160,7 +160,7 @@ def _require_whole(stage: stages.Stage, strategy: str, splits: Splits) -> None:
   # See `_by_row`.
   parts = {'retain': splits.train, 'test': splits.test}
   if strategy != 'source':
-    parts = {**splits._asdict(), 'train': splits.train}
+    parts = splits._asdict()
     del parts['train']
   for name, part in parts.items():
     found = getattr(stage.predictions, name)
