@@ -153,7 +153,12 @@ def place(values: Any) -> cluster.Place | None:
   """
   if 'coordinator' not in values:
     return None
-  _require(values, 'join_seconds', lambda v: 0 < v < 86400, 'above 0, a day')
+  _require(
+    values,
+    'join_seconds',
+    lambda v: 0 < v < 86400,
+    'above 0 and below 86400, in seconds',
+  )
   names = ('coordinator', 'num_processes', 'process_id')
   given = [name for name in names if getattr(values, name) is not None]
   for name in names:
