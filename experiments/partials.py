@@ -3,10 +3,12 @@
     WORKDIR/checkpoints/.NAME-KEY.partial/epoch-000007/
 
 lies beside where the finished stage will be, and goes when that is there. The
-two last saves are kept, so that one can be damaged.
+two last saves are kept, so that one can be damaged. While one is written,
+training goes on.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import pathlib
 import shutil
 import sys
@@ -36,6 +38,7 @@ class Partial:
     finished: pathlib.Path,
     save_seconds: float = SAVE_SECONDS,
     tell: Callable[[int], None] | None = None,
+    advance: Callable[[float], None] | None = None,
   ):
     """Writes and reads nothing yet.
 
@@ -43,14 +46,17 @@ class Partial:
       finished: where the finished stage will be.
       save_seconds: from one save to the next; 0 saves every epoch.
       tell: told the epoch after which training goes on, if it does.
+      advance: told how many epochs are done, now and then in a long one.
     """
     self.folder = finished.with_name(f'.{finished.name}.partial')
     self.wall_seconds = 0.0
-    self._finished, self._tell = finished, tell
+    self._finished, self._tell, self._advance = finished, tell, advance
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self._saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
-    self._saved: int | None = None
+    # What is saved, and what is being saved.
+    self._saved: snapshots.Course | None = None
+    self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
     self._loaded: snapshots.Snapshot | None = None
 
   def load(self, like: TrainState) -> snapshots.Snapshot | None:
@@ -62,7 +68,7 @@ class Partial:
     snapshot = self._loaded or self._read(self.folder / newest, like)
     self._loaded = None
     if self._tell:
-      self._tell(snapshot.history[-1].epoch)
+      self._tell(snapshot.course.epoch)
     return snapshot
 
   def _newest(self, like: TrainState) -> str | None:
@@ -82,60 +88,90 @@ class Partial:
     packed, manifest = snapshots.restore(path, stage=self._finished.name)
     snapshot = snapshots.unpack(packed, like)
     self.wall_seconds = float(manifest['wall_seconds'])
-    self._held, self._saved = packed, packed.history[-1].epoch
+    self._held, self._saved = packed, packed.course
     self._saved_at = time.monotonic()
     return snapshot
 
   def save(self, snapshot: snapshots.Snapshot) -> None:
-    """Holds the snapshot, and writes it if it is time or the end is near.
+    """Holds the snapshot, and begins to write it if it is time.
+
+    If the end is near, it is written before this returns.
 
     Raises:
       Stopped: the program was asked to end.
     """
-    self._held = snapshots.pack(snapshot)
+    self._held, course = snapshots.pack(snapshot), snapshot.course
+    if self._advance and course.step:
+      self._advance(course.epoch + course.step / course.steps)
     due = time.monotonic() - self._saved_at >= self._pause
+    if self._saving and self._save_seconds:  # One that takes long is let be.
+      due = due and self._saving[1].done()
     # Several processes save and stop together: process 0 has the clock, and a
     # signal to any of them counts.
     told = parallel.gathered((preemption.requested() or 0, due))
     signum = max(signum for signum, _ in told)
-    if signum or told[0][1]:
-      self.flush()
     if signum:
+      self.flush()
       if len(told) > 1:
         preemption.agree(signum)
       raise preemption.Stopped(signum, self.note())
+    if told[0][1]:
+      self._begin()
 
   def flush(self) -> None:
-    """Writes the last snapshot, unless that has been done.
+    """Writes the last snapshot, unless that has been done, and waits for it."""
+    self.settle()
+    if self._held is not None and self._held.course != self._saved:
+      self._begin()
+      self.settle()
 
-    A disk that refuses it ends nothing: the saves before are still there. Only
-    several processes end, because one alone may have failed.
-    """
-    if self._held is None or self._held.history[-1].epoch == self._saved:
-      return
-    start = time.monotonic()
-    epoch = self._held.history[-1].epoch
-    path = self.folder / f'epoch-{epoch:06}'
+  def _begin(self) -> None:
+    """Begins to write the last snapshot, once the one before is written."""
+    self.settle()
+    assert self._held is not None
+    start, course = time.monotonic(), self._held.course
+    name = f'epoch-{course.epoch:06}'
+    if course.step:
+      name += f'-step-{course.step:09}'
     facts = {
       'stage': self._finished.name,
-      'epoch': epoch,
+      'epoch': course.epoch,
+      'step': course.step,
       'wall_seconds': self.wall_seconds + start - self._start,
     }
+    with self._forgiven():
+      saving = snapshots.save(self.folder / name, self._held, facts)
+      self._saving = course, saving
+    self._saved_at = time.monotonic()
+    if self._save_seconds:
+      cost = self._saved_at - start
+      self._pause = max(self._save_seconds, _RARITY * cost)
+
+  def settle(self) -> None:
+    """Waits for the save that is under way, if there is one."""
+    if self._saving is None:
+      return
+    (course, saving), self._saving = self._saving, None
+    with self._forgiven():
+      saving.result()
+      self._saved = course
+      if parallel.is_first():
+        for old in self._saves()[:-_KEPT]:
+          shutil.rmtree(old, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _forgiven(self) -> Iterator[None]:
+    """Lets training go on where the disk refuses a save.
+
+    It ends nothing: the saves before are still there. Only several processes
+    end, because one alone may have failed.
+    """
     try:
-      snapshots.save(path, self._held, facts)
+      yield
     except InputError as error:
       if parallel.processes() > 1:
         raise
       _warn(f'{error}; training goes on without this save')
-    else:
-      self._saved = epoch
-      if parallel.is_first():
-        for old in self._saves()[:-_KEPT]:
-          shutil.rmtree(old, ignore_errors=True)
-    self._saved_at = time.monotonic()
-    cost = self._saved_at - start
-    if self._save_seconds:
-      self._pause = max(self._save_seconds, _RARITY * cost)
 
   def last_finite(self) -> str:
     """Saves the last snapshot, whose numbers are finite, and says where.
@@ -145,10 +181,7 @@ class Partial:
     self.flush()
     if self._saved is None:
       return ''
-    return (
-      f'the last finite state, after epoch {self._saved}, is kept in'
-      f' {self.folder}'
-    )
+    return f'the last finite state, {self._where()}, is kept in {self.folder}'
 
   def note(self) -> str:
     """What is saved of the stage, in words."""
@@ -156,12 +189,22 @@ class Partial:
     if self._saved is None:
       return f'nothing of {name} is saved; the same command starts it anew'
     return (
-      f'{name} is saved after epoch {self._saved} in {self.folder}; the same'
-      ' command goes on from there'
+      f'{name} is saved {self._where()} in {self.folder}; the same command goes'
+      ' on from there'
+    )
+
+  def _where(self) -> str:
+    assert self._saved is not None
+    step, epoch = self._saved.step, self._saved.epoch
+    return (
+      f'after step {step} of epoch {epoch + 1}'
+      if step
+      else (f'after epoch {epoch}')
     )
 
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
+    self.settle()
     self._held = None
     if parallel.is_first():
       self._sweep()

@@ -56,7 +56,7 @@ def source_stage(
   config = {**known, 'recipe': problem.recipe(values), 'source_seed': seed}
   title = f'seed {values.seed + run} · source'
   name = f'seed{values.seed + run}-source'
-  partial = workdir.partial(name, config, progress.goes_on)
+  partial = workdir.partial(name, config, progress.goes_on, progress.advance)
 
   def compute() -> tuple[ModelState, dict[str, Any], Predictions]:
     progress.begin(title, values.train_epochs)
@@ -215,7 +215,7 @@ def strategy_stage(
   }
   title = f'seed {values.seed + run} · {name}'
   folder = f'seed{values.seed + run}-{name}'
-  partial = workdir.partial(folder, config, progress.goes_on)
+  partial = workdir.partial(folder, config, progress.goes_on, progress.advance)
 
   optimizer = None if row.stops else problem.optimizer(values, splits.retain)
 

@@ -3,7 +3,8 @@
 The first signal is a request. Where work would be lost (`deferred`) it waits
 until whoever does the work asks for `requested`; elsewhere it ends the program
 where it stands. The second signal ends the process at once, even while the
-main thread is inside a compiled epoch: a thread of its own reads the signals.
+main thread is inside a compiled program, and so does a first one that was not
+followed within `_PATIENCE` seconds: a thread of its own reads the signals.
 
 In a run of several processes the first signal is handed on (`told`, `relay`).
 What another process was sent does not count as a second signal.
@@ -13,8 +14,10 @@ from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import os
+import select
 import signal
 import threading
+import time
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -50,6 +53,8 @@ class _Requests:
 
 
 _requests = _Requests()
+# Schedulers give 30 s, and then kill.
+_PATIENCE = 25.0
 _NOTE = 'finished stages are kept, the same command goes on'
 
 
@@ -133,19 +138,26 @@ def _handle(signum: int, frame: Any) -> None:
 
 def _listen(reader: int) -> None:
   """Runs in a thread: it hears a signal whatever the main thread does."""
-  heard = 0
-  while numbers := os.read(reader, 1):
+  heard, signum, until = 0, 0, None
+  while True:
+    left = None if until is None else max(0.0, until - time.monotonic())
+    if not select.select([reader], [], [], left)[0]:
+      _leave(signum)
+    numbers = os.read(reader, 1)
+    if not numbers:
+      return
     if numbers[0] not in SIGNALS:
       continue
-    heard += 1
+    signum, heard = numbers[0], heard + 1
+    until = until or time.monotonic() + _PATIENCE
     own = heard - _requests.relayed
     if own > 1:
-      _leave(numbers[0])
+      _leave(signum)
     if own == 1 and _requests.tell:
-      _requests.tell(numbers[0])
+      _requests.tell(signum)
     if own == 1 and _requests.depth:
-      name = signal.Signals(numbers[0]).name
-      _say(f'{name}: stopping after this epoch; once more stops at once')
+      name = signal.Signals(signum).name
+      _say(f'{name}: saving and stopping; once more stops at once')
 
 
 def _leave(signum: int) -> NoReturn:

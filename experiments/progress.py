@@ -45,19 +45,25 @@ class Progress:
 
   def epoch(self, epoch: Epoch) -> None:
     """An epoch of the stage is over."""
-    rewrites = sys.stdout.isatty()
-    if not rewrites and time.monotonic() - self._shown < 60:
-      return
-    self._shown = time.monotonic()
-    spent = time.monotonic() - self._start
     numbers = ''.join(
       f'  {name.split("_")[0]} {100 * epoch.measured[name]:.1f} %'
       for name in ('forget_accuracy', 'retain_accuracy')
       if name in epoch.measured
     )
-    planned = f'epoch {epoch.epoch}/{int(self._planned_here)}'
-    here = epoch.epoch - self._before
-    left = self.left(self._worked + spent, self._done + here)
+    self._show(epoch.epoch, numbers)
+
+  def advance(self, epochs: float) -> None:
+    """So many epochs of the stage are done, and a part of one among them."""
+    self._show(epochs, '')
+
+  def _show(self, epochs: float, numbers: str) -> None:
+    rewrites = sys.stdout.isatty()
+    if not rewrites and time.monotonic() - self._shown < 60:
+      return
+    self._shown = time.monotonic()
+    spent = time.monotonic() - self._start
+    planned = f'epoch {_short(epochs)}/{int(self._planned_here)}'
+    left = self.left(self._worked + spent, self._done + epochs - self._before)
     line = f'{self._head()}  {planned}{numbers}{left}'
     if rewrites:
       print(f'\r\x1b[K{line}', end='', flush=True)
@@ -96,6 +102,11 @@ class Progress:
       return ''
     left = seconds / epochs * remaining
     return f'  at most {clock(left)} left'
+
+
+def _short(epochs: float) -> str:
+  """'3', or '3.25' in the midst of the fourth epoch."""
+  return f'{epochs:.2f}' if epochs % 1 else f'{epochs:.0f}'
 
 
 def clock(seconds: float) -> str:

@@ -168,17 +168,19 @@ class Workdir:
     name: str,
     config: dict[str, Any],
     tell: Callable[[int], None] | None = None,
+    advance: Callable[[float], None] | None = None,
   ) -> partials.Partial:
     """Keeps the training of the stage with this configuration.
 
     Args:
       name: of the stage, as in `run`.
       config: its configuration, as in `run`.
-      tell: told the epoch after which training goes on, if it does.
+      tell: see `partials.Partial`.
+      advance: see `partials.Partial`.
     """
     path = self.folder(name, config)
     if path not in self._partials:
-      kept = partials.Partial(path, self._save_seconds, tell)
+      kept = partials.Partial(path, self._save_seconds, tell, advance)
       self._partials[path] = kept
     return self._partials[path]
 
@@ -214,6 +216,7 @@ class Workdir:
       with preemption.deferred():
         start = time.monotonic()
         state, record, predictions = compute()
+        partial.settle()
         wall = partial.wall_seconds + time.monotonic() - start
         extra = _files({**record, 'wall_seconds': wall}, predictions)
         if len(forget_ids):

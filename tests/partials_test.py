@@ -1,7 +1,9 @@
 """Saves of a running stage: when they are made, and what harm they survive."""
 
+import json
 import shutil
 import signal
+import threading
 
 import helpers
 import jax
@@ -15,7 +17,8 @@ MODEL, SPLITS = helpers.model(), helpers.splits()
 
 
 def train(keeper=None, epochs=4):
-  return training.train(
+  """A training whose last save has ended, too."""
+  fit = training.train(
     jax.random.key(3),
     MODEL,
     SPLITS.train,
@@ -23,6 +26,9 @@ def train(keeper=None, epochs=4):
     batch_size=16,
     keeper=keeper,
   )
+  if keeper:
+    keeper.settle()
+  return fit
 
 
 def partial(tmp_path, save_seconds=0.0, told=None):
@@ -136,7 +142,7 @@ def epochs_saved(clock, monkeypatch, kept, cost):
   found, real = [], snapshots.save
 
   def slow(path, packed, facts):
-    found.append(packed.history[-1].epoch)
+    found.append(packed.course.epoch)
     clock.now += cost
     return real(path, packed, facts)
 
@@ -147,6 +153,10 @@ def epochs_saved(clock, monkeypatch, kept, cost):
     def save(self, snapshot):
       clock.now += 10
       kept.save(snapshot)
+      kept.settle()
+
+    def settle(self):
+      pass
 
   monkeypatch.setattr(snapshots, 'save', slow)
   train(Ten(), epochs=12)
@@ -179,6 +189,63 @@ def test_who_is_asked_to_stop_saves_first(tmp_path, monkeypatch, whole):
   assert stopped.value.signum == signal.SIGTERM
   assert 'saved after epoch 1 in' in stopped.value.note
   assert saved(tmp_path) == ['epoch-000001']
+  monkeypatch.undo()
+  assert_same(train(partial(tmp_path)), whole)
+
+
+def test_who_is_asked_to_stop_in_an_epoch_saves_its_step(
+  tmp_path, monkeypatch, whole
+):
+  monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+  answers = iter([None] * 9 + [signal.SIGINT])
+  monkeypatch.setattr(preemption, 'requested', lambda: next(answers))
+  with pytest.raises(preemption.Stopped) as stopped:
+    train(partial(tmp_path, 1e9))
+  # Of six steps in each epoch, the tenth.
+  assert 'is saved after step 4 of epoch 2 in' in stopped.value.note
+  assert saved(tmp_path) == ['epoch-000001-step-000000004']
+  manifest = json.loads(next(tmp_path.rglob('manifest.json')).read_text())
+  assert (manifest['epoch'], manifest['step']) == (1, 4)
+  monkeypatch.undo()
+  told, done = [], []
+  kept = partials.Partial(
+    tmp_path / 'seed0-source-abc', 0.0, told.append, done.append
+  )
+  monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+  assert_same(train(kept), whole)
+  assert told == [1]
+  assert done[0] == 1 + 5 / 6 and all(epochs % 1 for epochs in done)
+
+
+def test_saves_of_one_epoch_are_in_order(tmp_path, monkeypatch, whole):
+  monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+  train(partial(tmp_path), epochs=1)
+  assert saved(tmp_path) == ['epoch-000000-step-000000005', 'epoch-000001']
+  monkeypatch.undo()
+  assert_same(train(partial(tmp_path)), whole)
+
+
+def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch, whole):
+  disk, seen, real = threading.Event(), [], checkpoints._digests
+
+  def slow(folder):
+    assert disk.wait(60)
+    return real(folder)
+
+  class Watched(partials.Partial):
+    def save(self, snapshot):
+      super().save(snapshot)
+      seen.append([n for n in saved(tmp_path) if not n.startswith('.')])
+      if snapshot.course.epoch == 3:
+        disk.set()
+
+  monkeypatch.setattr(checkpoints, '_digests', slow)
+  # Due after each epoch, but the first one is under way until the third.
+  kept = Watched(tmp_path / 'seed0-source-abc', 1e-9)
+  monkeypatch.setattr(partials, '_RARITY', 0)
+  assert_same(train(kept), whole)
+  assert seen[:2] == [[], []] and seen[2] in ([], ['epoch-000001'])
+  assert saved(tmp_path)[0] == 'epoch-000001'
   monkeypatch.undo()
   assert_same(train(partial(tmp_path)), whole)
 

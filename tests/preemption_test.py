@@ -79,7 +79,7 @@ tell('never reached')
   name = signal.Signals(number).name
   assert err.split('\n') == [
     '',
-    f'{name}: stopping after this epoch; once more stops at once',
+    f'{name}: saving and stopping; once more stops at once',
     '',
   ]
 
@@ -114,6 +114,25 @@ def test_the_second_signal_ends_what_hears_nothing(number, status):
   process.communicate(timeout=20)
   assert process.returncode == status
   assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize('number, status', SIGNALS)
+@pytest.mark.parametrize('deferred', [True, False])
+def test_what_hears_nothing_ends_in_time(number, status, deferred):
+  """Without a second signal: a scheduler kills after 30 s."""
+  assert preemption._PATIENCE < 30
+  body = "preemption._PATIENCE = 1.0\ntell('ready')\ndeaf(60)"
+  if deferred:
+    lines = '\n  '.join(body.splitlines())
+    body = f'with preemption.deferred():\n  {lines}'
+  process = start(body, rounds=8)
+  began = time.monotonic()
+  process.send_signal(number)
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == status
+  assert 0.9 < time.monotonic() - began < 6
+  assert err.strip().splitlines()[-1].startswith('stopped at once; what was ')
+  assert out == ''
 
 
 def test_the_handlers_that_were_there_come_back():

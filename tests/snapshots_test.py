@@ -30,7 +30,7 @@ class StopHereError(Exception):
 
 
 class OnDisk:
-  """Saves every epoch, and ends the training after one of them."""
+  """Saves whatever it is told, and ends the training after one of it."""
 
   def __init__(self, folder, stop_after=None):
     self.folder, self.stop_after = folder, stop_after
@@ -43,10 +43,15 @@ class OnDisk:
     return snapshots.unpack(packed, like)
 
   def save(self, snapshot):
-    self.last = snapshot.history[-1].epoch
-    snapshots.save(self.folder / str(self.last), snapshots.pack(snapshot), {})
+    course = snapshot.course
+    self.last = (course.epoch, course.step) if course.step else course.epoch
+    save(self.folder / str(self.last), snapshots.pack(snapshot))
     if self.last == self.stop_after:
       raise StopHereError
+
+
+def save(directory, packed):
+  assert snapshots.save(directory, packed, {}).result()
 
 
 def interrupted(train, folder, stop_after=2):
@@ -102,19 +107,37 @@ def finetune(keeper=None, **options):
   )
 
 
+# After an epoch, and after some steps of the next one.
+AT = [2, (1, 1), (2, 4)]
+
+
+@pytest.fixture
+def short_calls(monkeypatch):
+  """Calls of one step each, as if a step took ten seconds."""
+  monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+
+
+@pytest.mark.parametrize('stop_after', AT)
 @pytest.mark.parametrize('devices', [1, 4])
-def test_finetuning_goes_on_to_the_same_bits(devices, tmp_path):
+def test_finetuning_goes_on_to_the_same_bits(
+  devices, stop_after, tmp_path, monkeypatch
+):
   with parallel.use(jax.devices()[:devices]):
-    whole, parts = finetune(), interrupted(finetune, tmp_path)
+    whole = finetune()
+    monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+    parts = interrupted(finetune, tmp_path, stop_after)
   assert len(whole.history) == 6
   assert_same(whole, parts)
 
 
+@pytest.mark.parametrize('stop_after', AT)
 @pytest.mark.parametrize('devices', [1, 4])
-def test_streamed_training_goes_on_to_the_same_bits(devices, tmp_path):
+def test_streamed_training_goes_on_to_the_same_bits(
+  devices, stop_after, tmp_path, short_calls
+):
   with parallel.use(jax.devices()[:devices]), streaming.limit(1500):
     assert streaming.streams(SPLITS.train)
-    parts = interrupted(finetune, tmp_path)
+    parts = interrupted(finetune, tmp_path, stop_after)
   with parallel.use(jax.devices()[:devices]):
     assert_same(finetune(), parts)
 
@@ -146,7 +169,7 @@ def test_the_seconds_go_on_too(tmp_path):
   packed, _ = snapshots.restore(tmp_path / '2')
   keeper.stop_after = None
   history = finetune(keeper).history
-  assert history[:3] == packed.history
+  assert history[:3] == packed.course.history
   seconds = [row.seconds for row in history]
   assert seconds == sorted(seconds) and seconds[0] > 0
 
@@ -260,11 +283,43 @@ def test_another_trainings_save_is_refused(tmp_path):
     finetune(keeper, frozen=frozenset(MODEL.order[:4]))
 
 
+def test_a_save_of_longer_epochs_is_refused(tmp_path, short_calls):
+  keeper = OnDisk(tmp_path, (1, 2))
+  with pytest.raises(StopHereError):
+    finetune(keeper)
+  with pytest.raises(
+    InputError, match='saved training has 5 steps an epoch, allowed: 1'
+  ):
+    training.fit(
+      jax.random.key(0),
+      MODEL,
+      SOURCE,
+      [SPLITS.retain],
+      epochs=2,
+      batch_sizes=[80],
+      optimizer=training.adam(1e-2),
+      frozen=frozenset(MODEL.order[:2]),
+      keeper=keeper,
+    )
+
+
+def test_seconds_of_an_epoch_that_is_not_over_count(tmp_path, short_calls):
+  keeper = OnDisk(tmp_path, (1, 3))
+  with pytest.raises(StopHereError):
+    finetune(keeper)
+  course = snapshots.restore(tmp_path / '(1, 3)')[0].course
+  assert course.step == 3 and course.seconds > 0
+  keeper.stop_after = None
+  first, second = finetune(keeper).history[1:3]
+  assert first == course.history[1]
+  assert second.seconds - first.seconds > course.seconds
+
+
 def test_a_key_of_another_kind_is_refused():
   model = ModelState({'w': jnp.ones(2)})
   state = TrainState(model, (), jax.random.key(0))
-  row = snapshots.Epoch(0, None, 0.0, {})
-  packed = snapshots.pack(snapshots.Snapshot(state, (row,), 0.0))
+  course = snapshots.Course((snapshots.Epoch(0, None, 0.0, {}),), 0.0, 1)
+  packed = snapshots.pack(snapshots.Snapshot(state, course))
   other = state._replace(key=jax.random.key(0, impl='rbg'))
   with pytest.raises(InputError, match='saved training has (shapes|key)='):
     snapshots.unpack(packed, other)
@@ -288,7 +343,7 @@ def test_measurements_that_are_not_finite_are_kept(tmp_path):
   measured = {'odd': float('nan'), 'long': np.float32(0.1)}
   with pytest.raises(StopHereError):
     finetune(keeper, measure=lambda _: measured)
-  (row,) = snapshots.restore(tmp_path / '1')[0].history[1:]
+  (row,) = snapshots.restore(tmp_path / '1')[0].course.history[1:]
   assert np.isnan(row.measured['odd'])
   assert row.measured['long'] == np.float32(0.1)
 

@@ -1,6 +1,6 @@
 """Sets that do not fit the devices train and evaluate like those that do."""
 
-import json
+import itertools
 import math
 
 import helpers
@@ -11,7 +11,6 @@ import pytest
 
 from unlearn_jax import (
   data,
-  epoch,
   evaluation,
   finetuning,
   normalization,
@@ -20,7 +19,6 @@ from unlearn_jax import (
   training,
   unlearning,
 )
-from unlearn_jax.base import InputError
 from unlearn_jax.data import streaming
 from unlearn_jax.prediction import predict
 from unlearn_jax.strategies import Settings
@@ -147,7 +145,7 @@ def stream(limit=LIMIT, steps=11, even=False):
   'limit, even, lengths',
   [
     (LIMIT, False, [2, 2, 2, 2, 3]),
-    (LIMIT, True, [3, 3, 3, 3, 3]),
+    (LIMIT, True, [3, 3, 3, 3]),
     (0, False, [2, 2, 2, 2, 3]),
     (4 * 4 * 144, False, [3, 4, 4]),
     (4 * 6 * 144, False, [5, 6]),
@@ -171,72 +169,69 @@ def read(blocks):
   return [(b.first, b.last, np.asarray(b.images[0]).tolist()) for b in blocks]
 
 
-@pytest.mark.parametrize('consumed', [0, 1, 3, 5])
-def test_the_position_is_checkpointable(consumed):
+@pytest.mark.parametrize('even', [False, True])
+@pytest.mark.parametrize('step', [0, 1, 3, 4, 10])
+def test_reading_begins_with_the_block_of_any_step(step, even):
   rows = np.random.default_rng(0).permutation(99)[:88].reshape(2, 11, 4)
-  whole = stream()
-  every = read(whole.blocks([rows]))
-  first = whole.blocks([rows])
-  for _ in range(consumed):
-    next(first)
-  state = json.loads(json.dumps(first.get_state()))
-  resumed = whole.blocks([rows])
-  resumed.set_state(state)
-  assert read(resumed) == read(first) == every[consumed:]
+  cut = stream(even=even)
+  every = read(cut.blocks([rows]))
+  assert len(every) == len(cut.spans)
+  got = read(cut.blocks([rows], step=step))
+  assert got == every[-len(got) :]
+  assert got[0][0] <= step < got[0][1]
   numbers = np.concatenate([np.array(b[2])[..., 0] for b in every], 1)
-  assert (numbers == (36 * rows).astype(np.uint8)).all()
+  assert (numbers[:, :11] == (36 * rows).astype(np.uint8)).all()
+  # What is beyond the last step is not read, but black.
+  assert numbers.shape[1] == (12 if even else 11)
+  assert not numbers[:, 11:].any()
 
 
-def test_a_position_of_another_cut_is_refused():
-  rows = np.zeros((1, 11, 4), int)
-  state = stream().blocks([rows]).get_state()
-  with pytest.raises(InputError, match=r"position={'blocks': 5.*allowed"):
-    stream(4 * 6 * 144).blocks([rows]).set_state(state)
+class Ragged:
+  """Calls of one step, two, three, one, ... where time would cut them."""
+
+  is_long = True
+
+  def __init__(self, steps):
+    self._lengths = itertools.cycle([1, 2, 3])
+
+  @property
+  def steps(self):
+    return next(self._lengths)
+
+  def learn(self, steps, seconds):
+    pass
+
+
+class Watching:
+  """Sees that never more than two blocks lie on the devices."""
+
+  def __init__(self):
+    self.steps = []
+
+  def load(self, like):
+    return None
+
+  def save(self, snapshot):
+    # Blocks are [D, S, P, height, width, channels].
+    assert sum(array.ndim == 6 for array in jax.live_arrays()) <= 2
+    self.steps.append((snapshot.course.epoch, snapshot.course.step))
 
 
 @pytest.mark.parametrize('devices', [1, 4])
-def test_an_epoch_can_be_resumed_in_its_middle(devices):
-  """From a copied state and a position, as a checkpoint would hold them."""
-  _, splits = on_host()
-  sets, optimizer = [splits.retain], training.adam(1e-2)
-  trained = (True,) * len(MODEL.order)
-  saved = []
-
-  def save(state, position):
-    # Blocks are [D, S, P, height, width, channels].
-    assert sum(array.ndim == 6 for array in jax.live_arrays()) <= 2
-    model, opt_state = jax.tree.map(np.array, (state.model, state.opt_state))
-    key = jax.random.key_data(state.key).tolist()
-    saved.append((model, opt_state, key, position))
-
-  with parallel.use(jax.devices()[:devices]), streaming.limit(0):
-    share = 16 // devices
-    program = epoch.program(
-      MODEL, training.cross_entropy, optimizer, (share,), 5, trained, noise
-    )
-    run, resident = epoch.runner(program, sets, (share,), 5)
-    model = fresh()
-    start = parallel.replicate(
-      training.TrainState(
-        model,
-        optimizer.init(jax.tree.leaves(model.params)),
-        jax.random.key(5),
-      )
-    )
-    inputs = parallel.replicate((resident, None))
-    whole, losses = run(start, *inputs, on_block=save)
-    assert len(saved) == 2 and saved[0][3]['next_index'] == 1
-    model, opt_state, key, position = saved[0]
-    assert key == jax.random.key_data(jax.random.key(5)).tolist()
-    middle = training.TrainState(model, opt_state, jax.random.key(5))
-    again, rest = run(parallel.replicate(middle), *inputs, position)
-  equal(whole.model, again.model)
-  equal(whole.opt_state, again.opt_state)
-  assert (
-    jax.random.key_data(whole.key) == jax.random.key_data(again.key)
-  ).all()
-  equal(losses[-len(rest) :], rest)
-  assert len(losses) == 5 and len(rest) == 3
+@pytest.mark.parametrize('limit', [None, 0, 4600])
+def test_an_epoch_is_the_same_however_it_is_cut(devices, limit, monkeypatch):
+  want = fit(SPLITS, devices)
+  monkeypatch.setattr(training, '_Pace', Ragged)
+  images, splits = on_host()
+  keeper = Watching()
+  with streaming.limit(limit):
+    got = fit(SPLITS if limit is None else splits, devices, keeper=keeper)
+  equal(got.state, want.state)
+  assert [e.loss for e in got.history] == [e.loss for e in want.history]
+  middle = [step for epoch, step in keeper.steps if epoch == 1]
+  assert middle == sorted(middle) and len(middle) > 2, keeper.steps
+  # Each of the 80 examples once an epoch.
+  assert images.taken == (0 if limit is None else 160)
 
 
 @pytest.mark.parametrize('devices', [1, 4])
@@ -332,8 +327,8 @@ def test_nothing_is_compiled_after_the_first_streamed_epoch():
   with streaming.limit(LIMIT):
     run()
     run()
-  # The two lengths of blocks (5 steps are 2 and 3), and perhaps the plan.
-  assert seen[1] - seen[0] in (2, 3), seen
+  # The steps, and perhaps the plan.
+  assert seen[1] - seen[0] in (1, 2), seen
   assert seen[1] == seen[2] == seen[3] == seen[-1], seen
 
 

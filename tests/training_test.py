@@ -188,6 +188,30 @@ def test_finetuning_with_two_sets_compiles_in_its_first_epoch_only():
 
 
 @pytest.mark.parametrize('devices', [1, 4])
+def test_a_loop_of_known_length_gives_the_same_bits(devices, monkeypatch):
+  """It is what a GPU runs."""
+  with parallel.use(jax.devices()[:devices]):
+    want, made, original = fit(fresh(), devices), [], epoch.program
+    monkeypatch.setattr(epoch, 'runs_whole', lambda: True)
+    monkeypatch.setattr(
+      epoch,
+      'program',
+      lambda *given: made.append(given[-1]) or original(*given),
+    )
+    got = fit(fresh(), devices)
+    assert made and all(made)
+    # A call of ten seconds is one step: after the first epoch, others.
+    monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+    made.clear()
+    cut = fit(fresh(), devices)
+    assert made[0] and not any(made[1:]) and len(made) > 2
+  for other in (got, cut):
+    assert [e.loss for e in other.history] == [e.loss for e in want.history]
+    for a, b in zip(leaves(other.state), leaves(want.state), strict=True):
+      assert (a == b).all()
+
+
+@pytest.mark.parametrize('devices', [1, 4])
 def test_an_epoch_transfers_nothing(devices):
   """From the first epoch on, only what is asked for explicitly moves."""
 
@@ -219,7 +243,8 @@ def epoch_of(frozen):
     w for w, moves in zip(jax.tree.leaves(state.params), trained) if moves
   ]
   start = training.TrainState(state, optimizer.init(moving), jax.random.key(0))
-  return program, (start, (SPLITS.train,), None, None, None)
+  span = np.array([0, 6, 0], np.int32)
+  return program, (start, (SPLITS.train,), None, span, (None,))
 
 
 def test_a_frozen_beginning_costs_no_backward_pass():

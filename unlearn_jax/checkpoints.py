@@ -5,12 +5,16 @@ small files belong to it. It appears all at once: it is written under another
 name and then renamed. The manifest holds a digest of every other file, of the
 arrays, and of itself; what was read is believed only if they agree.
 
+A save is asynchronous: whoever began it may compute while Orbax and a thread
+write, and has to wait for its end before beginning another.
+
 Under `jax.distributed` all processes save together: Orbax writes from each of
 them, and when all have written, process 0 adds the rest and renames. They have
 to see the same file system. Each restores on its own.
 """
 
 from collections.abc import Mapping
+from concurrent import futures
 import hashlib
 import json
 import os
@@ -70,7 +74,7 @@ def digest(tree: Any) -> str:
   for path, leaf in sorted(leaves.items()):
     array = np.asarray(leaf)
     sha.update(f'{path} {array.dtype} {array.shape}\n'.encode())
-    sha.update(np.ascontiguousarray(array).tobytes())
+    sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
   return sha.hexdigest()
 
 
@@ -97,6 +101,11 @@ def save(
   return save_tree(directory, state._asdict(), manifest, files)
 
 
+# Of a save under way: `result()` waits for its end and returns the digest of
+# the tree, or raises an InputError; `done()` says whether it would wait.
+Saving = futures.Future[str]
+
+
 def save_tree(
   directory: str | os.PathLike,
   tree: dict[str, Any],
@@ -104,14 +113,49 @@ def save_tree(
   files: Mapping[str, bytes] | None = None,
 ) -> str:
   """`save` for any nested dictionary of arrays."""
+  return begin(directory, tree, manifest, files).result()
+
+
+def begin(
+  directory: str | os.PathLike,
+  tree: dict[str, Any],
+  manifest: dict[str, Any],
+  files: Mapping[str, bytes] | None = None,
+) -> Saving:
+  """`save_tree` without waiting for its end.
+
+  Args:
+    directory: as in `save`.
+    tree: nested dictionary of arrays; arrays of the host must not be changed
+      until the save has ended.
+    manifest: as in `save`.
+    files: as in `save`.
+
+  Returns:
+    The save under way. If the process ends first, nothing is there.
+
+  Raises:
+    InputError: `directory` exists, or cannot be written.
+  """
   target = pathlib.Path(directory).absolute()
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
-  several = parallel.processes() > 1
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
+  several = parallel.processes() > 1
+  try:
+    checkpointer = ocp.StandardCheckpointer()
+    try:
+      saved = parallel.everywhere(host) if several else host
+      checkpointer.save(draft / _STATE, saved)
+    except BaseException:
+      checkpointer.close()
+      raise
+  except Exception as error:
+    _forget(draft)
+    raise _unwritten(target, error) from error
 
-  def finish() -> str:
+  def name() -> str:
     """Once all processes have written: the rest, and the name."""
     for name, content in (files or {}).items():
       (draft / name).write_bytes(content)
@@ -124,18 +168,32 @@ def save_tree(
     draft.rename(target)
     return manifest['state_sha256']
 
-  try:
-    with ocp.StandardCheckpointer() as checkpointer:
-      saved = parallel.everywhere(host) if several else host
-      checkpointer.save(draft / _STATE, saved)
-    parallel.gathered('written')
-    return parallel.by_first(finish)
+  def finish() -> str:
+    try:
+      with checkpointer:
+        checkpointer.wait_until_finished()
+      # Not in turn with what the main thread tells the other processes.
+      parallel.gathered('written', at=draft.name)
+      return parallel.by_first(name, at=draft.name)
+    except Exception as error:
+      raise _unwritten(target, error) from error
+    finally:
+      _forget(draft)
+
+  executor = futures.ThreadPoolExecutor(1, 'save')
+  saving = executor.submit(finish)
+  executor.shutdown(wait=False)
+  return saving
+
+
+def _unwritten(target: pathlib.Path, error: Exception) -> InputError:
   # A full disk is an OSError in one layer of Orbax, a ValueError in another.
-  except Exception as error:
-    raise InputError(f'cannot write {target}: {_first_line(error)}') from error
-  finally:
-    if parallel.is_first():
-      shutil.rmtree(draft, ignore_errors=True)
+  return InputError(f'cannot write {target}: {_first_line(error)}')
+
+
+def _forget(draft: pathlib.Path) -> None:
+  if parallel.is_first():
+    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draft(target: pathlib.Path) -> str:

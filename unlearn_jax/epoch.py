@@ -1,13 +1,14 @@
-"""One epoch as one compiled, data-parallel program; or as several parts.
+"""One epoch as one compiled, data-parallel program.
 
-What an epoch does is the same wherever the images lie: `program` runs all of
-it at once where they lie on the devices, and part by part where they come
-from the host (`data.streaming`), in the same order and with the same keys.
+The program runs any consecutive steps of an epoch: all of them in one call,
+or as many as a call may take, or those whose images have come from the host
+(`data.streaming`). Order, augmentation and results are the same however an
+epoch is cut.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ import optax
 
 from unlearn_jax import parallel
 from unlearn_jax.base import (
-  Array,
   Batch,
   Examples,
   Key,
@@ -40,25 +40,22 @@ def _shuffled(key: Key, count: int, shape: tuple[int, ...]) -> jax.Array:
   return jnp.concatenate(rounds)[:needed].reshape(shape)
 
 
-class _Part(NamedTuple):
-  """Consecutive steps of an epoch: which examples, and what augments them.
-
-  Attributes:
-    key: that the augmentation of every step of the epoch is drawn from.
-    numbers: int32 `[S]`, the steps' numbers in the epoch.
-    orders: of each set int32 `[S, D, P]`, positions of the examples that each
-      of the D devices takes.
-  """
-
-  key: Key
-  numbers: Array
-  orders: tuple[Array, ...]
-
-
 def _plan(
   key: Key, counts: Sequence[int], shares: Sequence[int], steps: int
-) -> tuple[Key, _Part]:
-  """A whole epoch, and the key of the next one."""
+) -> tuple[Key, Key, tuple[jax.Array, ...]]:
+  """What an epoch does.
+
+  Args:
+    key: of the epoch.
+    counts: examples of each set.
+    shares: of each set P, the examples that a device takes a step.
+    steps: S, of the epoch.
+
+  Returns:
+    The key of the next epoch; the key that the augmentation of every step is
+    drawn from; and of each set int32 `[S, D, P]`, the positions of the examples
+    that each of the D devices takes.
+  """
   key, shuffle_key, augment_key = jax.random.split(key, 3)
   devices = len(parallel.devices())
   orders = tuple(
@@ -67,7 +64,7 @@ def _plan(
       jax.random.split(shuffle_key, len(counts)), counts, shares
     )
   )
-  return key, _Part(augment_key, jnp.arange(steps), orders)
+  return key, augment_key, orders
 
 
 def _finite(tree: Any) -> jax.Array:
@@ -85,26 +82,43 @@ def program(
   steps: int,
   trained: tuple[bool, ...],
   augment: Augment | None,
+  whole: bool = False,
 ):
-  """One epoch as one program: shuffle, augment, step, scanned.
+  """The steps of an epoch: shuffle, augment, step, in a loop.
 
-  Where images are streamed it runs one part of the epoch a call. The losses
-  are NaN if parameters or statistics are not finite afterwards.
+  Args:
+    model: the classifier.
+    loss: what is minimised.
+    optimizer: Optax.
+    sizes: of each set, the examples that a device takes a step.
+    steps: of an epoch.
+    trained: of each parameter tensor, whether it moves.
+    augment: of images that have no teacher.
+    whole: compiles for the span of all steps only. A GPU runs a loop of known
+      length without asking the host after each step.
+
+  Returns:
+    `(state, sets, movable, span, images) -> (state, losses)`, compiled once.
+    `span` is int32 `[3]`: the first step, the step after the last one, and the
+    step that `images`, the rows of streamed sets, begin with. `losses` is
+    float32 `[steps]`, of which those in the span are set: to NaN if parameters
+    or statistics are not finite afterwards. The key of the state is that of
+    the epoch until its last step.
   """
 
   def merge(moving: list, still: list, treedef: Any) -> Any:
     parts = {True: iter(moving), False: iter(still)}
     return treedef.unflatten([next(parts[moves]) for moves in trained])
 
-  def epoch(rank, state: TrainState, sets, movable, part, streamed):
+  def epoch(rank, state: TrainState, sets, movable, span, streamed):
     leaves, treedef = jax.tree.flatten(state.model.params)
     frozen = [leaf for leaf, moves in zip(leaves, trained) if not moves]
     moving = [leaf for leaf, moves in zip(leaves, trained) if moves]
-    key = state.key
-    if part is None:
-      key, part = _plan(key, [s.size for s in sets], sizes, steps)
-      streamed = (None,) * len(sets)
-    orders = tuple(order[:, rank] for order in part.orders)
+    first, last, begin = (0, steps, 0) if whole else span
+    next_key, augment_key, orders = _plan(
+      state.key, [s.size for s in sets], sizes, steps
+    )
+    orders = tuple(order[:, rank] for order in orders)
 
     def draw(examples: Examples, positions, images, key) -> Batch:
       rows, targets = examples.indices[positions], examples.targets
@@ -116,12 +130,15 @@ def program(
         images = augment(key, images)
       return Batch(images, examples.labels[rows], targets)
 
-    def step(carry, inputs):
-      moving, batch_stats, opt_state = carry
-      number, positions, images = inputs
+    def step(number, carry):
+      moving, batch_stats, opt_state, losses = carry
       keys = jax.random.split(
-        jax.random.fold_in(jax.random.fold_in(part.key, number), rank),
+        jax.random.fold_in(jax.random.fold_in(augment_key, number), rank),
         len(sets),
+      )
+      positions = tuple(order[number] for order in orders)
+      images = tuple(
+        None if rows is None else rows[number - begin] for rows in streamed
       )
       batches = tuple(map(draw, sets, positions, images, keys))
 
@@ -140,16 +157,19 @@ def program(
           lambda u, m: jnp.where(m, u, 0), updates, movable
         )
       moving = optax.apply_updates(moving, updates)
-      return (moving, batch_stats, opt_state), value
+      return moving, batch_stats, opt_state, losses.at[number].set(value)
 
-    start = (moving, state.model.batch_stats, state.opt_state)
-    (moving, batch_stats, opt_state), losses = jax.lax.scan(
-      step, start, (part.numbers, orders, streamed)
+    moving, batch_stats, opt_state, losses = jax.lax.fori_loop(
+      first,
+      last,
+      step,
+      (moving, state.model.batch_stats, state.opt_state, jnp.zeros(steps)),
     )
     params = merge(moving, frozen, treedef)
     model_state = ModelState(params, batch_stats)
-    # Where the host looks anyway: a broken state shows in its epoch's losses.
+    # Where the host looks anyway: a broken state shows in its losses.
     losses = jnp.where(_finite((moving, batch_stats)), losses, jnp.nan)
+    key = jnp.where(last == steps, next_key, state.key)
     return TrainState(model_state, opt_state, key), losses
 
   return parallel.spmd(epoch, donate=[0], split=[4])
@@ -163,103 +183,128 @@ def _plan_program(
   steps: int,
 ):
   """`_plan` alone, to know on the host what an epoch on `devices` will do."""
-  return jax.jit(lambda key: _plan(key, counts, shares, steps))
+  return jax.jit(lambda key: _plan(key, counts, shares, steps)[-1])
 
 
-class _Streamed:
-  """Runs epochs over sets of which some stay on the host, part by part.
+def runs_whole() -> bool:
+  """Whether a loop of known length is the faster one here; see `program`."""
+  return parallel.devices()[0].platform != 'cpu'
 
-  Order and augmentation are those of an epoch with everything on the devices.
+
+class _Reader:
+  """The images of streamed sets, block by block in the order of the steps."""
+
+  def __init__(
+    self, sets: Sequence[Examples], shares: Sequence[int], steps: int
+  ):
+    streamed = [streaming.streams(s) for s in sets]
+    self._stream = streaming.Stream(
+      [s.images if streams else None for s, streams in zip(sets, streamed)],
+      shares,
+      steps,
+      even=True,
+    )
+    # Of the streamed sets, where each example lies on the host.
+    self._rows = [
+      np.asarray(s.indices) if streams else None
+      for s, streams in zip(sets, streamed)
+    ]
+    counts = tuple(s.size for s in sets)
+    self._plan = _plan_program(parallel.devices(), counts, tuple(shares), steps)
+    self._steps = steps
+    # Blocks to come, the one that is on the devices, the step that is next.
+    self._blocks: Iterator[streaming.Block] = iter(())
+    self._block: streaming.Block | None = None
+    self._next = 0
+
+  def block(self, step: int, key: Key) -> streaming.Block:
+    """The block that holds a step, in the epoch of this key."""
+    if self._block is None or step != self._next:
+      self._block = None  # Its memory is free before the next takes some.
+      own, orders = parallel.ranks(), jax.device_get(self._plan(key))
+      rows = [
+        None if rows is None else rows[order[:, own]].swapaxes(0, 1)
+        for rows, order in zip(self._rows, orders)
+      ]
+      self._blocks = self._stream.blocks(rows, parallel.shard, step)
+      self._block = next(self._blocks)
+    return self._block
+
+  def ran_to(self, step: int) -> None:
+    """Told where the call that was just started will end.
+
+    While the devices work on it, a next block is on its way to them.
+    """
+    self._next = step
+    assert self._block is not None
+    if step in (self._block.last, self._steps):
+      self._block = next(self._blocks, None) if step < self._steps else None
+
+
+class Runner:
+  """Runs the steps of epochs over some sets, of which some may be streamed.
+
+  Attributes:
+    steps: of an epoch.
+    sets: as they are to lie on the devices, without streamed images.
   """
 
   def __init__(
     self,
-    program: Callable[..., Any],
+    executable: Callable[[bool], Callable[..., Any]],
     sets: Sequence[Examples],
     shares: tuple[int, ...],
     steps: int,
   ):
-    self._program = program
-    self._indices = [
-      np.asarray(s.indices) if streaming.streams(s) else None for s in sets
-    ]
-    counts = tuple(s.size for s in sets)
-    self._plan = _plan_program(parallel.devices(), counts, shares, steps)
-    images = [s.images if streaming.streams(s) else None for s in sets]
-    self._stream = streaming.Stream(images, shares, steps)
+    """Reads and compiles nothing yet.
+
+    Args:
+      executable: gives the `program`, told whether for a whole epoch only.
+      sets: what batches are drawn from; some may lie on the host.
+      shares: examples of each set that a device takes a step.
+      steps: of an epoch.
+    """
+    self.steps, self._program = steps, executable
+    sets = [streaming.gathered(examples) for examples in sets]
+    nothing = np.zeros(0, np.uint8)
+    self.sets = tuple(
+      s._replace(images=nothing) if streaming.streams(s) else s for s in sets
+    )
+    streamed = any(map(streaming.streams, sets))
+    self._reader = _Reader(sets, shares, steps) if streamed else None
 
   def run(
     self,
     state: TrainState,
     sets: tuple[Examples, ...],
     movable: Any,
-    position: dict[str, Any] | None = None,
-    on_block: Callable[[TrainState, dict[str, Any]], None] | None = None,
-  ) -> tuple[TrainState, np.ndarray]:
-    """Runs an epoch, or what is left of it.
+    first: int,
+    last: int,
+  ) -> tuple[TrainState, jax.Array, int]:
+    """Starts some steps, without waiting for them.
 
     Args:
-      state: at the start of the epoch, or as `on_block` saw it; donated.
-      sets: as they lie on the devices, without the streamed images.
+      state: before step `first`; donated.
+      sets: `sets`, on the devices.
       movable: what `update_mask` leaves of the trained tensors.
-      position: as `on_block` saw it; None for the start of the epoch.
-      on_block: told the state after each block, which the next one destroys,
-        and the position that goes with it. Its `key` is still the epoch's.
+      first: in [0, steps).
+      last: the step after the last that may be run, in (first, steps].
 
     Returns:
-      The state after the epoch, and the losses of its steps.
+      The state afterwards, float32 `[steps]` with the losses of the steps that
+      are run, and the step after these: `last`, or less where a block of
+      streamed images ends before it.
     """
-    next_key, part = self._plan(state.key)
-    numbers, orders = jax.device_get((part.numbers, part.orders))
-    own = parallel.ranks()
-    blocks = self._stream.blocks(
-      [
-        None if rows is None else rows[order[:, own]].swapaxes(0, 1)
-        for rows, order in zip(self._indices, orders)
-      ],
-      parallel.shard,
+    begin, images = 0, (None,) * len(sets)
+    if self._reader:
+      block = self._reader.block(first, state.key)
+      begin, images, last = block.first, block.images, min(last, block.last)
+    span = parallel.replicate(np.array([first, last, begin], np.int32))
+    whole = (
+      runs_whole() and not self._reader and (first, last) == (0, self.steps)
     )
-    if position is not None:
-      blocks.set_state(position)
-
-    def advance(block: streaming.Block) -> jax.Array:
-      nonlocal state
-      steps = slice(block.first, block.last)
-      now = _Part(part.key, numbers[steps], tuple(o[steps] for o in orders))
-      state, losses = self._program(
-        state, sets, movable, parallel.replicate(now), block.images
-      )
-      if on_block:
-        on_block(state, blocks.get_state())
-      return losses
-
-    losses = streaming.each(blocks, advance)
-    state = state._replace(key=parallel.replicate(next_key))
-    return state, np.concatenate(losses)
-
-
-def runner(
-  executable: Callable[..., Any],
-  sets: Sequence[Examples],
-  shares: tuple[int, ...],
-  steps: int,
-) -> tuple[Callable[..., Any], tuple[Examples, ...]]:
-  """How an epoch is run, and the sets as they are to lie on the devices.
-
-  Args:
-    executable: what `program` made.
-    sets: what batches are drawn from; some may lie on the host.
-    shares: examples of each set that a device takes a step.
-    steps: of an epoch.
-
-  Returns:
-    `(state, sets, movable) -> (state, losses [steps])`, and the sets.
-  """
-  sets = [streaming.gathered(examples) for examples in sets]
-  if not any(map(streaming.streams, sets)):
-    return lambda *inputs: executable(*inputs, None, None), tuple(sets)
-  run = _Streamed(executable, sets, shares, steps).run
-  nothing = np.zeros(0, np.uint8)
-  return run, tuple(
-    s._replace(images=nothing) if streaming.streams(s) else s for s in sets
-  )
+    program = self._program(whole)
+    state, losses = program(state, sets, movable, span, images)
+    if self._reader:
+      self._reader.ran_to(last)
+    return state, losses, last

@@ -48,13 +48,15 @@ def is_first() -> bool:
   return processes() == 1 or jax.process_index() == 0
 
 
-def by_first(function: Callable[[], T]) -> T:
+def by_first(function: Callable[[], T], at: str | None = None) -> T:
   """What `function` returns in process 0, which alone calls it.
 
   All processes have to call this, in the same order; they wait for process 0.
 
   Args:
     function: what it returns has to be JSON.
+    at: a name that is used once, for a call from another thread: it is not
+      in order with those of the main one.
 
   Returns:
     The same in all processes.
@@ -68,7 +70,7 @@ def by_first(function: Callable[[], T]) -> T:
   """
   if processes() == 1:
     return function()
-  client, name = _client(), f'unlearn_jax/first/{next(_rounds)}'
+  client, name = _client(), f'unlearn_jax/first/{at or next(_rounds)}'
   if is_first():
     try:
       value = function()
@@ -83,11 +85,12 @@ def by_first(function: Callable[[], T]) -> T:
   return told['value']
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: T, at: str | None = None) -> list[T]:
   """The `value` of every process, in their order.
 
   Args:
     value: JSON; all processes have to call this, in the same order.
+    at: as in `by_first`.
 
   Example:
     >>> gathered(3)
@@ -95,7 +98,7 @@ def gathered(value: T) -> list[T]:
   """
   if processes() == 1:
     return [value]
-  client, name = _client(), f'unlearn_jax/all/{next(_rounds)}'
+  client, name = _client(), f'unlearn_jax/all/{at or next(_rounds)}'
   client.key_value_set(f'{name}/{jax.process_index()}', json.dumps(value))
   keys = (f'{name}/{number}' for number in range(processes()))
   return [

@@ -1,9 +1,10 @@
-"""Training as it stood after an epoch: what it takes to go on from there.
+"""Training as it stood after a step: what it takes to go on from there.
 
-`training.fit` hands a `Snapshot` to a `Keeper` after each epoch and asks it for
-one at the start. When and where to save is the keeper's affair; here is how:
-`pack` copies a snapshot to the host, `save` and `restore` write and read it,
-`unpack` puts it back into the shape that training needs.
+`training.fit` hands a `Snapshot` to a `Keeper` after each epoch, and in the
+midst of a long one, and asks it for one at the start. When and where to save is
+the keeper's affair; here is how: `pack` copies a snapshot to the host, `save`
+and `restore` write and read it, `unpack` puts it back into the shape that
+training needs.
 """
 
 import json
@@ -18,7 +19,8 @@ import numpy as np
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, TrainState, shown, tensor_paths
 
-_HISTORY = 'history.json'
+# The file with how far it got.
+COURSE = 'course.json'
 
 
 class Epoch(NamedTuple):
@@ -38,19 +40,49 @@ class Epoch(NamedTuple):
   measured: dict[str, float]
 
 
-class Snapshot(NamedTuple):
-  """Training after an epoch.
+class Course(NamedTuple):
+  """How far a training got, and what it has shown so far.
 
   Attributes:
-    state: what the next epoch starts from; it destroys these arrays.
-    history: one `Epoch` an epoch, epoch 0 first: curve, seconds, and all that
-      a stop rule looks at.
+    history: one `Epoch` for each that is over, epoch 0 first: curve, seconds,
+      and all that a stop rule looks at.
     compile_seconds: what compilation has cost.
+    steps: of each epoch.
+    losses: of each step of the epoch that is not over; none between epochs.
+    seconds: that went into these steps, compilation excluded.
+  """
+
+  history: tuple[Epoch, ...]
+  compile_seconds: float
+  steps: int
+  losses: tuple[float, ...] = ()
+  seconds: float = 0.0
+
+  @property
+  def epoch(self) -> int:
+    """The last epoch that is over."""
+    return self.history[-1].epoch
+
+  @property
+  def step(self) -> int:
+    """Steps of the next epoch that are done: the position in the data.
+
+    Which examples come next follows from it and from the state's key, which
+    is that of the epoch.
+    """
+    return len(self.losses)
+
+
+class Snapshot(NamedTuple):
+  """Training after an epoch, or in the midst of one.
+
+  Attributes:
+    state: what the next step starts from; it destroys these arrays.
+    course: how far it got.
   """
 
   state: TrainState
-  history: tuple[Epoch, ...]
-  compile_seconds: float
+  course: Course
 
 
 class Keeper(Protocol):
@@ -66,8 +98,9 @@ class Keeper(Protocol):
   def save(self, snapshot: Snapshot) -> None:
     """Told of every epoch, the last one included, whose numbers are finite.
 
-    It may raise to end the training. The snapshot's arrays are gone when it
-    has returned: `pack` copies them.
+    Of an epoch that lasts longer it is told now and then. It may raise to end
+    the training. The snapshot's arrays are gone when it has returned: `pack`
+    copies them.
     """
 
 
@@ -76,14 +109,12 @@ class Packed(NamedTuple):
 
   Attributes:
     arrays: leaf number to array, the key as its data.
-    history: as in `Snapshot`.
-    compile_seconds: as in `Snapshot`.
+    course: as in `Snapshot`.
     facts: JSON-serialisable; which leaves these are, and the kind of key.
   """
 
   arrays: dict[str, np.ndarray]
-  history: tuple[Epoch, ...]
-  compile_seconds: float
+  course: Course
   facts: dict[str, Any]
 
 
@@ -94,7 +125,8 @@ def pack(snapshot: Snapshot) -> Packed:
     >>> from unlearn_jax.base import ModelState
     >>> model, key = ModelState({'w': jnp.ones(2)}), jax.random.key(0)
     >>> state = TrainState(model, (), key)
-    >>> packed = pack(Snapshot(state, (Epoch(0, None, 0.0, {}),), 0.0))
+    >>> course = Course((Epoch(0, None, 0.0, {}),), 0.0, steps=1)
+    >>> packed = pack(Snapshot(state, course))
     >>> packed.facts['leaves']
     ['model/params/w', 'key']
     >>> unpack(packed, state).state.model.params['w'].tolist()
@@ -105,8 +137,7 @@ def pack(snapshot: Snapshot) -> Packed:
   leaves = [np.array(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
   return Packed(
     {f'{number:06}': leaf for number, leaf in enumerate(leaves)},
-    snapshot.history,
-    snapshot.compile_seconds,
+    snapshot.course,
     _facts(snapshot.state),
   )
 
@@ -141,9 +172,7 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
     )
   state = jax.tree.unflatten(structure, leaves)
   key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-  return Snapshot(
-    state._replace(key=key), packed.history, packed.compile_seconds
-  )
+  return Snapshot(state._replace(key=key), packed.course)
 
 
 def _with_plain_key(state: TrainState) -> TrainState:
@@ -161,30 +190,29 @@ def _facts(state: TrainState) -> dict[str, Any]:
 
 def save(
   directory: str | os.PathLike, packed: Packed, manifest: dict[str, Any]
-) -> None:
-  """Writes a packed snapshot, all of it or nothing, as `checkpoints.save` does.
+) -> checkpoints.Saving:
+  """Begins to write a packed snapshot, as `checkpoints.save_tree` does.
 
   Args:
     directory: a folder that does not exist yet.
     packed: from `pack`.
     manifest: JSON-serialisable facts about it.
 
+  Returns:
+    The save under way: `result` waits for its end.
+
   Raises:
     InputError: `directory` exists, or cannot be written.
   """
+  course = packed.course._asdict()
+  course['history'] = [row._asdict() for row in packed.course.history]
   # A measurement may be NaN, which a manifest must not hold.
-  text = json.dumps(
-    {
-      'history': [row._asdict() for row in packed.history],
-      'compile_seconds': packed.compile_seconds,
-    },
-    default=float,
-  )
-  checkpoints.save_tree(
+  text = json.dumps(course, default=float)
+  return checkpoints.begin(
     directory,
     packed.arrays,
     {**manifest, 'training': packed.facts},
-    {_HISTORY: text.encode()},
+    {COURSE: text.encode()},
   )
 
 
@@ -205,12 +233,11 @@ def restore(
   """
   arrays, manifest = checkpoints.restore_tree(directory, **expected)
   try:
-    kept = json.loads((pathlib.Path(directory) / _HISTORY).read_text())
-    history = tuple(Epoch(**row) for row in kept['history'])
-    packed = Packed(
-      arrays, history, kept['compile_seconds'], manifest['training']
-    )
-    _require_history(packed)
+    kept = json.loads((pathlib.Path(directory) / COURSE).read_text())
+    kept['history'] = tuple(Epoch(**row) for row in kept['history'])
+    course = Course(**{**kept, 'losses': tuple(kept['losses'])})
+    packed = Packed(arrays, course, manifest['training'])
+    _require_course(packed)
   except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
     raise InputError(
       f'{directory} is no saved training:'
@@ -219,13 +246,18 @@ def restore(
   return packed, manifest
 
 
-def _require_history(packed: Packed) -> None:
-  if not packed.history or not isinstance(packed.facts, dict):
+def _require_course(packed: Packed) -> None:
+  course = packed.course
+  if not course.history or not isinstance(packed.facts, dict):
     raise ValueError('it has no epoch')
-  for row in packed.history:
+  if not isinstance(course.steps, int) or course.step >= course.steps:
+    raise ValueError(f'{course.step} steps of {shown(course.steps)}')
+  numbers = [course.compile_seconds, course.seconds, *course.losses]
+  for row in course.history:
     if not isinstance(row.epoch, int) or not isinstance(row.measured, dict):
       raise TypeError(f'epoch {shown(row)}')
-    numbers = [row.seconds, packed.compile_seconds, *row.measured.values()]
-    for number in numbers if row.loss is None else [row.loss, *numbers]:
-      if not isinstance(number, int | float):
-        raise TypeError(f'{shown(repr(number))} is no number')
+    numbers += [row.seconds, *row.measured.values()]
+    numbers += [] if row.loss is None else [row.loss]
+  for number in numbers:
+    if not isinstance(number, int | float):
+      raise TypeError(f'{shown(repr(number))} is no number')

@@ -26,7 +26,11 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.epoch import Augment, Loss
-from unlearn_jax.snapshots import Epoch, Keeper, Snapshot
+from unlearn_jax.snapshots import Course, Epoch, Keeper, Snapshot
+
+# Seconds that a call to the devices lasts, about. What wants to interrupt a
+# training (a signal, a save that is due) waits for the end of a call.
+_CALL_SECONDS = 10.0
 
 
 class DivergedError(InputError):
@@ -107,6 +111,9 @@ def fit(
 ) -> Fit:
   """Trains a model: one compiled, data-parallel call an epoch.
 
+  Where an epoch takes long, it is several calls of about ten seconds, to the
+  same bits.
+
   Args:
     key: typed PRNG key; it is consumed.
     model: the classifier.
@@ -140,8 +147,9 @@ def fit(
   Raises:
     ValueError: sizes that do not fit the devices or the sets, negative
       `epochs`, unknown or all paths in `frozen`.
-    DivergedError: a loss, a parameter or a statistic was not finite after an
-      epoch.
+    DivergedError: a loss, a parameter or a statistic was not finite after a
+      call.
+    InputError: the keeper's snapshot is of epochs with more or fewer steps.
   """
   if epochs < 0:
     raise ValueError(f'epochs={epochs}, allowed: 0 or more')
@@ -159,33 +167,58 @@ def fit(
   def of_trained(tree: Any) -> list:
     return [x for x, moves in zip(jax.tree.leaves(tree), trained) if moves]
 
-  program = epoch.program(
-    model, loss, optimizer, sizes, steps, trained, augment
+  program = functools.partial(
+    epoch.program, model, loss, optimizer, sizes, steps, trained, augment
   )
-  run, resident = epoch.runner(program, sets, sizes, steps)
+  runner = epoch.Runner(program, sets, sizes, steps)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
     TrainState(own, optimizer.init(of_trained(own.params)), key)
   )
   movable = None if update_mask is None else of_trained(update_mask)
-  inputs = parallel.replicate((resident, movable))
+  inputs = parallel.replicate((runner.sets, movable))
   now = keeper.load(train_state) if keeper else None
   if now is None:
     first = Epoch(0, None, spent, measure(state) if measure else {})
-    now = Snapshot(train_state, (first,), 0.0)
+    now = Snapshot(train_state, Course((first,), 0.0, steps))
+  elif now.course.steps != steps:
+    raise InputError(
+      f'the saved training has {now.course.steps} steps an epoch, allowed:'
+      f' {steps}'
+    )
   else:
     now = now._replace(state=parallel.replicate(now.state))
   if on_epoch:
-    on_epoch(now.history[-1])
-  while not _is_over(now.history, epochs, stop):
-    now = _after_one_more(now, lambda start: run(start, *inputs), measure)
+    on_epoch(now.course.history[-1])
+  pace = _Pace(steps if epoch.runs_whole() else 1)
+  while not _is_over(now.course.history, epochs, stop):
+    now = _advanced(now, runner, inputs, pace, measure)
     # Kept first: whoever is told may end the training by raising.
-    if keeper:
+    if keeper and (not now.course.step or pace.is_long):
       keeper.save(now)
-    if on_epoch:
-      on_epoch(now.history[-1])
-  return Fit(now.state.model, now.history, now.compile_seconds)
+    if on_epoch and not now.course.step:
+      on_epoch(now.course.history[-1])
+  course = now.course
+  return Fit(now.state.model, course.history, course.compile_seconds)
+
+
+class _Pace:
+  """How many steps the next call may take.
+
+  Attributes:
+    steps: as many as `_CALL_SECONDS` hold.
+    is_long: whether the last call has come near to that.
+  """
+
+  def __init__(self, steps: int):
+    self.steps, self.is_long = steps, False
+
+  def learn(self, steps: int, seconds: float) -> None:
+    """Told what the last call took; process 0's clock counts for all."""
+    most = max(1, int(steps * _CALL_SECONDS / max(seconds, 1e-9)))
+    is_long = seconds > _CALL_SECONDS / 2
+    self.steps, self.is_long = parallel.by_first(lambda: (most, is_long))
 
 
 def _is_over(
@@ -198,23 +231,40 @@ def _is_over(
   return done >= epochs or bool(done and stop and stop(history))
 
 
-def _after_one_more(
+def _advanced(
   before: Snapshot,
-  run: Callable[[TrainState], tuple[TrainState, Any]],
+  runner: epoch.Runner,
+  inputs: tuple[Any, Any],
+  pace: _Pace,
   measure: Callable[[ModelState], dict[str, float]] | None,
 ) -> Snapshot:
-  """The snapshot after the next epoch; the one before it is used up."""
-  last = before.history[-1]
+  """The snapshot after the next call; the one before it is used up."""
+  course, first = before.course, before.course.step
+  most = min(runner.steps, first + pace.steps)
   with timing.Stopwatch() as watch:
-    state, losses = watch.wait(run(before.state))
-  loss = float(np.mean(jax.device_get(losses), dtype=np.float64))
-  if not np.isfinite(loss):
-    raise DivergedError(last.epoch + 1)
-  measured = measure(state.model) if measure else {}
-  seconds = last.seconds + watch.seconds
-  row = Epoch(last.epoch + 1, loss, seconds, measured)
-  compile_seconds = before.compile_seconds + watch.compile_seconds
-  return Snapshot(state, (*before.history, row), compile_seconds)
+    state, losses, last = watch.wait(
+      runner.run(before.state, *inputs, first, most)
+    )
+  pace.learn(last - first, watch.seconds)
+  done = jax.device_get(losses)[first:last].tolist()
+  if not np.isfinite(done).all():
+    raise DivergedError(course.epoch + 1)
+  course = course._replace(
+    losses=(*course.losses, *done),
+    seconds=course.seconds + watch.seconds,
+    compile_seconds=course.compile_seconds + watch.compile_seconds,
+  )
+  if last == runner.steps:
+    measured = measure(state.model) if measure else {}
+    row = Epoch(
+      course.epoch + 1,
+      float(np.mean(course.losses)),
+      course.history[-1].seconds + course.seconds,
+      measured,
+    )
+    history = (*course.history, row)
+    course = Course(history, course.compile_seconds, course.steps)
+  return Snapshot(state, course)
 
 
 @functools.lru_cache(maxsize=64)

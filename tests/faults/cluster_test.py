@@ -164,9 +164,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
     first[-1],
   )
   assert found, first
-  assert second == [
-    'SIGTERM: stopping after this epoch; once more stops at once'
-  ]
+  assert second == ['SIGTERM: saving and stopping; once more stops at once']
   pair = Pair(binary, tmp_path, *again)
   assert pair.wait() == [0, 0], pair.texts()
   assert f'goes on after epoch {found[1]}/16' in pair.texts()[0]

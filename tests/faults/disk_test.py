@@ -36,7 +36,7 @@ def fill(disk, leave):
 
 
 def train(keeper=None, epochs=4):
-  return training.train(
+  fit = training.train(
     jax.random.key(3),
     MODEL,
     SPLITS.train,
@@ -44,6 +44,9 @@ def train(keeper=None, epochs=4):
     batch_size=16,
     keeper=keeper,
   )
+  if keeper:
+    keeper.settle()
+  return fit
 
 
 @pytest.mark.parametrize('leave', [0, 4096, 20_000])

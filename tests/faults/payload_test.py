@@ -86,7 +86,7 @@ def test_every_file_replaced_by_a_payload(tmp_path, mark, state):
 def test_a_payload_whose_digest_the_manifest_names(tmp_path, mark, state):
   """Whoever plants a file can plant its digest as well."""
   harmful = pickle.dumps(Payload(mark))
-  names = [stages.RECORD, 'history.json']
+  names = [stages.RECORD, snapshots.COURSE]
   checkpoints.save(tmp_path / 'a', state, {}, dict.fromkeys(names, harmful))
   for read in (stages.load, snapshots.restore):
     with pytest.raises(InputError):

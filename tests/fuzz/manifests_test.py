@@ -265,19 +265,20 @@ def saved(tmp_path_factory, training_state):
     snapshots.Epoch(0, None, 0.0, {'a': 0.5}),
     snapshots.Epoch(1, 0.5, 1.0, {'a': 0.5}),
   )
-  packed = snapshots.pack(snapshots.Snapshot(training_state, history, 0.5))
+  course = snapshots.Course(history, 0.5, 3, losses=(0.5, 0.25), seconds=1.0)
+  packed = snapshots.pack(snapshots.Snapshot(training_state, course))
   facts = {'stage': 'stage', 'epoch': 1, 'wall_seconds': 1.0}
-  snapshots.save(path, packed, facts)
+  snapshots.save(path, packed, facts).result()
   return path
 
 
-@given(st.sampled_from(['manifest.json', 'history.json']), CONTENT)
-@example('history.json', b'[' * 100000)
-@example('history.json', b'{"history": [], "compile_seconds": 0}')
+@given(st.sampled_from(['manifest.json', snapshots.COURSE]), CONTENT)
+@example(snapshots.COURSE, b'[' * 100000)
+@example(snapshots.COURSE, b'{"history": [], "compile_seconds": 0, "steps": 1}')
 @example(
-  'history.json',
+  snapshots.COURSE,
   b'{"history": [{"epoch": "1", "loss": 0, "seconds": 0, "measured": {}}],'
-  b' "compile_seconds": 0}',
+  b' "compile_seconds": 0, "steps": 1, "losses": []}',
 )
 @fuzzing.profile('partial saves')
 def test_a_partial_save(folders, saved, training_state, name, drawn):
@@ -286,7 +287,9 @@ def test_a_partial_save(folders, saved, training_state, name, drawn):
   folder.mkdir(parents=True)
   base = json.loads((saved / name).read_text())
   content = content_of(base, drawn)
-  if name == 'history.json':  # Whoever plants a file can plant its digest too.
+  if (
+    name == snapshots.COURSE
+  ):  # Whoever plants a file can plant its digest too.
     content = content_of(
       base, drawn if isinstance(drawn, bytes) else (drawn[0], '')
     )

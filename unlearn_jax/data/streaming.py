@@ -141,69 +141,17 @@ class _Source:
     )
 
 
-class Blocks:
-  """An iterator over blocks, whose position can be saved.
-
-  Example:
-    >>> stream = Stream([np.arange(4)[:, None]], [1], steps=4)
-    >>> rows = np.array([3, 2, 1, 0]).reshape(1, 4, 1)
-    >>> [block.images[0].ravel().tolist() for block in stream.blocks([rows])]
-    [[3, 2, 1, 0]]
-  """
-
-  def __init__(
-    self,
-    images: Sequence[Any],
-    rows: Sequence[np.ndarray | None],
-    spans: Sequence[tuple[int, int]],
-    place: Callable[[Any], Any],
-  ):
-    import grain
-
-    source = _Source(images, rows, spans)
-    # One block in the making beside the one that waits.
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
-    self._blocks = iter(dataset)
-    self._cut = {'blocks': len(spans), 'steps': spans[-1][1]}
-    self._place = place
-
-  def __iter__(self) -> 'Blocks':
-    return self
-
-  def __next__(self) -> Block:
-    block = next(self._blocks)
-    return block._replace(images=self._place(block.images))
-
-  def get_state(self) -> dict[str, Any]:
-    """The position: Grain's own, and how the steps were cut; JSON can hold it.
-
-    A block counts once it was returned, not when it was read ahead.
-    """
-    return {**self._blocks.get_state(), **self._cut}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    """Goes to a position of blocks that were made alike.
-
-    Args:
-      state: from `get_state` of blocks of the same rows.
-
-    Raises:
-      InputError: the steps were cut differently there, under another limit.
-    """
-    own = dict(state)
-    cut = {name: own.pop(name, None) for name in self._cut}
-    if cut != self._cut:
-      raise base.InputError(f'position={cut}, allowed: one of {self._cut}')
-    self._blocks.set_state(own)
-
-
 def _take(images: Any, rows: np.ndarray | None, first: int, last: int) -> Any:
   if images is None or rows is None:
     return None
   chosen = rows[:, first:last]
   taken = np.asarray(images[chosen.reshape(-1)])
-  return taken.reshape(*chosen.shape, *taken.shape[1:])
+  taken = taken.reshape(*chosen.shape, *taken.shape[1:])
+  missing = last - first - chosen.shape[1]
+  if not missing:
+    return taken
+  nothing = np.zeros((len(taken), missing, *taken.shape[2:]), taken.dtype)
+  return np.concatenate([taken, nothing], 1)
 
 
 class Stream:
@@ -243,7 +191,10 @@ class Stream:
     # A loop of a single step is compiled differently, and rounds differently.
     count = max(1, min(-(-steps // most), steps // 2))
     longest = -(-steps // count)
-    self.steps = count * longest if even else steps
+    self.steps = steps
+    if even:
+      count = -(-steps // longest)
+      self.steps = count * longest
     ends = [self.steps * number // count for number in range(count + 1)]
     self.spans = tuple(zip(ends, ends[1:]))
 
@@ -251,21 +202,36 @@ class Stream:
     self,
     rows: Sequence[np.ndarray | None],
     place: Callable[[Any], Any] = lambda images: images,
-  ) -> Blocks:
-    """Reads the images of an epoch.
+    step: int = 0,
+  ) -> Iterator[Block]:
+    """Reads the images of an epoch, ahead of whoever takes them.
 
     Args:
       rows: of each set int `[D, steps, P]`, what this process's devices take
         of its images; None for a set that is not streamed.
       place: puts a tuple of `[D, S, P, ...]` onto the devices.
+      step: the first block is the one that holds it.
 
     Returns:
-      The iterator, at its start.
+      The blocks; of a step beyond those of `rows` the images are black.
+
+    Example:
+      >>> stream = Stream([np.arange(4)[:, None]], [1], steps=4)
+      >>> rows = np.array([3, 2, 1, 0]).reshape(1, 4, 1)
+      >>> [block.images[0].ravel().tolist() for block in stream.blocks([rows])]
+      [[3, 2, 1, 0]]
     """
-    return Blocks(self._images, rows, self.spans, place)
+    import grain
+
+    spans = [span for span in self.spans if span[1] > step]
+    source = _Source(self._images, rows, spans)
+    # One block in the making beside the one that waits.
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+    return (block._replace(images=place(block.images)) for block in dataset)
 
 
-def each(blocks: Blocks, run: Callable[[Block], Any]) -> list[Any]:
+def each(blocks: Iterator[Block], run: Callable[[Block], Any]) -> list[Any]:
   """Runs a computation on every block while the next one is on its way.
 
   Args:
