@@ -307,7 +307,7 @@ def test_a_partial_save(folders, saved, training_state, name, drawn):
     fuzzing.check_line(said.getvalue())
     assert said.getvalue().startswith('warning: ')
   else:
-    assert found.history[-1].epoch is not None and not said.getvalue()
+    assert found.course.epoch is not None and not said.getvalue()
 
 
 # ---------------------------------------------------- Outcomes and claims.
