@@ -59,7 +59,7 @@ def rebuild(
   try:
     dataset = problem.load(manifest['dataset'], values)
     if manifest['train_subset'] is not None:
-      dataset = data.subset(dataset, manifest['train_subset'])
+      dataset = problem.subset(dataset, manifest['train_subset'])
     wanted = manifest['data_fingerprint']
     if dataset.fingerprint != wanted:
       raise InputError(

@@ -1,6 +1,6 @@
 """The problem that the flags pose: data, model, and what is to be forgotten."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import hashlib
 import os
@@ -26,6 +26,9 @@ from unlearn_jax.base import (
 from unlearn_jax.data import images, streaming
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import Settings
+
+# Images of each split by which processes see that they have the same data.
+_LOOKED_AT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +66,11 @@ def set_up(values: Any) -> Setup:
       raise flags.FlagError(
         'train_subset', values.train_subset, f'1 to {dataset.train.size}'
       )
-    dataset = data.subset(dataset, values.train_subset)
+    dataset = subset(dataset, values.train_subset)
+  # Sums over all images: of several processes one needs to read them.
+  mean, std = parallel.by_first(
+    lambda: [each.tolist() for each in images.pixel_statistics(dataset.train)]
+  )
   # Onto the devices, once for all that follows, if they hold it.
   train, test = (
     part
@@ -72,7 +79,6 @@ def set_up(values: Any) -> Setup:
     for part in (dataset.train, dataset.test)
   )
   dataset = dataclasses.replace(dataset, train=train, test=test)
-  mean, std = images.pixel_statistics(dataset.train)
   return assemble(
     values,
     dataset,
@@ -82,8 +88,8 @@ def set_up(values: Any) -> Setup:
       'dtype': values.dtype,
       'num_classes': len(dataset.class_names),
       'image_shape': list(dataset.image_shape),
-      'pixel_mean': [float(x) for x in mean],
-      'pixel_std': [float(x) for x in std],
+      'pixel_mean': mean,
+      'pixel_std': std,
       'dataset': values.dataset,
       'train_subset': values.train_subset,
       'data_fingerprint': dataset.fingerprint,
@@ -94,20 +100,80 @@ def set_up(values: Any) -> Setup:
 def load(name: str, values: Any) -> Dataset:
   """The data set of this name, from where the flags say.
 
-  With several processes the first loads it before the others do: it may have
-  to be prepared, once.
+  Images that are streamed stay in their file, where that can be mapped. With
+  several processes the first loads before the others do: the data may have to
+  be prepared, once.
+
+  Raises:
+    InputError: it cannot be read, or process 0 has another.
   """
-  loaded: list[Dataset] = []
-
-  def read() -> None:
-    loaded.append(
-      data.load(name, data_dir=values.data_dir, raw_dir=values.raw_dir)
+  return _agreed(
+    lambda known: data.load(
+      name,
+      data_dir=values.data_dir,
+      raw_dir=values.raw_dir,
+      map_beyond=streaming.limit_bytes(),
+      known_fingerprint=known,
     )
+  )
 
-  parallel.by_first(read)
-  if not loaded:
-    read()
-  return loaded[0]
+
+def subset(dataset: Dataset, size: int) -> Dataset:
+  """`data.subset`, hashed by one process for all."""
+  return _agreed(
+    lambda known: data.subset(dataset, size, known_fingerprint=known)
+  )
+
+
+def _agreed(read: Callable[[str | None], Dataset]) -> Dataset:
+  """The same data set in all processes, of which the first hashes it.
+
+  Args:
+    read: takes the fingerprint, or None where it is to be computed.
+
+  Raises:
+    InputError: it is another one in process 0.
+  """
+  made: list[Dataset] = []
+
+  def first() -> dict[str, str]:
+    made.append(read(None))
+    return {'fingerprint': made[0].fingerprint, **_outline(made[0])}
+
+  told = parallel.by_first(first)
+  if made:
+    return made[0]
+  dataset = read(told['fingerprint'])
+  for what, digest in _outline(dataset).items():
+    if digest != told[what]:
+      raise InputError(
+        f'{what} differ from those of process 0; allowed is the same data set'
+        ' in all processes'
+      )
+  return dataset
+
+
+def _outline(dataset: Dataset) -> dict[str, str]:
+  """Digests of what tells data sets apart without reading all images."""
+  parts = (dataset.train, dataset.test)
+  few = [np.linspace(0, p.size - 1, _LOOKED_AT).astype(int) for p in parts]
+  contents = {
+    'sizes': str([part.images.shape for part in parts]).encode(),
+    'class names': _encoded(dataset.class_names),
+    'ids': _encoded(dataset.ids.tolist()),
+    'labels': b''.join(np.asarray(part.labels).tobytes() for part in parts),
+    'images': b''.join(
+      np.asarray(part.images[rows]).tobytes() for part, rows in zip(parts, few)
+    ),
+  }
+  return {
+    what: hashlib.sha256(content).hexdigest()
+    for what, content in contents.items()
+  }
+
+
+def _encoded(names: Sequence[str]) -> bytes:
+  return '\0'.join(names).encode('utf-8', 'surrogatepass')
 
 
 def assemble(values: Any, dataset: Dataset, facts: dict[str, Any]) -> Setup:

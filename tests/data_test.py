@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import pathlib
 import struct
@@ -552,8 +553,28 @@ def test_cache_is_used_until_the_records_change(tmp_path, monkeypatch):
   assert len(decoded) == 3
 
 
+def test_decoded_images_are_mapped_on_demand(tmp_path, monkeypatch):
+  folder = build(tmp_path)
+  # Once as they are decoded, once as the cache holds them.
+  for _ in range(2):
+    dataset = data.load('tiny', data_dir=tmp_path, map_beyond=0)
+    check_tiny(dataset)
+    for part in (dataset.train, dataset.test):
+      assert isinstance(part.images, np.memmap)
+      assert not part.images.flags.writeable
+  (folder / prepared.CACHE_NAME).unlink()
+  plain = data.load('tiny', data_dir=tmp_path)
+  assert not isinstance(plain.train.images, np.memmap)
+  assert plain.fingerprint == dataset.fingerprint
+  # Where nothing can be written, they stay in memory.
+  (folder / prepared.CACHE_NAME).unlink()
+  monkeypatch.setattr(prepared, '_write_cache', lambda *_: None)
+  check_tiny(data.load('tiny', data_dir=tmp_path, map_beyond=0))
+
+
+@pytest.mark.parametrize('map_beyond', [math.inf, 0])
 @pytest.mark.parametrize('damage', ['cut', 'flip', 'empty', 'pickle', 'other'])
-def test_broken_cache_is_made_again(tmp_path, damage):
+def test_broken_cache_is_made_again(tmp_path, damage, map_beyond):
   folder = build(tmp_path)
   expected = data.load('tiny', data_dir=tmp_path).fingerprint
   file = folder / prepared.CACHE_NAME
@@ -572,7 +593,7 @@ def test_broken_cache_is_made_again(tmp_path, damage):
   else:
     np.savez(file, key=prepared._cache_key(folder))
   broken = file.read_bytes()
-  dataset = data.load('tiny', data_dir=tmp_path)
+  dataset = data.load('tiny', data_dir=tmp_path, map_beyond=map_beyond)
   check_tiny(dataset)
   assert dataset.fingerprint == expected
   assert file.read_bytes() != broken

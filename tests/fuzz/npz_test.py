@@ -1,6 +1,7 @@
 """npz files: any arrays, and any bytes."""
 
 import io
+import math
 import os
 import warnings
 import zipfile
@@ -147,18 +148,24 @@ def folder(tmp_path_factory):
 def load(folder, content):
   path = folder / 'data.npz'
   path.write_bytes(content)
-  found = None
+  found = {}
 
-  def read():
-    nonlocal found
-    found = data.load(f'npz:{path}')
+  def read(map_beyond):
+    found[map_beyond] = data.load(f'npz:{path}', map_beyond=map_beyond)
 
   with fuzzing.case('npz', folder):
-    why = fuzzing.refused(read)
-  if why is not None:
-    fuzzing.check_line(why)
-    assert str(path) in why
-  return why, found
+    why, also = (
+      fuzzing.refused(lambda: read(beyond)) for beyond in (math.inf, 0)
+    )
+  # In memory or mapped, it is the same file.
+  assert (why is None) == (also is None)
+  if why is None:
+    assert found[0].fingerprint == found[math.inf].fingerprint
+  else:
+    for line in (why, also):
+      fuzzing.check_line(line)
+      assert str(path) in line
+  return why, found.get(math.inf)
 
 
 @given(CONTENT)

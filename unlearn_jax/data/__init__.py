@@ -7,8 +7,10 @@
 from collections.abc import Sequence
 import difflib
 import hashlib
+import math
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +34,17 @@ __all__ = [
 # Read or prepared with nothing else installed. `load` takes more than these.
 NAMES = ('digits', *prepare.NAMES)
 
+# How many examples are hashed at a time.
+_PIECE = 1024
+
 
 def load(
   name: str,
   *,
   data_dir: str | os.PathLike[str] | None = None,
   raw_dir: str | os.PathLike[str] | None = None,
+  map_beyond: float = math.inf,
+  known_fingerprint: str | None = None,
 ) -> base.Dataset:
   """Reads a data set for image classification.
 
@@ -56,6 +63,12 @@ def load(
       ~/tensorflow_datasets.
     raw_dir: archives downloaded by hand, see `prepare.prepare`; used only
       where nothing is prepared yet.
+    map_beyond: a split whose images have more bytes than this stays in its
+      file, as an `np.memmap`, where it lies there uncompressed: in an npz by
+      `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
+      maps what is streamed. The file must not change as long as it is mapped.
+    known_fingerprint: of the same data, where another process has read and
+      verified them all: images that are mapped are not read then.
 
   Returns:
     The data set: uint8 images `[N, height, width, channels]`, int32 labels.
@@ -69,14 +82,17 @@ def load(
     >>> digits.train.images.shape, digits.test.size
     ((1437, 8, 8, 1), 360)
   """
+  storage: Any = {'map_beyond': map_beyond, 'verify': not known_fingerprint}
   kind, colon, path = name.partition(':')
   if name == 'digits':
     parts = local.read_digits()
   elif colon and kind in ('npz', 'folder'):
     if not path:
       raise base.InputError(f'{name}: allowed is {kind}:PATH')
-    read = local.read_npz if kind == 'npz' else local.read_folder
-    parts = read(_expanded(path))
+    if kind == 'npz':
+      parts = local.read_npz(_expanded(path), **storage)
+    else:
+      parts = local.read_folder(_expanded(path))
   else:
     root = _expanded(
       prepared.default_data_dir() if data_dir is None else data_dir
@@ -87,17 +103,24 @@ def load(
         raise base.InputError(_nothing_prepared(base.shown(name), root))
       raw = None if raw_dir is None else _expanded(raw_dir)
       folder = prepare.prepare(name, root, source_dir=raw)
-    parts = prepared.read(folder)
-  return _dataset(name, *parts)
+    parts = prepared.read(folder, **storage)
+  return _dataset(name, *parts, known_fingerprint)
 
 
-def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
+def subset(
+  dataset: base.Dataset,
+  size: int,
+  seed: int = 0,
+  *,
+  known_fingerprint: str | None = None,
+) -> base.Dataset:
   """A data set with fewer training examples, drawn uniformly.
 
   Args:
     dataset: N training examples.
     size: how many to keep, in 1..N; their order and ids are kept too.
     seed: of the draw, >= 0.
+    known_fingerprint: of the smaller data set, where it is known already.
 
   Returns:
     The smaller data set; its test part is that of `dataset`.
@@ -127,7 +150,7 @@ def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
     test=dataset.test,
     class_names=dataset.class_names,
     ids=ids,
-    fingerprint=fingerprint(train, dataset.test, ids),
+    fingerprint=known_fingerprint or fingerprint(train, dataset.test, ids),
   )
 
 
@@ -152,12 +175,16 @@ def fingerprint(
   digest = hashlib.sha256()
   for part in (train, test):
     rows = np.asarray(part.indices)
-    for whole in (np.asarray(part.images), np.asarray(part.labels)):
-      everything = np.array_equal(rows, np.arange(len(whole)))
-      array = np.ascontiguousarray(whole if everything else whole[rows])
-      array = array.astype(array.dtype.newbyteorder('<'), copy=False)
-      digest.update(f'{array.dtype.str}{array.shape}'.encode())
-      digest.update(array.reshape(-1).view(np.uint8).data)
+    for array in (part.images, part.labels):
+      dtype = np.dtype(array.dtype).newbyteorder('<')
+      shape = (len(rows), *array.shape[1:])
+      digest.update(f'{dtype.str}{shape}'.encode())
+      # By the piece: the images may be more than the memory.
+      for start in range(0, len(rows), _PIECE):
+        piece = np.asarray(array[rows[start : start + _PIECE]], dtype)
+        digest.update(
+          np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        )
   # Each id with its length, so that no two lists of ids look alike.
   for name in ids:
     encoded = str(name).encode('utf-8', 'surrogatepass')
@@ -173,6 +200,7 @@ def _dataset(
   test_labels: np.ndarray,
   class_names: tuple[str, ...],
   ids: np.ndarray | None,
+  known_fingerprint: str | None,
 ) -> base.Dataset:
   """A `Dataset` of what a reader returned."""
   train = base.Examples.of(images, labels)
@@ -185,7 +213,7 @@ def _dataset(
     test=test,
     class_names=class_names,
     ids=ids,
-    fingerprint=fingerprint(train, test, ids),
+    fingerprint=known_fingerprint or fingerprint(train, test, ids),
   )
 
 

@@ -5,17 +5,16 @@ a `Dataset` of: training images and labels, test images and labels, class
 names, and the ids of the training examples (None: their row numbers).
 """
 
-import contextlib
 import math
 import os
 import pathlib
 from typing import Any
 import warnings
-import zipfile
 
 import numpy as np
 
 from unlearn_jax import base
+from unlearn_jax.data import npz
 
 # Images uint8 [N, height, width, channels]; labels int32 [N].
 Parts = tuple[
@@ -57,13 +56,20 @@ def read_digits() -> Parts:
   return images[train], labels[train], images[test], labels[test], names, ids
 
 
-def read_npz(file: str | os.PathLike[str]) -> Parts:
+def read_npz(
+  file: str | os.PathLike[str],
+  *,
+  map_beyond: float = math.inf,
+  verify: bool = True,
+) -> Parts:
   """An npz of four arrays: x_train, y_train, x_test, y_test.
 
   Args:
     file: images are uint8 `[N, height, width]` or `[N, height, width,
       channels]`, labels integers `[N]`, 0 or more. C is the largest label
       plus one.
+    map_beyond: see `npz.read`; for the images.
+    verify: see `npz.read`.
 
   Returns:
     The parts of the data set, see the module.
@@ -72,7 +78,7 @@ def read_npz(file: str | os.PathLike[str]) -> Parts:
     InputError: the file is missing or no npz, or an array is missing, of the
       wrong type or shape, or does not fit the others.
   """
-  arrays = _npz_arrays(file)
+  arrays = _npz_arrays(file, map_beyond, verify)
   parts = {}
   for name in ('x_train', 'x_test'):
     images = arrays[name]
@@ -197,7 +203,9 @@ def read_folder(folder: str | os.PathLike[str]) -> Parts:
   )
 
 
-def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def _npz_arrays(
+  file: str | os.PathLike[str], map_beyond: float, verify: bool
+) -> dict[str, np.ndarray]:
   """The four arrays as they are in the file."""
   base.require_file(file)
   try:
@@ -214,6 +222,7 @@ def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     )
   arrays = {}
   with loaded:
+    assert loaded.zip is not None  # It is when it is closed.
     for name in _NPZ_ARRAYS:
       if name not in loaded.files:
         found = ', '.join(sorted(loaded.files)) or 'nothing'
@@ -221,51 +230,18 @@ def _npz_arrays(file: str | os.PathLike[str]) -> dict[str, np.ndarray]:
           f'{file}: {name} is missing (found: {found}); allowed is an npz of'
           f' {", ".join(_NPZ_ARRAYS)}'
         )
+      # Labels are read to be verified, and are small.
+      beyond = map_beyond if name.startswith('x_') else math.inf
       try:
-        if loaded.zip is not None:
-          _require_room(loaded.zip, f'{name}.npy')
-        arrays[name] = loaded[name]
+        arrays[name] = npz.read(
+          loaded.zip, name, map_beyond=beyond, verify=verify
+        )
       except Exception as error:
         raise base.InputError(
           f'{file}: {name} cannot be read ({_reason(error)}); allowed is a'
           ' plain array without Python objects'
         ) from None
-      if not isinstance(arrays[name], np.ndarray):
-        raise base.InputError(
-          f'{file}: {name} is no array; allowed is what np.savez writes'
-        )
   return arrays
-
-
-def _require_room(archive: zipfile.ZipFile, name: str) -> None:
-  """Refuses an array before memory is taken for what is not there.
-
-  The size that its header declares has to be that of the rest of the member,
-  and has to fit this machine.
-
-  Raises:
-    ValueError: it is not, or does not.
-  """
-  with contextlib.suppress(KeyError):  # Saved under a name without .npy.
-    member = archive.getinfo(name)
-    with archive.open(member) as stream:
-      version = np.lib.format.read_magic(stream)
-      read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }.get(version)
-      if read is None:  # 3.0 is for field names, which no image has.
-        raise ValueError(f'npy version {version}, allowed are 1.0 and 2.0')
-      shape, _, dtype = read(stream)
-      held = member.file_size - stream.tell()
-    if any(side < 0 for side in shape):
-      raise ValueError(f'shape {shape}')
-    declared = math.prod(shape) * dtype.itemsize
-    if not dtype.hasobject and declared != held:
-      raise ValueError(f'{declared} bytes by its header, {held} in the file')
-    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    if declared > memory:
-      raise ValueError(f'{declared} bytes, this machine has {memory}')
 
 
 def _class_files(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
