@@ -110,6 +110,10 @@ def joined(place: Place | None) -> Iterator[None]:
 
 def _start_jax(place: Place, host: str, port: int) -> None:
   own = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+  # A proxy for HTTP has no part in this; JAX would try it, warn, and give up.
+  known = os.environ.get('no_grpc_proxy') or os.environ.get('no_proxy', '')
+  os.environ['no_grpc_proxy'] = f'{known},{host},{tunnel.LOOPBACK}'.lstrip(',')
+  jax.config.update('jax_check_proxy_envs', False)
   # JAX's own way with SIGTERM; JAX 0.8 cannot switch it off.
   with contextlib.suppress(AttributeError):
     jax.config.update('jax_enable_preemption_service', False)

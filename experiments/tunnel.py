@@ -16,14 +16,14 @@ import socket
 import threading
 from typing import Any
 
-_LOOPBACK = '127.0.0.1'
+LOOPBACK = '127.0.0.1'
 
 
 def through(host: str, port: int) -> str:
   """The address, in this process, of a way to that one."""
-  listener = socket.create_server((_LOOPBACK, 0))
+  listener = socket.create_server((LOOPBACK, 0))
   _start(_serve, listener, (host, port))
-  return f'{_LOOPBACK}:{listener.getsockname()[1]}'
+  return f'{LOOPBACK}:{listener.getsockname()[1]}'
 
 
 def _serve(listener: socket.socket, far: tuple[str, int]) -> None:

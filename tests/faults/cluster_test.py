@@ -68,7 +68,10 @@ class Pair:
       log.unlink(missing_ok=True)
       given = () if slurm else flags(index, port)
       own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-      environment = {**devices(2), **({**step, **own} if slurm else {})}
+      # A proxy that is not there: no way between processes leads over it.
+      proxy = {'http_proxy': 'http://127.0.0.1:9'}
+      slots = {**step, **own} if slurm else {}
+      environment = {**devices(2), **proxy, **slots}
       self.processes.append(
         binary.start(log, *arguments, *given, **environment)
       )
