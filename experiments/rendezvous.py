@@ -81,7 +81,7 @@ class Link:
     data = self._connection.recv(4096)
     *lines, self._begun = (self._begun + data).split(b'\n')
     if not data or len(self._begun) > _LONGEST:
-      raise ConnectionError('ended')
+      raise ConnectionError('it has ended')
     self.lines.extend(line.decode('utf-8', 'replace') for line in lines)
 
   def end(self) -> None:

@@ -144,9 +144,9 @@ def test_what_does_not_fit_is_told_to_all(pool, port, text, message):
 @pytest.mark.parametrize(
   'answer, message',
   [
-    (b'', 'does not go on: ended'),
-    (b'port', 'does not go on: ended'),
-    (b'\xff' * 1000, 'does not go on: ended'),
+    (b'', 'does not go on: it has ended'),
+    (b'port', 'does not go on: it has ended'),
+    (b'\xff' * 1000, 'does not go on: it has ended'),
     (b'port x\n', 'is no process 0'),
     (b'port 99999999\n', 'is no process 0'),
     (b'HTTP/1.1 400 Bad Request\r\n\r\n', 'is no process 0'),
