@@ -21,13 +21,13 @@ from absl import flags as absl_flags
 from hypothesis import HealthCheck, settings
 
 from experiments import (
-  cluster,
   evaluate,
   flags,
   generator_flags,
   locks,
   pairs,
   pipeline,
+  rendezvous,
   reproduce,
   spd_gan,
   train,
@@ -231,7 +231,7 @@ def run_binary(name, arguments, whole=False):
     absl_flags.FLAGS.mark_as_parsed()
   out, err = io.StringIO(), io.StringIO()
   with contextlib.ExitStack() as stack:
-    for room, function in [] if whole else [*seams, (cluster, '_meet')]:
+    for room, function in [] if whole else [*seams, (rendezvous, 'meet')]:
       stack.enter_context(
         mock.patch.object(room, function, side_effect=AcceptedError)
       )

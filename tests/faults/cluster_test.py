@@ -16,7 +16,7 @@ DATA = (
   '--width=4',
   '--batch_size=60',
 )
-TRAIN = (*DATA, '--train_epochs=16', '--save_seconds=0')
+TRAIN = (*DATA, '--train_epochs=20', '--save_seconds=0')
 AGAIN = 'the same command, given again in all processes, goes on'
 UNLEARN = (
   *DATA,
@@ -68,7 +68,10 @@ class Pair:
       log.unlink(missing_ok=True)
       given = () if slurm else flags(index, port)
       own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-      environment = {**devices(2), **({**step, **own} if slurm else {})}
+      # A proxy that is not there: no way between processes leads over it.
+      proxy = {'http_proxy': 'http://127.0.0.1:9'}
+      slots = {**step, **own} if slurm else {}
+      environment = {**devices(2), **proxy, **slots}
       self.processes.append(
         binary.start(log, *arguments, *given, **environment)
       )
@@ -130,7 +133,9 @@ def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
       )
 
 
-def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
+def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
+  cache, tmp_path
+):
   binary = processes.Binary('experiments.train', cache)
   whole, workdir = tmp_path / 'whole', tmp_path / 'run'
   pair = Pair(binary, tmp_path, *TRAIN, f'--workdir={whole}', slurm=True)
@@ -146,15 +151,35 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
     other = 1 - victim
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[other] == 1, (statuses, pair.texts())
-    line = pair.texts()[other].splitlines()[-1]
+    # That line and nothing else, but for the progress of process 0.
+    *before, line = pair.texts()[other].splitlines()
     assert line == (
       f'error: process {other}: process {victim} of 2 was killed, or its'
       f' machine is gone; {AGAIN}'
     ), pair.texts()
-    assert 'Traceback' not in pair.texts()[other]
+    assert other == 0 or not [text for text in before if text], pair.texts()
     print(f'process {other} ended {took:.2f} s after process {victim}')
-  pair = Pair(binary, tmp_path, *again)
+  impatient = processes.Binary('impatient_train', cache)
+  pair = Pair(impatient, tmp_path, *again)
   pair.wait_for_epoch(workdir, 8)
+  first, second = pair.processes
+  try:
+    os.kill(first.pid, signal.SIGSTOP)
+    second.join(60)
+    assert second.exitcode == 1, pair.texts()
+    line = f'process 0 of 2 was not heard of for 6 s; {AGAIN}'
+    assert pair.texts()[1] == f'error: process 1: {line}\n'
+  finally:
+    os.kill(first.pid, signal.SIGCONT)
+  first.join(60)  # It finds itself alone.
+  assert first.exitcode == 1, pair.texts()
+  assert (
+    pair.texts()[0]
+    .splitlines()[-1]
+    .startswith('error: process 0: process 1 of 2 was killed')
+  ), pair.texts()
+  pair = Pair(binary, tmp_path, *again)
+  pair.wait_for_epoch(workdir, 12)
   os.kill(pair.processes[1].pid, signal.SIGTERM)
   assert pair.wait(60) == [143, 143], pair.texts()
   first, second = (text.strip().splitlines() for text in pair.texts())
@@ -167,7 +192,7 @@ def test_killed_or_told_to_stop_they_end_together_and_go_on(cache, tmp_path):
   assert second == ['SIGTERM: saving and stopping; once more stops at once']
   pair = Pair(binary, tmp_path, *again)
   assert pair.wait() == [0, 0], pair.texts()
-  assert f'goes on after epoch {found[1]}/16' in pair.texts()[0]
+  assert f'goes on after epoch {found[1]}/20' in pair.texts()[0]
   assert processes.digests(workdir) == processes.digests(whole)
   assert not list(workdir.glob('checkpoints/.*'))
 

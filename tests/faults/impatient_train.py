@@ -1,0 +1,14 @@
+"""`experiments.train`, whose processes miss one another after seconds."""
+
+from absl import flags as absl_flags
+
+from experiments import flags, train, watch
+
+watch._BEAT, watch._SILENCE = 0.5, 6.0
+
+if __name__ == '__main__':
+  flags.define_data_and_model()
+  flags.define_processes()
+  train.define()
+  absl_flags.adopt_module_key_flags(train)
+  flags.run(train.main)
