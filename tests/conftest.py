@@ -16,9 +16,27 @@ import grain  # noqa: E402, F401
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-CACHE = pathlib.Path(tempfile.gettempdir()) / 'unlearn_jax_test_cache'
+# JAX writes its files in place: each of several workers has a cache of its own.
+WORKER = os.environ.get('PYTEST_XDIST_WORKER', '')
+CACHE = pathlib.Path(tempfile.gettempdir()) / f'unlearn_jax_test_cache{WORKER}'
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.hookimpl(optionalhook=True)  # Of pytest-xdist, which is not needed.
+def pytest_xdist_make_scheduler(config, log):
+  """`pytest -n 2`: a file's tests share what they need, so one worker has them.
+
+  tests/fuzz as a whole is one worker's too, because it counts its cases.
+  """
+  from xdist.scheduler import LoadFileScheduling
+
+  class ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      file = nodeid.split('::')[0]
+      return 'tests/fuzz' if file.startswith('tests/fuzz/') else file
+
+  return ByFile(config, log)
 
 
 @pytest.fixture(scope='module', autouse=True)

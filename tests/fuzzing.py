@@ -221,15 +221,16 @@ def stage(root, name):
   return path
 
 
-def run_binary(name, arguments, whole=False):
+def run_binary(name, arguments, whole=False, out=None):
   """Runs a binary here: (exit status, stderr); (0, '') if it accepts all.
 
   With `whole` it computes as well, otherwise it ends where that would begin.
+  Its stdout goes to `out`.
   """
   define, main, seams = BINARIES[name]
   if not absl_flags.FLAGS.is_parsed():
     absl_flags.FLAGS.mark_as_parsed()
-  out, err = io.StringIO(), io.StringIO()
+  out, err = out or io.StringIO(), io.StringIO()
   with contextlib.ExitStack() as stack:
     for room, function in [] if whole else [*seams, (rendezvous, 'meet')]:
       stack.enter_context(
