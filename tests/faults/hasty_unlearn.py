@@ -1,0 +1,13 @@
+"""`experiments.unlearn`, in whose eyes hundredths of a second are long."""
+
+from experiments import flags, generator_flags, unlearn
+from unlearn_jax import training
+
+training._CALL_SECONDS = 0.015
+
+if __name__ == '__main__':
+  flags.define_data_and_model()
+  flags.define_unlearning()
+  flags.define_processes()
+  generator_flags.define_beside_unlearning()
+  flags.run(unlearn.main)
