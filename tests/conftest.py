@@ -16,6 +16,11 @@ import grain  # noqa: E402, F401
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from unlearn_jax import training  # noqa: E402
+
+# However slow the machine, an epoch is one call, unless a test wants more.
+training._CALL_SECONDS = 1e6
+
 # JAX writes its files in place: each of several workers has a cache of its own.
 WORKER = os.environ.get('PYTEST_XDIST_WORKER', '')
 CACHE = pathlib.Path(tempfile.gettempdir()) / f'unlearn_jax_test_cache{WORKER}'

@@ -126,6 +126,7 @@ def test_what_hears_nothing_ends_in_time(number, status, deferred):
     lines = '\n  '.join(body.splitlines())
     body = f'with preemption.deferred():\n  {lines}'
   process = start(body, rounds=8)
+  time.sleep(0.3)  # It is in C code.
   began = time.monotonic()
   process.send_signal(number)
   out, err = process.communicate(timeout=20)
