@@ -4,9 +4,8 @@ from absl import flags as absl_flags
 
 from experiments import flags, train, watch
 
-watch._BEAT, watch._SILENCE = 0.5, 6.0
-
 if __name__ == '__main__':
+  watch._BEAT, watch._SILENCE = 0.5, 6.0
   flags.define_data_and_model()
   flags.define_processes()
   train.define()
