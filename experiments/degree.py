@@ -11,14 +11,13 @@ import numpy as np
 
 from experiments import degree_figures, figures, files, tables, verdicts
 from experiments.degree_figures import Bar
-from unlearn_jax import metrics, spd_gan
-from unlearn_jax.base import Examples, ModelState, require_file, shown
+from unlearn_jax import metrics
+from unlearn_jax.base import require_file
 from unlearn_jax.calibration import (
   RESOLUTION,
   Calibrated,
   calibrated_degree,
 )
-from unlearn_jax.degree import UnlearningDegree
 from unlearn_jax.pairs import Degree, Run, Standing
 from unlearn_jax.spd_gan import GeneratorSettings
 
@@ -48,19 +47,8 @@ ACCURACIES = [
   *('M, clean', 'M, perturbed', 'Other, clean', 'Other, perturbed'),
   *('L∞, /255', 'RMS, /255', 'PSNR, dB', 'SSIM'),
 ]
-_SHOWN = 8  # images in the grid
 
 Dict = dict[str, Any]
-
-
-def as_dict(result: UnlearningDegree, settings: GeneratorSettings) -> Dict:
-  """What is measured, JSON-serialisable; the generators are left out."""
-  pairs = {
-    name: pair(name, getattr(result, name))
-    for name in LABELS
-    if getattr(result, name) is not None
-  }
-  return assemble(pairs, settings)
 
 
 def assemble(pairs: Dict, settings: GeneratorSettings) -> Dict:
@@ -282,30 +270,14 @@ def values_of(found: Dict, name: str) -> list[float]:
   return [run['held_out']['degree'] for run in found['pairs'][name]['runs']]
 
 
-def grid_of(
-  held_out: Examples,
-  generator: ModelState,
-  settings: GeneratorSettings,
-  class_names: Sequence[str],
-) -> Figure:
-  """`degree_figures.image_grid` of images that were not fitted on."""
-  few = held_out.take(np.arange(min(_SHOWN, held_out.size)))
-  rows = np.asarray(few.indices)
-  return degree_figures.image_grid(
-    np.asarray(few.images[rows]),
-    spd_gan.perturb_images(generator, few, settings),
-    [shown(class_names[i], 24) for i in np.asarray(few.labels)[rows]],
-  )
-
-
 def write(
   found: Dict, grid: Figure, num_classes: int, directory: pathlib.Path
 ) -> dict[str, pathlib.Path]:
   """Writes all of `FILES`, each whole or not at all.
 
   Args:
-    found: `as_dict`, and what else belongs into degree.json.
-    grid: `grid_of`.
+    found: `assemble`, and what else belongs into degree.json.
+    grid: images, `degree_figures.image_grid`.
     num_classes: C.
     directory: where to; made where missing.
 

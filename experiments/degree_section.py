@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments import degree, degree_figures, degrees, tables
 from experiments.degree_figures import Bar
-from experiments.degrees import Measured, Pair
+from experiments.degrees import Measured
+from experiments.kept_pairs import Pair
 from experiments.verdicts import Report
 from unlearn_jax import metrics
 from unlearn_jax.calibration import calibrated_degree

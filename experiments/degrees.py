@@ -1,58 +1,27 @@
-"""The unlearning degree of every strategy of a run, each pair measured once.
+"""The unlearning degree of every strategy of a run.
 
-    WORKDIR/degrees/NAME-KEY.npz    what was measured of a pair of models
-
-KEY is a hash of both models, of the forget set and of all settings. M′, the
-twin of a source that forgot nothing, is the source of the next seed: all
-sources learn the same data. With one seed it is trained for this.
+M′, the twin of a source that forgot nothing, is the source of the next seed:
+all sources learn the same data. With one seed it is trained for this.
 """
 
 from collections.abc import Sequence
-import dataclasses
-import io
-import json
-import pathlib
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-import numpy as np
 
 from experiments import (
-  degree,
-  degree_figures,
-  files,
   flags,
   generator_flags,
+  kept_pairs,
   pipeline,
   problem,
   stages,
 )
-from experiments.degree import Dict
+from experiments.kept_pairs import Bench, Known, Pair
 from experiments.progress import Progress
-from unlearn_jax import parallel, spd_gan
-from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.degree import require_measurable
-from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree, plan_pairs
+from unlearn_jax.pairs import plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
-from unlearn_jax.training import Epoch
-
-SHOWN = 8  # Images of a grid.
-
-
-class Pair(NamedTuple):
-  """What is kept of a pair of models.
-
-  Attributes:
-    found: `degree.pair`.
-    images: uint8 `[n, height, width, channels]`, of the held-out half.
-    perturbed: float32, the same by the first generator.
-    labels: int32 `[n]`.
-  """
-
-  found: Dict
-  images: np.ndarray
-  perturbed: np.ndarray
-  labels: np.ndarray
 
 
 class Measured(NamedTuple):
@@ -164,145 +133,41 @@ def _measured(
   seeds: int,
   progress: Progress,
 ) -> Measured:
-  names = _names(runs)
+  names, values = _names(runs), setup.values
+  limit = getattr(values, generator_flags.BESIDE_UNLEARNING['limit'])
   found = Measured(
     settings, seeds, [], [], {n: [] for n in names}, {n: [] for n in names}
   )
   for place, (run, null) in enumerate(zip(runs, nulls)):
-    bench = _Bench(setup, run, place, workdir, settings, progress)
-    source = run.stages['source']
-    found.null.append(bench.pair('null', null, seeds))
+    seed = problem.seed_of(values, 'unlearn', place)
+    source = _known(run.stages['source'])
+    bench = Bench(
+      workdir,
+      progress,
+      setup.model,
+      source,
+      problem.forget_hash(setup, run.splits),
+      plan_pairs(problem.key_of('degree', seed), run.splits, limit),
+      limit,
+      seed,
+      settings,
+      run=f'seed {run.seed}',
+    )
+    found.null.append(bench.pair('null', _known(null), seeds))
     found.identity.append(bench.pair('identity', source, 1))
     for name in names:
-      stage = run.stages[name]
-      found.known[name].append(bench.pair(name, stage, seeds))
-      found.unseen[name].append(bench.pair(name, stage, seeds, unseen=True))
+      other = _known(run.stages[name])
+      found.known[name].append(bench.pair(name, other, seeds))
+      found.unseen[name].append(bench.pair(name, other, seeds, unseen=True))
   return found
 
 
-class _Bench:
-  """One source, against which other models are held."""
-
-  def __init__(
-    self,
-    setup: problem.Setup,
-    run: pipeline.Run,
-    place: int,
-    workdir: stages.Workdir,
-    settings: GeneratorSettings,
-    progress: Progress,
-  ):
-    self._setup, self._run, self._settings = setup, run, settings
-    self._root, self._progress = workdir.root / 'degrees', progress
-    self._limit = getattr(
-      setup.values, generator_flags.BESIDE_UNLEARNING['limit']
-    )
-    self._seed = problem.seed_of(setup.values, 'unlearn', place)
-    self._plan: Plan = plan_pairs(
-      problem.key_of('degree', self._seed), run.splits, self._limit
-    )
-
-  def pair(
-    self, name: str, other: stages.Stage, seeds: int, unseen: bool = False
-  ) -> Pair:
-    """The degree of the source and another model; measured once."""
-    source, settings = self._run.stages['source'], self._settings
-    config = {
-      'source': source.manifest['state_sha256'],
-      'other': other.manifest['state_sha256'],
-      'forget_sha256': problem.forget_hash(self._setup, self._run.splits),
-      'unseen': unseen,
-      'settings': dataclasses.asdict(settings),
-      'seeds': seeds,
-      'seed': self._seed,
-      'limit': self._limit,
-    }
-    what = f'{name}-unseen' if unseen else name
-    title = f'seed {self._run.seed} · degree of {what}'
-    file = f'seed{self._run.seed}-{what}-{stages.key(config)}.npz'
-    epochs = seeds * settings.epochs
-    if parallel.by_first((self._root / file).exists):
-      self._progress.skip(title, epochs, 'done before')
-      return read(self._root / file)
-    self._progress.begin(title, epochs)
-    sets = self._plan.unseen if unseen else self._plan.known
-    measured = pair_degree(
-      self._plan.key,
-      self._setup.model,
-      source.state,
-      other.state,
-      sets,
-      settings,
-      seeds=seeds,
-      on_epoch=self._tell,
-    )
-    label = {'null': 'null', 'identity': 'identity'}.get(name, 'unlearned')
-    kept = keep('unseen' if unseen else label, measured, sets, settings)
-    content = written(kept)
-    parallel.by_first(lambda: str(files.replace(self._root / file, content)))
-    mean = 100 * kept.found['degree']['mean']
-    self._progress.end(f'{mean:.1f} points on the held-out half')
-    return read(self._root / file)
-
-  def _tell(self, seed: int, epoch: Epoch) -> None:
-    total = seed * self._settings.epochs + epoch.epoch
-    self._progress.epoch(epoch._replace(epoch=total))
-
-
-def keep(
-  name: str, measured: Degree, sets: Sets, settings: GeneratorSettings
-) -> Pair:
-  """What is worth keeping of a pair.
-
-  Args:
-    name: a key of `degree.LABELS`.
-    measured: by `pair_degree`.
-    sets: the images that it was measured on.
-    settings: of the generators.
-  """
-  few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
-  rows = np.asarray(few.indices)
-  return Pair(
-    degree.pair(name, measured),
-    np.asarray(few.images)[rows],
-    spd_gan.perturb_images(measured.runs[0].generator, few, settings),
-    np.asarray(few.labels)[rows],
-  )
-
-
-def written(pair: Pair) -> bytes:
-  """The content of an npz file, as `read` reads it."""
-  buffer = io.BytesIO()
-  text = json.dumps(files.plain(pair.found), allow_nan=False)
-  arrays = {name: getattr(pair, name) for name in Pair._fields[1:]}
-  np.savez_compressed(buffer, found=np.array(text), **arrays)
-  return buffer.getvalue()
-
-
-def read(path: pathlib.Path) -> Pair:
-  """A pair that was kept.
-
-  Raises:
-    InputError: the file is damaged.
-  """
-  require_file(path)
-  try:
-    with np.load(path, allow_pickle=False) as arrays:
-      found = json.loads(str(arrays['found']))
-      return Pair(found, *(arrays[name] for name in Pair._fields[1:]))
-  except Exception as error:  # Broken files raise a dozen types.
-    raise InputError(
-      f'{path} is damaged: {type(error).__name__}; remove it and run again'
-    ) from error
+def _known(stage: stages.Stage) -> Known:
+  return Known(stage.state, stage.manifest['state_sha256'])
 
 
 def grid(measured: Measured, class_names: Sequence[str]) -> Figure:
   """Fig. 4: images of the first method's generator, or of whatever there is."""
   known = measured.known
   name = 'top_k' if 'top_k' in known else next(iter(known))
-  pair = known[name][0]
-  return degree_figures.image_grid(
-    pair.images,
-    pair.perturbed,
-    [shown(class_names[label], 24) for label in pair.labels],
-  )
+  return kept_pairs.grid(known[name][0], class_names)

@@ -78,11 +78,7 @@ def define_data_and_model() -> None:
   flags.DEFINE_string(
     'workdir', None, 'Where results go; default runs/DATASET-MODEL.'
   )
-  flags.DEFINE_float(
-    'save_seconds',
-    partials.SAVE_SECONDS,
-    'Seconds from one save of a running training to the next; 0: every epoch.',
-  )
+  define_save_seconds()
   flags.DEFINE_string(
     'dtype', 'float32', 'Of activations: float32 or bfloat16.'
   )
@@ -114,6 +110,21 @@ def define_data_and_model() -> None:
     flags.DEFINE_integer(
       f'{name}_seed', None, f'Seed of the {name} alone; default --seed.'
     )
+
+
+def define_save_seconds(own: flags.FlagValues = flags.FLAGS) -> None:
+  """How often a running training is saved."""
+  flags.DEFINE_float(
+    'save_seconds',
+    partials.SAVE_SECONDS,
+    'Seconds from one save of a running training to the next; 0: every epoch.',
+    flag_values=own,
+  )
+
+
+def check_save_seconds(values: Any) -> None:
+  """The same, of what was given."""
+  _require(values, 'save_seconds', lambda v: 0 <= v < float('inf'), '0 or more')
 
 
 def define_processes() -> None:
@@ -260,7 +271,7 @@ def check(values: Any) -> None:
   _complete(values)
   for name in ('width', 'train_subset'):
     _require_count(values, name, 1)
-  _require(values, 'save_seconds', lambda v: 0 <= v < float('inf'), '0 or more')
+  check_save_seconds(values)
   _require(values, 'device_data_mb', lambda v: v is None or v >= 0, '0 or more')
   _require_count(values, 'train_epochs', 1)
   for name in ('train_learning_rate',):

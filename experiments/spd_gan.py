@@ -11,7 +11,6 @@ pictures into --workdir. M′, the source's twin of another seed, is named by
 --null_dir, found beside the source, or trained once and kept.
 """
 
-from collections.abc import Callable
 import pathlib
 import sys
 from typing import Any
@@ -23,17 +22,18 @@ from experiments import (
   degree,
   flags,
   generator_flags,
+  kept_pairs,
   pairs,
   problem,
   results,
   stages,
 )
+from experiments.kept_pairs import Bench, Known, Pair
 from experiments.pairs import Case
 from experiments.progress import Progress
 from unlearn_jax.base import InputError
-from unlearn_jax.degree import UnlearningDegree, unlearning_degree
+from unlearn_jax.pairs import plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
-from unlearn_jax.training import Epoch
 
 
 def define(own: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
@@ -53,6 +53,7 @@ def define(own: absl_flags.FlagValues = absl_flags.FLAGS) -> None:
   absl_flags.DEFINE_integer(
     'seed', 0, 'Of all that is drawn here.', flag_values=own
   )
+  flags.define_save_seconds(own)
   generator_flags.define(own=own)
 
 
@@ -64,32 +65,16 @@ def settings_of(values: Any) -> GeneratorSettings:
   """
   if not 0 <= values.seed < 2**31:
     raise flags.FlagError('seed', values.seed, '0 or more')
+  flags.check_save_seconds(values)
   (settings,) = generator_flags.settings(values)
   return settings
 
 
-def teller(
-  progress: Progress, epochs: int
-) -> Callable[[str, int, Epoch], None]:
-  """Tells `progress` of each generator as of a stage."""
-
-  def tell(name: str, seed: int, epoch: Epoch) -> None:
-    if epoch.epoch == 0:
-      progress.begin(f'{name} · generator {seed}', epochs)
-    progress.epoch(epoch)
-    if epoch.epoch == epochs:
-      own = epoch.measured
-      progress.end(
-        f'cross-entropy {own["source_loss"]:.2f} of M,'
-        f' {own["unlearned_loss"]:.2f} of the other'
-      )
-
-  return tell
-
-
-def prepare(case: Case, root: pathlib.Path) -> stages.Workdir:
+def prepare(
+  case: Case, root: pathlib.Path, save_seconds: float
+) -> stages.Workdir:
   """The work directory, refused if it holds another pair's results."""
-  workdir = stages.Workdir(root, problem.identity(case.setup))
+  workdir = stages.Workdir(root, problem.identity(case.setup), save_seconds)
   taken = [name for name in degree.FILES.values() if (root / name).exists()]
   before = degree.read(root / degree.FILES['json'])
   if taken and (before is None or before.get('pair') != pairs.pair(case)):
@@ -106,46 +91,87 @@ def measure(values: Any) -> dict[str, Any]:
   case = pairs.read(values)
   default = pathlib.Path('runs') / f'degree-{case.paths["unlearned"].name}'
   root = default if values.workdir is None else pathlib.Path(values.workdir)
-  workdir = prepare(case, root)
+  workdir = prepare(case, root, values.save_seconds)
   pairs.require_source(case, settings)
   workdir.claim()
-  own_target = 'retrained' in case.manifests
-  fits, epochs = values.seeds * (3 + own_target) + 1, 0
+  progress = _progress(case, settings, values.seeds)
+  null = _null(case, workdir, progress)
+  measured = _pairs(case, null, workdir, settings, values, progress)
+  return save(case, measured, settings, root)
+
+
+def _progress(case: Case, settings: GeneratorSettings, seeds: int) -> Progress:
+  """Of M′, if there is none yet, and of every pair."""
+  fits, pairs_, epochs = 3 * seeds + 1, 4, 0
+  if 'retrained' in case.manifests:
+    fits, pairs_ = fits + seeds, pairs_ + 1
   if case.null is None:
     epochs = case.manifests['source']['config']['recipe']['epochs']
-  progress = Progress(
-    fits + (case.null is None), fits * settings.epochs + epochs
+  return Progress(pairs_ + (case.null is None), fits * settings.epochs + epochs)
+
+
+def _null(case: Case, workdir: stages.Workdir, progress: Progress) -> Known:
+  """M′, trained or restored if there is none among the checkpoints."""
+  if case.null is not None:
+    return Known(case.null, case.manifests['null']['state_sha256'])
+  stage = pairs.train_null(case, workdir, progress)
+  case.paths['null'] = stage.path
+  return Known(stage.state, stage.manifest['state_sha256'])
+
+
+def _pairs(
+  case: Case,
+  null: Known,
+  workdir: stages.Workdir,
+  settings: GeneratorSettings,
+  values: Any,
+  progress: Progress,
+) -> dict[str, Pair]:
+  """Every pair that a degree needs, by the keys of `degree.LABELS`."""
+  source, unlearned = (
+    Known(getattr(case, name), case.manifests[name]['state_sha256'])
+    for name in ('source', 'unlearned')
   )
-  null = case.null
-  if null is None:
-    stage = pairs.train_null(case, workdir, progress)
-    null, case.paths['null'] = stage.state, stage.path
-  result = unlearning_degree(
-    jax.random.key(values.seed),
+  bench = Bench(
+    workdir,
+    progress,
     case.setup.model,
-    case.source,
-    case.unlearned,
-    case.splits,
-    null=null,
-    retrained=case.retrained,
-    settings=settings,
-    seeds=values.seeds,
-    limit=values.limit,
-    on_epoch=teller(progress, settings.epochs),
+    source,
+    problem.forget_hash(case.setup, case.splits),
+    plan_pairs(jax.random.key(values.seed), case.splits, values.limit),
+    values.limit,
+    values.seed,
+    settings,
   )
-  return save(case, result, settings, root)
+  found = {
+    'unlearned': bench.pair('unlearned', unlearned, values.seeds),
+    'null': bench.pair('null', null, values.seeds),
+    'unseen': bench.pair('unlearned', unlearned, values.seeds, unseen=True),
+    'identity': bench.pair('identity', source, 1),
+  }
+  if case.retrained is case.unlearned:
+    found['retrained'] = found['unlearned']
+  elif case.retrained is not None:
+    digest = case.manifests['retrained']['state_sha256']
+    retrained = Known(case.retrained, digest)
+    found['retrained'] = bench.pair('retrained', retrained, values.seeds)
+  return found
 
 
 def save(
   case: Case,
-  result: UnlearningDegree,
+  measured: dict[str, Pair],
   settings: GeneratorSettings,
   root: pathlib.Path,
 ) -> dict[str, Any]:
   """Writes the report and its pictures; what degree.json holds."""
   dataset = case.setup.dataset
+  by_name = {
+    name: {**pair.found, 'label': degree.LABELS[name]}
+    for name, pair in measured.items()
+  }
   found = {
-    **degree.as_dict(result, settings),
+    **degree.assemble(by_name, settings),
     'command': ' '.join(['python -m experiments.spd_gan', *sys.argv[1:]]),
     'pair': pairs.pair(case),
     'checkpoints': {name: str(path) for name, path in case.paths.items()},
@@ -153,12 +179,7 @@ def save(
     'forget': case.splits.forget.size,
     'environment': results.environment(),
   }
-  grid = degree.grid_of(
-    result.held_out,
-    result.unlearned.runs[0].generator,
-    settings,
-    dataset.class_names,
-  )
+  grid = kept_pairs.grid(measured['unlearned'], dataset.class_names)
   degree.write(found, grid, len(dataset.class_names), root)
   return found
 

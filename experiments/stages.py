@@ -83,7 +83,7 @@ class Workdir:
       InputError: not writable, not a directory, or another's.
     """
     self.root, self._identity = root, identity
-    self._save_seconds = save_seconds
+    self.save_seconds = save_seconds
     self._partials: dict[pathlib.Path, partials.Partial] = {}
     self._lock: locks.Lock | None = None
     parallel.by_first(self._check)
@@ -180,7 +180,7 @@ class Workdir:
     """
     path = self.folder(name, config)
     if path not in self._partials:
-      kept = partials.Partial(path, self._save_seconds, tell, advance)
+      kept = partials.Partial(path, self.save_seconds, tell, advance)
       self._partials[path] = kept
     return self._partials[path]
 

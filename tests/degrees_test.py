@@ -19,6 +19,7 @@ from experiments import (
   degrees,
   flags,
   generator_flags,
+  kept_pairs,
   problem,
 )
 from unlearn_jax import parallel
@@ -140,7 +141,7 @@ def test_no_pair_is_measured_twice_and_a_damaged_one_is_named(
   for broken in (content[:100], b'', b'PK\x03\x04' + bytes(200)):
     kept[0].write_bytes(broken)
     with pytest.raises(InputError, match='is damaged'):
-      degrees.read(kept[0])
+      kept_pairs.read(kept[0])
   kept[0].write_bytes(content)
 
 
@@ -229,7 +230,7 @@ def pairs_of(*seeds):
       for i, value in enumerate(generators)
     ]
     found = {'runs': runs, 'took_off': 1}
-    made.append(degrees.Pair(found, *(np.zeros(0),) * 3))
+    made.append(kept_pairs.Pair(found, *(np.zeros(0),) * 3))
   return made
 
 

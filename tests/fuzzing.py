@@ -169,7 +169,7 @@ BINARIES = {
   'spd_gan': (
     spd_gan.define,
     spd_gan.main,
-    [(spd_gan, 'unlearning_degree'), (pairs, 'train_null')],
+    [(spd_gan, '_pairs'), (pairs, 'train_null')],
   ),
   'reproduce': (options.define, reproduce.main, [(costs, 'calibrate')]),
 }

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 import report_test
 
-from experiments import degree, degree_figures, figures, files, report, results
+from experiments import (
+  degree,
+  degree_figures,
+  figures,
+  files,
+  kept_pairs,
+  report,
+  results,
+)
 from experiments.reproduction import page, plan
 from experiments.reproduction.outcomes import Outcomes
 from experiments.reproduction.presets import PRESETS
@@ -229,17 +237,9 @@ def test_no_picture_typesets_or_stumbles_over_them():
 
 
 def test_a_class_name_is_one_short_line_above_its_image():
-  class Examples:
-    size, indices, labels = 1, np.array([0]), np.array([0])
-    images = np.zeros((1, 4, 4, 1), np.uint8)
-
-    def take(self, rows):
-      return self
-
-  with mock.patch.object(
-    degree.spd_gan, 'perturb_images', lambda *_: np.zeros((1, 4, 4, 1))
-  ):
-    grid = degree.grid_of(Examples(), None, GeneratorSettings(), [NASTY])
+  image = np.zeros((1, 4, 4, 1), np.uint8)
+  pair = kept_pairs.Pair({}, image, image.astype(np.float32), np.array([0]))
+  grid = kept_pairs.grid(pair, [NASTY])
   titles = [axes.get_title() for axes in grid.axes if axes.get_title()]
   assert titles == [shown(NASTY, 24)]
   assert not parsed_as_formula(grid) and figures.png(grid)

@@ -70,8 +70,10 @@ def _equations(jaxpr):
   """All equations, those of inner functions too."""
   for equation in jaxpr.eqns:
     yield equation
-    for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      yield from _equations(inner)
+    for value in jax.tree.leaves(list(equation.params.values())):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from _equations(inner)
 
 
 def test_order_is_that_of_definition_not_of_names():

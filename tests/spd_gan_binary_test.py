@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -14,9 +15,17 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from experiments import degree, degree_figures, flags, pairs, spd_gan
+from experiments import (
+  degree,
+  degree_figures,
+  flags,
+  pairs,
+  preemption,
+  spd_gan,
+)
 from unlearn_jax import checkpoints, data, models, parallel, training
 from unlearn_jax.base import InputError
+from unlearn_jax.degree import unlearning_degree
 
 ROOT = pathlib.Path(__file__).parent.parent
 RECIPE = {
@@ -123,7 +132,7 @@ def finished(folder):
 def test_it_writes_numbers_words_and_pictures(finished, folder):
   workdir, found = finished
   assert sorted(path.name for path in workdir.iterdir()) == sorted(
-    ['.lock', 'checkpoints', 'workdir.json', *degree.FILES.values()]
+    ['.lock', 'checkpoints', 'degrees', 'workdir.json', *degree.FILES.values()]
   )
   written = json.loads((workdir / 'degree.json').read_text())
   assert written['sentence'] == found['sentence']
@@ -146,7 +155,15 @@ def test_it_writes_numbers_words_and_pictures(finished, folder):
     assert matplotlib.image.imread(workdir / degree.FILES[name]).std() > 0.01
 
 
-def test_the_null_is_trained_once_and_kept(finished, folder, capsys):
+def stamps(workdir):
+  """What is kept, and when it was written."""
+  kept = [*workdir.glob('checkpoints/*/*'), *workdir.glob('degrees/*')]
+  return {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_the_null_and_every_pair_are_made_once_and_kept(
+  finished, folder, capsys
+):
   workdir, before = finished
   (null,) = (workdir / 'checkpoints').iterdir()
   assert null.name.startswith('seed1-source-')
@@ -155,11 +172,58 @@ def test_the_null_is_trained_once_and_kept(finished, folder, capsys):
   assert manifest['config']['source_seed'] == 1
   assert manifest['config']['recipe'] == source['config']['recipe']
   assert manifest['state_sha256'] != source['state_sha256']
-  stamp = (null / 'manifest.json').stat().st_mtime_ns
+  written = stamps(workdir)
   after = spd_gan.measure(parse(folder, workdir=workdir))
-  assert 'done before' in capsys.readouterr().out
-  assert (null / 'manifest.json').stat().st_mtime_ns == stamp
+  assert capsys.readouterr().out.count('done before') == 1 + 4
+  assert stamps(workdir) == written
   assert after['pairs'] == before['pairs']
+
+
+def test_its_numbers_are_the_librarys(finished, folder):
+  workdir, found = finished
+  values = parse(folder, null_dir=next((workdir / 'checkpoints').iterdir()))
+  case = pairs.read(values)
+  told = unlearning_degree(
+    jax.random.key(values.seed),
+    case.setup.model,
+    case.source,
+    case.unlearned,
+    case.splits,
+    null=case.null,
+    settings=spd_gan.settings_of(values),
+    limit=values.limit,
+  )
+  for name, pair in found['pairs'].items():
+    assert degree.pair(name, getattr(told, name)) == pair, name
+  assert degree.calibrated(told.calibrated) == found['calibrated']
+
+
+@pytest.mark.parametrize('calls', [3, 11, 24])
+def test_it_goes_on_where_it_was_stopped(
+  finished, folder, tmp_path, calls, monkeypatch, capsys
+):
+  """Each generator is two calls; four pairs have five, five, five and one."""
+  workdir, whole = finished
+  null = next((workdir / 'checkpoints').iterdir())
+  answers = iter([None] * calls + [signal.SIGTERM])
+  monkeypatch.setattr(preemption, 'requested', lambda: next(answers))
+  values = parse(folder, null_dir=null, workdir=tmp_path / 'new')
+  with pytest.raises(preemption.Stopped) as stopped:
+    spd_gan.measure(values)
+  seed, epoch = calls // 2 % 5, calls % 2 + 1
+  assert f'generator{seed}-' in stopped.value.note
+  assert f'saved after epoch {epoch} in' in stopped.value.note
+  saved = list((tmp_path / 'new' / 'checkpoints').glob('.*.partial'))
+  assert len(saved) == seed + 1
+  monkeypatch.undo()
+  capsys.readouterr()
+  found = spd_gan.measure(values)
+  text = capsys.readouterr().out
+  assert text.count('done before') == calls // 10
+  assert text.count('goes on') == 1
+  assert f'goes on after epoch {calls % 10 + 1}/10' in text
+  assert found['pairs'] == whole['pairs']
+  assert not list((tmp_path / 'new' / 'checkpoints').iterdir())
 
 
 def test_a_twin_beside_the_source_serves_as_the_null(
@@ -219,6 +283,7 @@ def test_retrain_is_found_beside_or_is_the_unlearned_model(folder, tmp_path):
     ('cap', 'low', 'a number'),
     ('seeds', 4, '5 or more'),
     ('seed', -1, '0 or more'),
+    ('save_seconds', -1, '0 or more'),
     ('limit', 0, '1 or more'),
     ('epochs', 0, '1 or more'),
     ('batch_size', 0, 'a positive multiple'),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax import parallel, spd_gan, training
+from unlearn_jax import parallel, snapshots, spd_gan, training
 from unlearn_jax.base import Batch, Examples, InputError, ModelState, stateless
 from unlearn_jax.spd_gan import GeneratorSettings, fit_generator
 from unlearn_jax.timing import Stopwatch
@@ -98,12 +98,12 @@ def loss_of(eta, cap, bias):
   source = ModelState(jnp.array([[0.0, 0.0], [math.log(3.0), 0.0]]))
   unlearned = ModelState(jnp.array(bias))
   players = spd_gan._Players({}, source, unlearned)
-  state = ModelState(players, spd_gan._Carried({}, jnp.zeros(4)))
+  state = ModelState(players, spd_gan._Carried({}, jnp.zeros((1, 4))))
   batch = Batch(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2, jnp.int32))
-  value, carried = spd_gan._loss(classifier, eta, cap, cap or 1.0)(
+  value, carried = spd_gan._loss(classifier, eta, cap, cap or 1.0, 1)(
     generator, state, (batch,)
   )
-  return float(value), carried.sums.tolist()
+  return float(value), carried.sums[0].tolist()
 
 
 def test_the_loss_is_equation_13_by_hand():
@@ -380,3 +380,59 @@ def test_ssim_of_constant_images_by_the_formula():
     got = spd_gan.pixel_change(images, 2 * images).ssim
     expected = (2 * 0.2 * 0.4 + 1e-4) / (0.04 + 0.16 + 1e-4)
     assert got == pytest.approx(expected, rel=1e-4), side
+
+
+class BrokenOffError(Exception):
+  """A training that was ended from outside."""
+
+
+class OneKept:
+  """Keeps the last snapshot on the host; ends the training at one."""
+
+  def __init__(self, after=None):
+    self.after, self.packed, self.count = after, None, 0
+
+  def load(self, like):
+    return self.packed and snapshots.unpack(self.packed, like)
+
+  def save(self, snapshot):
+    self.count += 1
+    self.packed = snapshots.pack(snapshot)
+    if self.count == self.after:
+      raise BrokenOffError
+
+
+@pytest.mark.parametrize('after', [1, 2, 6, 7])
+def test_a_generator_goes_on_from_any_call_to_the_same_bits(monkeypatch, after):
+  """Two epochs of four steps, a call each."""
+  whole = fit()
+  monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
+  kept = OneKept(after)
+  with pytest.raises(BrokenOffError):
+    fit(keeper=kept)
+  kept.after = None
+  leaves = kept.packed.facts['leaves']
+  assert not [path for path in leaves if 'source' in path or 'unlearn' in path]
+  again = fit(keeper=kept)
+  assert kept.count == 8
+  chex.assert_trees_all_equal(again.state, whole.state)
+  for one, other in zip(again.history, whole.history, strict=True):
+    assert one._replace(seconds=0) == other._replace(seconds=0)
+  finished = fit(keeper=kept)  # Nothing is trained a second time.
+  assert kept.count == 8
+  chex.assert_trees_all_equal(finished.state, whole.state)
+
+
+def test_an_infinite_loss_of_any_epoch_is_no_result(monkeypatch):
+  """The cap hides it from the sum of both losses, and later ones are finite."""
+  real = training.fit
+
+  def one_infinite(*args, **options):
+    found = real(*args, **options)
+    first, second, third = found.history
+    second.measured['unlearned_loss'] = math.inf
+    return found._replace(history=(first, second, third))
+
+  monkeypatch.setattr(training, 'fit', one_infinite)
+  with pytest.raises(InputError, match='^the generator diverged: '):
+    fit()

@@ -13,6 +13,7 @@ import numpy as np
 from unlearn_jax import metrics, training
 from unlearn_jax.base import Examples, Key, Model, ModelState, Splits
 from unlearn_jax.prediction import predict
+from unlearn_jax.snapshots import Keeper
 from unlearn_jax.spd_gan import (
   GeneratorSettings,
   PixelChange,
@@ -206,6 +207,7 @@ def pair_degree(
   *,
   seeds: int,
   on_epoch: Callable[[int, training.Epoch], None] | None = None,
+  keeper: Callable[[int], Keeper] | None = None,
 ) -> Degree:
   """Several generators against one pair of models, nothing held against it.
 
@@ -220,6 +222,7 @@ def pair_degree(
     settings: of the generators.
     seeds: how many generators.
     on_epoch: told of the generator's number and each epoch as it ends.
+    keeper: gives who keeps the training of the generator with this number.
 
   Returns:
     The `Degree`.
@@ -240,6 +243,7 @@ def pair_degree(
       settings,
       num_classes=clean[0].shape[1],
       on_epoch=lambda epoch: tell(seed, epoch),
+      keeper=keeper and keeper(seed),
     )
     perturbed = [
       predict_perturbed(model, state, fitted.state, sets.every, settings)

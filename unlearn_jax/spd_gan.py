@@ -25,10 +25,12 @@ from unlearn_jax.base import (
   Model,
   ModelState,
   Params,
+  TrainState,
   tensor_paths,
 )
 from unlearn_jax.models.generator import Generator
 from unlearn_jax.prediction import predict
+from unlearn_jax.snapshots import Keeper, Snapshot
 
 # The default cap, and what counts as far off without one, in log C: the
 # cross-entropy of chance is 1 of them.
@@ -148,8 +150,8 @@ class _Carried(NamedTuple):
 
   Attributes:
     batch_stats: of the generator.
-    sums: float32 `[4]`, since the training began: steps, and over them the
-      means of both cross-entropies and of what is at the cap.
+    sums: float32 `[epochs, 4]`, of each epoch: steps, and over them the means
+      of both cross-entropies and of what is at the cap.
   """
 
   batch_stats: Any
@@ -209,7 +211,7 @@ def cap_in_nats(
 
 @functools.lru_cache(maxsize=32)
 def _loss(
-  classifier: Model, eta: float, cap: float | None, far: float
+  classifier: Model, eta: float, cap: float | None, far: float, steps: int
 ) -> training.Loss:
   """CE(M(x + G(x)), y) − η · CE(M_UL(x + G(x)), y) (Eq. 13).
 
@@ -234,28 +236,48 @@ def _loss(
       [1.0, source.mean(), unlearned.mean(), (unlearned >= far).mean()]
     )
     value = (source - eta * held).mean()
-    return value, _Carried(batch_stats, carried.sums + new)
+    epoch = carried.sums[:, 0].sum().astype(int) // steps
+    return value, _Carried(batch_stats, carried.sums.at[epoch].add(new))
 
   return loss
 
 
-class _Sums:
-  """Tells of each epoch what happened in it, from sums over all so far."""
+def _measure(state: ModelState) -> dict[str, float]:
+  """What happened in the last epoch; nothing before the first."""
+  sums = np.asarray(state.batch_stats.sums, np.float64)
+  done = np.flatnonzero(sums[:, 0])
+  if not done.size:
+    return {}
+  steps, source, unlearned, capped = sums[done[-1]]
+  return {
+    'source_loss': float(source / steps),
+    'unlearned_loss': float(unlearned / steps),
+    'capped_share': float(capped / steps),
+  }
 
-  def __init__(self):
-    self._before = np.zeros(4)
 
-  def __call__(self, state: ModelState) -> dict[str, float]:
-    now = np.asarray(state.batch_stats.sums, np.float64)
-    steps, source, unlearned, capped = now - self._before
-    self._before = now
-    if not steps:
-      return {}
-    return {
-      'source_loss': float(source / steps),
-      'unlearned_loss': float(unlearned / steps),
-      'capped_share': float(capped / steps),
-    }
+class _WithoutPlayers:
+  """Has a keeper keep the generator alone: nothing else of a state moves."""
+
+  def __init__(self, keeper: Keeper):
+    self._keeper = keeper
+
+  def load(self, like: TrainState) -> Snapshot | None:
+    kept = self._keeper.load(self._own(like))
+    if kept is None:
+      return None
+    params, carried = kept.state.model
+    players = like.model.params._replace(generator=params)
+    state = kept.state._replace(model=ModelState(players, carried))
+    return kept._replace(state=state)
+
+  def save(self, snapshot: Snapshot) -> None:
+    self._keeper.save(snapshot._replace(state=self._own(snapshot.state)))
+
+  @staticmethod
+  def _own(state: TrainState) -> TrainState:
+    players, carried = state.model
+    return state._replace(model=ModelState(players.generator, carried))
 
 
 def fit_generator(
@@ -268,6 +290,7 @@ def fit_generator(
   *,
   num_classes: int,
   on_epoch: Callable[[training.Epoch], None] | None = None,
+  keeper: Keeper | None = None,
 ) -> FittedGenerator:
   """Trains G against two frozen classifiers (Algorithm 2, lines 1–10).
 
@@ -284,6 +307,7 @@ def fit_generator(
     settings: `GeneratorSettings()` by default.
     num_classes: C.
     on_epoch: told of each epoch as it ends, epoch 0 included.
+    keeper: see `training.fit`; what it keeps is without the classifiers.
 
   Returns:
     The `FittedGenerator`.
@@ -313,30 +337,33 @@ def fit_generator(
   start = training.initialize(init_key, generator)
   players = _Players(start.params, source, unlearned)
   still = tensor_paths(players._replace(generator=()))
+  steps = training.steps_per_epoch(examples, settings.batch_size)
+  sums = jnp.zeros((settings.epochs, 4))
   try:
     fit = training.fit(
       fit_key,
       generator,
-      ModelState(players, _Carried(start.batch_stats, jnp.zeros(4))),
+      ModelState(players, _Carried(start.batch_stats, sums)),
       [examples],
       epochs=settings.epochs,
       batch_sizes=[settings.batch_size],
       optimizer=training.adam(settings.learning_rate),
-      loss=_loss(model, float(settings.eta), cap, far),
+      loss=_loss(model, float(settings.eta), cap, far, steps),
       frozen=frozenset(still),
-      measure=_Sums(),
+      measure=_measure,
       on_epoch=on_epoch,
+      keeper=keeper and _WithoutPlayers(keeper),
     )
   except training.DivergedError as error:
     raise InputError(_DIVERGED) from error
   # With a cap, an infinite loss of M_UL does not show in the sum of both.
-  last = fit.history[-1]
-  if not np.isfinite(list(last.measured.values())).all():
+  measured = [list(epoch.measured.values()) for epoch in fit.history[1:]]
+  if not np.isfinite(measured).all():
     raise InputError(_DIVERGED)
   state = ModelState(
     fit.state.params.generator, fit.state.batch_stats.batch_stats
   )
-  took_off = last.measured['capped_share'] > 0.5
+  took_off = fit.history[-1].measured['capped_share'] > 0.5
   return FittedGenerator(state, fit.history, took_off, fit.compile_seconds)
 
 

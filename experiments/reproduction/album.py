@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from experiments import degree_figures, degrees, figures, files
+from experiments import degree_figures, figures, files, kept_pairs
 from experiments.degree_figures import Bar
 from experiments.figures import BLACK, BLUE, GREY, VERMILLION
 from experiments.reproduction import bench, pictures, sweeping, tally, tasks
@@ -83,7 +83,7 @@ def images(
   outcome = results.outcome(task)
   if outcome is None:
     return None
-  pair = degrees.read(root / outcome['folder'] / bench.PAIR)
+  pair = kept_pairs.read(root / outcome['folder'] / bench.PAIR)
   return degree_figures.image_grid(
     pair.images, pair.perturbed, outcome['titles']
   )

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 
 from experiments import (
-  degrees,
   divergence,
   files,
+  kept_pairs,
   pipeline,
   problem,
   stages,
@@ -32,7 +32,6 @@ from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.evaluation import compare
 from unlearn_jax.pairs import pair_degree, plan_pairs
-from unlearn_jax.training import Epoch
 
 PAIR = 'pair.npz'  # of a degree, in its folder
 
@@ -213,34 +212,39 @@ class Bench:
       self._parent(task, role).state for role in ('source', 'other')
     )
     progress.begin(task.title, task.epochs)
-
-    def tell(seed: int, epoch: Epoch) -> None:
-      total = seed * settings.epochs + epoch.epoch
-      progress.epoch(epoch._replace(epoch=total))
-
+    label = 'null' if task.row == tasks.NULL else 'unlearned'
+    own = self.workdir(task.problem)
+    folder = own.root / 'degrees' / f'{task.row}-{task.key}'
+    hooked = kept_pairs.generators(
+      own,
+      f'{task.row}-degree',
+      {'task': task.key},
+      settings.epochs,
+      preset.generators,
+      progress,
+    )
     try:
       require_measurable(setup.model, source, splits, settings)
       plan = plan_pairs(
         problem.key_of('degree', task.seed), splits, preset.degree_limit
       )
-      measured = pair_degree(
-        plan.key,
-        setup.model,
-        source,
-        other,
-        plan.known,
-        settings,
-        seeds=preset.generators,
-        on_epoch=tell,
-      )
+      with hooked as hooks:
+        measured = pair_degree(
+          plan.key,
+          setup.model,
+          source,
+          other,
+          plan.known,
+          settings,
+          seeds=preset.generators,
+          on_epoch=hooks.on_epoch,
+          keeper=hooks.keeper,
+        )
+        kept = kept_pairs.keep(label, measured, plan.known, settings)
+        files.replace(folder / PAIR, kept_pairs.written(kept))
     except InputError as error:  # A source no better than chance, say.
       return {'error': str(error)}
-    label = 'null' if task.row == tasks.NULL else 'unlearned'
-    kept = degrees.keep(label, measured, plan.known, settings)
     progress.end(f'{100 * measured.interval.mean:.1f} points')
-    folder = self.workdir(task.problem).root / 'degrees'
-    folder /= f'{task.row}-{task.key}'
-    files.replace(folder / PAIR, degrees.written(kept))
     return {
       'folder': str(folder.relative_to(self._root)),
       'measured': {'degree': measured.interval.mean},

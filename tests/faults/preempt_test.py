@@ -33,13 +33,6 @@ def whole(binary, tmp_path_factory):
   return workdir
 
 
-def wait_for(holds, process, seconds=120):
-  end = time.monotonic() + seconds
-  while not holds():
-    assert process.is_alive() and time.monotonic() < end
-    time.sleep(0.01)
-
-
 @pytest.mark.parametrize(
   'number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )
@@ -48,7 +41,7 @@ def test_it_saves_says_so_and_goes_on(binary, whole, tmp_path, number, status):
   arguments = (*ARGUMENTS, f'--workdir={workdir}')
   process = binary.start(log, *arguments)
   saves = 'checkpoints/.*.partial/epoch-00000[3-9]'
-  wait_for(lambda: any(workdir.glob(saves)), process)
+  processes.wait_for(lambda: any(workdir.glob(saves)), process)
   os.kill(process.pid, number)
   began = time.monotonic()
   process.join(60)

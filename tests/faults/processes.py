@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import runpy
 import sys
+import time
 
 # What depends on the clock, in a report's rows.
 TIMED = ('seconds', 'compile_seconds', 'acceleration')
@@ -49,6 +50,14 @@ class Binary:
     process = self.start(log, *arguments, **environment)
     process.join(300)
     return process.exitcode, log.read_text()
+
+
+def wait_for(holds, process, seconds=120):
+  """Waits until something holds, which has to be while the process lives."""
+  end = time.monotonic() + seconds
+  while not holds():
+    assert process.is_alive() and time.monotonic() < end
+    time.sleep(0.01)
 
 
 def digests(workdir):
