@@ -33,7 +33,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from benchmarks import workers
-from experiments import files, flags
+from experiments import binary, files, flags
 from unlearn_jax.base import InputError
 
 MODELS = ('resnet18', 'vgg19', 'densenet121', 'googlenet', 'resnet9')
@@ -201,4 +201,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  binary.run(main)

@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks import jax_worker, train
 from benchmarks.environment import environment
-from experiments import files, flags
+from experiments import binary, files, flags
 from unlearn_jax import models, parallel, training
 from unlearn_jax.base import Batch
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
@@ -125,4 +125,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  binary.run(main)

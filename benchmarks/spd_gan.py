@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from benchmarks import jax_worker, train
 from benchmarks.environment import environment
-from experiments import files, flags
+from experiments import binary, files, flags
 from unlearn_jax import models, parallel, training
 from unlearn_jax.base import Examples, Model, ModelState
 from unlearn_jax.spd_gan import GeneratorSettings, fit_generator
@@ -185,4 +185,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  binary.run(main)

@@ -42,7 +42,7 @@ import numpy as np
 from benchmarks import jax_worker, topk_ways
 from benchmarks.environment import environment
 from benchmarks.memory import PeakMemory
-from experiments import figures, files, flags
+from experiments import binary, figures, files, flags
 from unlearn_jax import models
 from unlearn_jax.timing import Stopwatch
 
@@ -398,4 +398,4 @@ def _plain(value: Any) -> Any:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  binary.run(main)

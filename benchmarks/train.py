@@ -44,7 +44,7 @@ from absl import flags as absl_flags
 
 from benchmarks import table, workers
 from benchmarks.environment import environment
-from experiments import files, flags, flops
+from experiments import binary, files, flags, flops
 from unlearn_jax import models
 from unlearn_jax.base import InputError
 
@@ -451,4 +451,4 @@ def main() -> None:
 
 if __name__ == '__main__':
   define()
-  flags.run(main)
+  binary.run(main)

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments import flags, problem, stages
+from experiments import binary, flags, problem, stages
 from unlearn_jax import checkpoints, data, models
 from unlearn_jax.base import (
   Dataset,
@@ -175,4 +175,4 @@ def _unlearn_seed(path: pathlib.Path) -> int | None:
 if __name__ == '__main__':
   define()
   flags.define_processes()
-  flags.run(main)
+  binary.run(main)

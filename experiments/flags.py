@@ -1,30 +1,19 @@
-"""The flags that the binaries share, and what they are allowed to be.
-
-A bad flag ends a binary with one line on stderr and exit status 2, bad data
-with one line and status 1; in both cases before anything is written.
-"""
+"""The flags that the binaries share, and what they are allowed to be."""
 
 from collections.abc import Callable, Sequence
-import contextlib
 import dataclasses
 import difflib
 import hashlib
 import json
-import os
 import pathlib
-import signal
 import sys
-import tempfile
-import traceback
-from typing import Any, NoReturn
+from typing import Any
 
-from absl import app, flags, logging
-import jax
+from absl import flags
 
-from experiments import cluster, partials, preemption
+from experiments import cluster, partials
 from unlearn_jax import models, parallel
-from unlearn_jax.base import InputError, require_file, shown
-from unlearn_jax.data import streaming
+from unlearn_jax.base import shown
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import CHOICES, STRATEGIES, Settings
 
@@ -392,98 +381,3 @@ def workdir(values: Any) -> pathlib.Path:
     return pathlib.Path(values.workdir)
   name = ''.join(c if c.isalnum() else '_' for c in values.dataset)
   return pathlib.Path('runs') / f'{name}-{values.model}'
-
-
-def run(main: Callable[[], None], several: bool = True) -> None:
-  """Runs a binary's `main` with the errors and exit statuses of this page.
-
-  Args:
-    main: the binary.
-    several: whether several processes may run it together, where it has the
-      flags for it.
-  """
-  for name in names():  # Those that --help shows.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
-  for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
-    if hasattr(stream, 'reconfigure'):
-      stream.reconfigure(errors='backslashreplace')
-  try:
-    with preemption.watched():
-      app.run(lambda _: _guarded(main, several), flags_parser=_parse)
-  except preemption.Stopped as stopped:
-    status = 128 + stopped.signum
-    if not cluster.is_first():
-      cluster.leave(status)
-    name = signal.Signals(stopped.signum).name
-    _exit(f'stopped by {name}: {stopped.note}', status, '')
-  except KeyboardInterrupt:
-    _exit(
-      'interrupted; finished stages are kept, the same command goes on', 130
-    )
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-  try:
-    _require_flag_files(argv)
-    rest = flags.FLAGS(list(argv))
-  except (flags.Error, ValueError, RecursionError) as error:
-    _exit(str(error), 2)
-  if len(rest) > 1:
-    _exit(f'{shown(repr(rest[1]))} is not a flag, allowed: --name=value', 2)
-  return rest
-
-
-def _require_flag_files(argv: Sequence[str]) -> None:
-  """Refuses files of flags that absl would wait for or stumble over."""
-  for argument, following in zip(argv, [*argv[1:], '']):
-    name, equals, value = argument.partition('=')
-    if name in ('-flagfile', '--flagfile'):
-      path = value if equals else following
-      try:
-        require_file(path)
-        pathlib.Path(path).read_text('utf-8')
-      except (OSError, ValueError) as error:
-        raise InputError(f'--flagfile={shown(path)}: {error}') from error
-
-
-def _guarded(main: Callable[[], None], several: bool) -> None:
-  logging.set_verbosity(logging.WARNING)
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
-    tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
-  )
-  with contextlib.suppress(OSError):  # Without a cache it is only slower.
-    os.makedirs(cache, exist_ok=True)
-    jax.config.update('jax_compilation_cache_dir', cache)
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  megabytes = getattr(flags.FLAGS, 'device_data_mb', None)
-  limit = megabytes if megabytes is None else max(0, megabytes) * 10**6
-  try:
-    own = place(flags.FLAGS)
-    if own is not None and not several:
-      raise InputError(
-        f'{own.count} processes, allowed: one, because this binary does not'
-        ' spread over several'
-      )
-    with cluster.joined(own), streaming.limit(limit):
-      main()
-  except FlagError as error:
-    _exit(str(error), 2)
-  except InputError as error:
-    _exit(str(error), 1)
-  except jax.errors.JaxRuntimeError as error:
-    if not cluster.several():
-      raise
-    cluster.await_end()
-    _exit(str(error).split('\n')[0], 1)
-  except Exception:
-    if cluster.several():
-      traceback.print_exc()
-      cluster.leave(1)
-    raise
-
-
-def _exit(message: str, status: int, kind: str = 'error: ') -> NoReturn:
-  line = shown(' '.join(message.split()), 4000)
-  print(f'{kind}{cluster.name() if kind else ""}{line}', file=sys.stderr)
-  cluster.leave(status)
-  raise SystemExit(status)

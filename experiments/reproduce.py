@@ -12,7 +12,7 @@ import time
 
 from absl import flags as absl_flags
 
-from experiments import flags
+from experiments import binary
 from experiments.reproduction import options, page, plan, runner
 from experiments.reproduction.bench import Bench
 from experiments.reproduction.claims import Claims
@@ -52,4 +52,4 @@ def main() -> None:
 if __name__ == '__main__':
   options.define()
   absl_flags.adopt_module_key_flags(options)  # Those that --help shows.
-  flags.run(main)
+  binary.run(main)

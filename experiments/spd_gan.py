@@ -19,6 +19,7 @@ from absl import flags as absl_flags
 import jax
 
 from experiments import (
+  binary,
   degree,
   flags,
   generator_flags,
@@ -196,4 +197,4 @@ def main() -> None:
 if __name__ == '__main__':
   define()
   flags.define_processes()
-  flags.run(main, several=False)
+  binary.run(main, several=False)

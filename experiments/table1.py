@@ -11,7 +11,7 @@ import jax
 import rich
 from rich.table import Table
 
-from experiments import flags
+from experiments import binary
 from experiments.reproduction import paper
 from unlearn_jax import models
 from unlearn_jax.base import tensor_paths
@@ -52,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  flags.run(main)
+  binary.run(main)

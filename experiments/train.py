@@ -14,7 +14,7 @@ import dataclasses
 
 from absl import flags as absl_flags
 
-from experiments import flags, pipeline, problem, stages
+from experiments import binary, flags, pipeline, problem, stages
 from experiments.progress import Progress
 from unlearn_jax import parallel
 from unlearn_jax.evaluation import compare
@@ -66,4 +66,4 @@ if __name__ == '__main__':
   flags.define_data_and_model()
   flags.define_processes()
   define()
-  flags.run(main)
+  binary.run(main)

@@ -15,6 +15,7 @@ from absl import flags as absl_flags
 import rich
 
 from experiments import (
+  binary,
   degree_section,
   degrees,
   flags,
@@ -59,4 +60,4 @@ if __name__ == '__main__':
   flags.define_unlearning()
   flags.define_processes()
   generator_flags.define_beside_unlearning()
-  flags.run(main)
+  binary.run(main)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import (
+  binary,
   divergence,
   evaluate,
   flags,
@@ -38,7 +39,7 @@ def invoke(monkeypatch, capsys, main, *arguments):
   monkeypatch.setattr(sys, 'argv', ['binary', *map(str, arguments)])
   capsys.readouterr()
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-    flags.run(main)
+    binary.run(main)
   out, err = capsys.readouterr()
   return end.value.code or 0, out, err
 

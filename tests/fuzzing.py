@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 from hypothesis import HealthCheck, settings
 
 from experiments import (
+  binary,
   evaluate,
   flags,
   generator_flags,
@@ -242,7 +243,7 @@ def run_binary(name, arguments, whole=False, out=None):
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))
     try:
-      flags.run(main)
+      binary.run(main)
     except AcceptedError:
       status = 0
     except SystemExit as end:

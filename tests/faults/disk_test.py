@@ -6,6 +6,7 @@ import subprocess
 import helpers
 import jax
 import numpy as np
+import processes
 import pytest
 
 from experiments import partials
@@ -33,6 +34,16 @@ def fill(disk, leave):
   """A file that takes all but `leave` bytes."""
   free = shutil.disk_usage(disk).free - leave
   (disk / 'filler').write_bytes(bytes(max(0, free)))
+
+
+def training_binary(cache, log, workdir):
+  """Runs `experiments.train`, saving every epoch: (status, what it wrote)."""
+  return processes.Binary('experiments.train', cache).finish(
+    log,
+    *('--dataset=digits', '--train_subset=600', '--width=8'),
+    *('--batch_size=60', '--train_epochs=6', '--save_seconds=0'),
+    f'--workdir={workdir}',
+  )
 
 
 def train(keeper=None, epochs=4):
@@ -81,3 +92,22 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(disk):
     assert sorted(p.name for p in disk.iterdir()) == ['filler', 'first']
   tree, _ = checkpoints.restore_tree(disk / 'first')
   np.testing.assert_array_equal(tree['w'], big['w'])
+
+
+def test_a_binary_says_it_in_one_line_each_and_goes_on(disk, tmp_path):
+  """Orbax logs the same with stack traces, from threads of its own."""
+  cache, log = tmp_path / 'cache', tmp_path / 'log'
+  whole, workdir = tmp_path / 'whole', disk / 'run'
+  status, text = training_binary(cache, log, whole)
+  assert status == 0, text
+  fill(disk, 200_000)
+  status, text = training_binary(cache, log, workdir)
+  told = [line for line in text.splitlines() if not line.startswith('[')]
+  assert status == 1, text
+  assert all(': cannot write ' in line for line in told), text
+  *warnings, error = (line.split(':')[0] for line in told)
+  assert error == 'error' and warnings and set(warnings) == {'warning'}, text
+  (disk / 'filler').unlink()
+  status, text = training_binary(cache, log, workdir)
+  assert status == 0 and 'goes on after epoch' in text, text
+  assert processes.digests(workdir) == processes.digests(whole)

@@ -1,6 +1,6 @@
 """`experiments.unlearn`, in whose eyes hundredths of a second are long."""
 
-from experiments import flags, generator_flags, unlearn
+from experiments import binary, flags, generator_flags, unlearn
 from unlearn_jax import training
 
 # Not where pytest imports it, looking for doctests.
@@ -10,4 +10,4 @@ if __name__ == '__main__':
   flags.define_unlearning()
   flags.define_processes()
   generator_flags.define_beside_unlearning()
-  flags.run(unlearn.main)
+  binary.run(unlearn.main)

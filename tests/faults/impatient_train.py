@@ -2,7 +2,7 @@
 
 from absl import flags as absl_flags
 
-from experiments import flags, train, watch
+from experiments import binary, flags, train, watch
 
 if __name__ == '__main__':
   watch._BEAT, watch._SILENCE = 0.5, 6.0
@@ -10,4 +10,4 @@ if __name__ == '__main__':
   flags.define_processes()
   train.define()
   absl_flags.adopt_module_key_flags(train)
-  flags.run(train.main)
+  binary.run(train.main)

@@ -4,7 +4,7 @@ import dataclasses
 
 from absl import flags as absl_flags
 
-from experiments import flags, reproduce
+from experiments import binary, reproduce
 from experiments.reproduction import options, presets
 
 smoke = presets.PRESETS['smoke']
@@ -23,4 +23,4 @@ presets.PRESETS['toy'] = dataclasses.replace(
 if __name__ == '__main__':
   options.define()
   absl_flags.adopt_module_key_flags(options)
-  flags.run(reproduce.main)
+  binary.run(reproduce.main)

@@ -130,7 +130,7 @@ def test_any_folder(folder, entries, whole):
   with fuzzing.case('folders', root):
     why = fuzzing.refused(read)
   if why is not None:
-    # The binaries escape what is in a name; see `flags._exit`.
+    # The binaries escape what is in a name; see `binary._exit`.
     assert str(root) in why and '\n' not in why
     return
   assert found.train.images.dtype == np.uint8
