@@ -24,13 +24,11 @@ from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.data import streaming
 
 
-def run(main: Callable[[], None], several: bool = True) -> None:
+def run(main: Callable[[], None]) -> None:
   """Runs a binary's `main` with the errors and exit statuses that all share.
 
   Args:
     main: the binary.
-    several: whether several processes may run it together, where it has the
-      flags for it.
   """
   known = absl_flags.FLAGS
   for name in flags.names():  # Those that --help shows.
@@ -40,7 +38,7 @@ def run(main: Callable[[], None], several: bool = True) -> None:
       stream.reconfigure(errors='backslashreplace')
   try:
     with preemption.watched(), _one_line_only():
-      app.run(lambda _: _guarded(main, several), flags_parser=_parse)
+      app.run(lambda _: _guarded(main), flags_parser=_parse)
   except preemption.Stopped as stopped:
     status = 128 + stopped.signum
     if not cluster.is_first():
@@ -105,7 +103,7 @@ def _require_flag_files(argv: Sequence[str]) -> None:
         raise InputError(f'--flagfile={shown(path)}: {error}') from error
 
 
-def _guarded(main: Callable[[], None], several: bool) -> None:
+def _guarded(main: Callable[[], None]) -> None:
   logging.set_verbosity(logging.WARNING)
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR') or os.path.join(
     tempfile.gettempdir(), f'unlearn_jax_cache_{os.getuid()}'
@@ -118,11 +116,6 @@ def _guarded(main: Callable[[], None], several: bool) -> None:
   limit = megabytes if megabytes is None else max(0, megabytes) * 10**6
   try:
     own = flags.place(absl_flags.FLAGS)
-    if own is not None and not several:
-      raise InputError(
-        f'{own.count} processes, allowed: one, because this binary does not'
-        ' spread over several'
-      )
     with cluster.joined(own), streaming.limit(limit):
       main()
   except flags.FlagError as error:

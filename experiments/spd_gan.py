@@ -32,6 +32,7 @@ from experiments import (
 from experiments.kept_pairs import Bench, Known, Pair
 from experiments.pairs import Case
 from experiments.progress import Progress
+from unlearn_jax import parallel
 from unlearn_jax.base import InputError
 from unlearn_jax.pairs import plan_pairs
 from unlearn_jax.spd_gan import GeneratorSettings
@@ -94,7 +95,7 @@ def measure(values: Any) -> dict[str, Any]:
   root = default if values.workdir is None else pathlib.Path(values.workdir)
   workdir = prepare(case, root, values.save_seconds)
   pairs.require_source(case, settings)
-  workdir.claim()
+  parallel.by_first(workdir.claim)
   progress = _progress(case, settings, values.seeds)
   null = _null(case, workdir, progress)
   measured = _pairs(case, null, workdir, settings, values, progress)
@@ -181,7 +182,8 @@ def save(
     'environment': results.environment(),
   }
   grid = kept_pairs.grid(measured['unlearned'], dataset.class_names)
-  degree.write(found, grid, len(dataset.class_names), root)
+  count = len(dataset.class_names)
+  parallel.by_first(lambda: bool(degree.write(found, grid, count, root)))
   return found
 
 
@@ -197,4 +199,4 @@ def main() -> None:
 if __name__ == '__main__':
   define()
   flags.define_processes()
-  binary.run(main, several=False)
+  binary.run(main)

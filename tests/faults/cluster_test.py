@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import time
 
 import numpy as np
@@ -33,79 +32,14 @@ def cache(tmp_path_factory):
   return tmp_path_factory.mktemp('cache')
 
 
-def devices(count):
-  return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
-
-
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    return probe.getsockname()[1]
-
-
-def flags(index, port):
-  return (
-    f'--coordinator=127.0.0.1:{port}',
-    '--num_processes=2',
-    f'--process_id={index}',
-  )
-
-
-class Pair:
-  """Two processes of one run, given their place by flags or as by Slurm."""
-
-  def __init__(self, binary, folder, *arguments, slurm=False):
-    port = free_port()
-    # From this Slurm's job number JAX makes the port of the coordinator.
-    step = {
-      'SLURM_JOB_ID': str(port),
-      'SLURM_STEP_NODELIST': 'localhost',
-      'SLURM_NTASKS': '2',
-    }
-    self.logs = [folder / f'log{index}' for index in range(2)]
-    self.processes = []
-    for index, log in enumerate(self.logs):
-      log.unlink(missing_ok=True)
-      given = () if slurm else flags(index, port)
-      own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-      # A proxy that is not there: no way between processes leads over it.
-      proxy = {'http_proxy': 'http://127.0.0.1:9'}
-      slots = {**step, **own} if slurm else {}
-      environment = {**devices(2), **proxy, **slots}
-      self.processes.append(
-        binary.start(log, *arguments, *given, **environment)
-      )
-
-  def texts(self):
-    return [log.read_text() if log.exists() else '' for log in self.logs]
-
-  def wait(self, seconds=500):
-    """The exit statuses; None for one that has not ended in time."""
-    end = time.monotonic() + seconds
-    for process in self.processes:
-      process.join(max(0, end - time.monotonic()))
-    return [process.exitcode for process in self.processes]
-
-  def wait_for_epoch(self, workdir, epoch):
-    """Until the training is saved after this epoch or a later."""
-    end = time.monotonic() + 500
-    while not any(
-      int(path.name[-6:]) >= epoch
-      for path in workdir.glob('checkpoints/.*.partial/epoch-*')
-    ):
-      alive = all(process.is_alive() for process in self.processes)
-      assert alive and time.monotonic() < end, self.texts()
-      time.sleep(0.01)
-
-
 def test_a_report_has_the_numbers_of_one_process(cache, tmp_path):
   binary = processes.Binary('experiments.unlearn', cache)
   one, two = tmp_path / 'one', tmp_path / 'two'
   status, text = binary.finish(
-    tmp_path / 'log', *UNLEARN, f'--workdir={one}', **devices(4)
+    tmp_path / 'log', *UNLEARN, f'--workdir={one}', **processes.devices(4)
   )
   assert status == 0, text
-  pair = Pair(binary, tmp_path, *UNLEARN, f'--workdir={two}')
+  pair = processes.Pair(binary, tmp_path, *UNLEARN, f'--workdir={two}')
   assert pair.wait() == [0, 0], pair.texts()
   first, second = pair.texts()
   assert 'Report: ' in first
@@ -138,11 +72,13 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
 ):
   binary = processes.Binary('experiments.train', cache)
   whole, workdir = tmp_path / 'whole', tmp_path / 'run'
-  pair = Pair(binary, tmp_path, *TRAIN, f'--workdir={whole}', slurm=True)
+  pair = processes.Pair(
+    binary, tmp_path, *TRAIN, f'--workdir={whole}', slurm=True
+  )
   assert pair.wait() == [0, 0], pair.texts()
   again = (*TRAIN, f'--workdir={workdir}')
   for victim, epoch in ((1, 2), (0, 5)):
-    pair = Pair(binary, tmp_path, *again)
+    pair = processes.Pair(binary, tmp_path, *again)
     pair.wait_for_epoch(workdir, epoch)
     pair.processes[victim].kill()
     began = time.monotonic()
@@ -160,7 +96,7 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
     assert other == 0 or not [text for text in before if text], pair.texts()
     print(f'process {other} ended {took:.2f} s after process {victim}')
   impatient = processes.Binary('impatient_train', cache)
-  pair = Pair(impatient, tmp_path, *again)
+  pair = processes.Pair(impatient, tmp_path, *again)
   pair.wait_for_epoch(workdir, 8)
   first, second = pair.processes
   try:
@@ -178,7 +114,7 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
     .splitlines()[-1]
     .startswith('error: process 0: process 1 of 2 was killed')
   ), pair.texts()
-  pair = Pair(binary, tmp_path, *again)
+  pair = processes.Pair(binary, tmp_path, *again)
   pair.wait_for_epoch(workdir, 12)
   os.kill(pair.processes[1].pid, signal.SIGTERM)
   assert pair.wait(60) == [143, 143], pair.texts()
@@ -190,7 +126,7 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
   )
   assert found, first
   assert second == ['SIGTERM: saving and stopping; once more stops at once']
-  pair = Pair(binary, tmp_path, *again)
+  pair = processes.Pair(binary, tmp_path, *again)
   assert pair.wait() == [0, 0], pair.texts()
   assert f'goes on after epoch {found[1]}/20' in pair.texts()[0]
   assert processes.digests(workdir) == processes.digests(whole)
@@ -212,7 +148,7 @@ BAD = {
 @pytest.mark.parametrize('flag', BAD)
 def test_a_bad_place_is_one_line(cache, tmp_path, flag):
   binary = processes.Binary('experiments.train', cache)
-  given = (*flags(1, free_port()), '--join_seconds=1', flag)
+  given = (*processes.flags(1, processes.free_port()), '--join_seconds=1', flag)
   workdir, log = tmp_path / 'run', tmp_path / 'log'
   status, text = binary.finish(log, *TRAIN, f'--workdir={workdir}', *given)
   wanted, line = BAD[flag]
@@ -224,25 +160,17 @@ def test_a_bad_place_is_one_line(cache, tmp_path, flag):
 @pytest.mark.parametrize('given', range(3))
 def test_all_three_flags_or_none(cache, tmp_path, given):
   binary = processes.Binary('experiments.train', cache)
-  flag = flags(1, 1)[given]
+  flag = processes.flags(1, 1)[given]
   status, text = binary.finish(tmp_path / 'log', *TRAIN, flag)
   assert status == 2
   assert re.fullmatch(r'error: --\w+=, allowed: a value, .* is given\n', text)
 
 
-def test_a_binary_that_does_not_spread_says_so(cache, tmp_path):
-  binary = processes.Binary('experiments.spd_gan', cache)
-  status, text = binary.finish(tmp_path / 'log', *flags(1, 1))
-  assert status == 1
-  assert text.startswith('error: 2 processes, allowed: one, ')
-  assert text.count('\n') == 1
-
-
 def test_processes_of_different_commands_do_not_start(cache, tmp_path):
   binary = processes.Binary('experiments.train', cache)
-  port, started = free_port(), []
+  port, started = processes.free_port(), []
   for index in range(2):
-    arguments = (*TRAIN, f'--seed={index}', *flags(index, port))
+    arguments = (*TRAIN, f'--seed={index}', *processes.flags(index, port))
     log = tmp_path / f'log{index}'
     started.append((binary.start(log, *arguments), log))
   for process, log in started:

@@ -18,7 +18,7 @@ TRAINING = (
 )
 GENERATORS = (
   '--epochs=3',
-  '--batch_size=10',
+  '--batch_size=12',
   '--generator_width=2',
   '--limit=100',
   '--save_seconds=0',
@@ -91,3 +91,41 @@ def test_it_goes_on_to_the_same_numbers(
   for name in ('pairs', 'calibrated', 'calibrated_target', 'sentence'):
     assert found[name] == whole[name]
   assert not list(workdir.glob('checkpoints/.*'))
+
+
+def test_two_processes_stop_together_and_have_the_numbers_of_one(
+  binary, arguments, tmp_path
+):
+  one, two, log = tmp_path / 'one', tmp_path / 'two', tmp_path / 'log'
+  status, text = binary.finish(
+    log, *arguments, f'--workdir={one}', **processes.devices(4)
+  )
+  assert status == 0, text
+  own = (*arguments, f'--workdir={two}')
+  pair = processes.Pair(binary, tmp_path, *own)
+  processes.wait_for(
+    lambda: any(two.glob('checkpoints/.null-generator1-*/epoch-*')),
+    pair.processes[0],
+  )
+  os.kill(pair.processes[1].pid, signal.SIGTERM)
+  assert pair.wait(60) == [143, 143], pair.texts()
+  assert 'stopped by SIGTERM: null-generator' in pair.texts()[0]
+  pair = processes.Pair(binary, tmp_path, *own)
+  assert pair.wait() == [0, 0], pair.texts()
+  first, second = pair.texts()
+  assert re.search(r'degree of null +goes on after epoch (\d+)/15', first), (
+    first
+  )
+  assert not second
+  single, several = (
+    json.loads((root / 'degree.json').read_text())['pairs']
+    for root in (one, two)
+  )
+  assert list(single) == list(several)
+  # Of 30 images one may fall on the other side: sums are in another order.
+  for name, mine in single.items():
+    for run, its in zip(mine['runs'], several[name]['runs'], strict=True):
+      degree = run['held_out']['degree']
+      assert its['held_out']['degree'] == pytest.approx(degree, abs=0.04)
+      for epoch, other in zip(run['curve'][1:], its['curve'][1:], strict=True):
+        assert other == pytest.approx(epoch, rel=1e-3)

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import time
 
@@ -50,6 +51,71 @@ class Binary:
     process = self.start(log, *arguments, **environment)
     process.join(300)
     return process.exitcode, log.read_text()
+
+
+def devices(count):
+  return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
+
+
+def free_port():
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    return probe.getsockname()[1]
+
+
+def flags(index, port):
+  return (
+    f'--coordinator=127.0.0.1:{port}',
+    '--num_processes=2',
+    f'--process_id={index}',
+  )
+
+
+class Pair:
+  """Two processes of one run, given their place by flags or as by Slurm."""
+
+  def __init__(self, binary, folder, *arguments, slurm=False):
+    port = free_port()
+    # From this Slurm's job number JAX makes the port of the coordinator.
+    step = {
+      'SLURM_JOB_ID': str(port),
+      'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_NTASKS': '2',
+    }
+    self.logs = [folder / f'log{index}' for index in range(2)]
+    self.processes = []
+    for index, log in enumerate(self.logs):
+      log.unlink(missing_ok=True)
+      given = () if slurm else flags(index, port)
+      own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
+      # A proxy that is not there: no way between processes leads over it.
+      proxy = {'http_proxy': 'http://127.0.0.1:9'}
+      slots = {**step, **own} if slurm else {}
+      environment = {**devices(2), **proxy, **slots}
+      self.processes.append(
+        binary.start(log, *arguments, *given, **environment)
+      )
+
+  def texts(self):
+    return [log.read_text() if log.exists() else '' for log in self.logs]
+
+  def wait(self, seconds=500):
+    """The exit statuses; None for one that has not ended in time."""
+    end = time.monotonic() + seconds
+    for process in self.processes:
+      process.join(max(0, end - time.monotonic()))
+    return [process.exitcode for process in self.processes]
+
+  def wait_for_epoch(self, workdir, epoch):
+    """Until the training is saved after this epoch or a later."""
+    end = time.monotonic() + 500
+    while not any(
+      int(path.name[-6:]) >= epoch
+      for path in workdir.glob('checkpoints/.*.partial/epoch-*')
+    ):
+      alive = all(process.is_alive() for process in self.processes)
+      assert alive and time.monotonic() < end, self.texts()
+      time.sleep(0.01)
 
 
 def wait_for(holds, process, seconds=120):
