@@ -4,9 +4,11 @@ A bad flag ends it with one line on stderr and exit status 2, bad data with one
 line and status 1; in both cases before anything is written.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
-from logging import getLogger
+import errno
+import functools
+from logging import ERROR, LogRecord, getLogger
 import os
 import pathlib
 import signal
@@ -23,6 +25,9 @@ from experiments import cluster, flags, preemption
 from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.data import streaming
 
+# What a disk says that takes no more.
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
 
 def run(main: Callable[[], None]) -> None:
   """Runs a binary's `main` with the errors and exit statuses that all share.
@@ -37,7 +42,8 @@ def run(main: Callable[[], None]) -> None:
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
   try:
-    with preemption.watched(), _one_line_only():
+    _one_line_only()
+    with preemption.watched():
       app.run(lambda _: _guarded(main), flags_parser=_parse)
   except preemption.Stopped as stopped:
     status = 128 + stopped.signum
@@ -51,32 +57,27 @@ def run(main: Callable[[], None]) -> None:
     )
 
 
-@contextlib.contextmanager
-def _one_line_only() -> Iterator[None]:
-  """Keeps what Orbax has to say of a full disk to itself, in a `with` block.
+@functools.cache
+def _one_line_only() -> None:
+  """Keeps errors of Orbax and of the event loops of its threads to ourselves.
 
-  It raises, and we say in one line what it raised. It also logs it with stack
-  traces, and its threads outlive the event loop that they report to.
+  Orbax raises them, and we say in one line what it raised; it also logs them
+  with stack traces, and tasks of a save that failed outlive their event loop.
+  That may be long after the save, so this is for the rest of the process.
   """
   folder, before = f'{os.sep}orbax{os.sep}', sys.unraisablehook
 
-  def is_told(record: Any) -> bool:
-    return record.name != 'asyncio' and folder not in record.pathname
+  def is_told(record: LogRecord) -> bool:
+    theirs = record.name == 'asyncio' or folder in record.pathname
+    return not theirs or record.levelno < ERROR
 
   def unraisable(what: Any) -> None:
     if str(what.exc_value) != 'Event loop is closed':
       before(what)
 
-  loggers = logging.get_absl_logger(), getLogger('asyncio')
-  for logger in loggers:
+  for logger in (logging.get_absl_logger(), getLogger('asyncio')):
     logger.addFilter(is_told)
   sys.unraisablehook = unraisable
-  try:
-    yield
-  finally:
-    for logger in loggers:
-      logger.removeFilter(is_told)
-    sys.unraisablehook = before
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -122,9 +123,15 @@ def _guarded(main: Callable[[], None]) -> None:
     _exit(str(error), 2)
   except InputError as error:
     _exit(str(error), 1)
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+    _exit(f'{error.filename or "a file"}: {error.strerror}', 1)
   except jax.errors.JaxRuntimeError as error:
     if not cluster.several():
       raise
+    if stopped := preemption.stopped():  # Another process has gone first.
+      raise stopped from error
     cluster.await_end()
     _exit(str(error).split('\n')[0], 1)
   except Exception:

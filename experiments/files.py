@@ -4,6 +4,7 @@ import json
 import math
 import os
 import pathlib
+import re
 from typing import Any
 import uuid
 
@@ -30,9 +31,24 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   try:
     draft.write_bytes(data)
     os.replace(draft, path)
+  except OSError as error:
+    error.filename = str(path)  # A full disk says nothing of the file.
+    raise
   finally:
     draft.unlink(missing_ok=True)
   return path
+
+
+def sweep(root: pathlib.Path) -> None:
+  """Removes what a process that was killed in `replace` has left.
+
+  Args:
+    root: a directory that nobody else writes into, searched with its folders,
+      but not with theirs.
+  """
+  for path in [*root.glob('.*.tmp'), *root.glob('*/.*.tmp')]:
+    if re.fullmatch(r'\..+\.[0-9a-f]{12}\.tmp', path.name, re.DOTALL):
+      path.unlink(missing_ok=True)
 
 
 def to_json(value: Any) -> str:

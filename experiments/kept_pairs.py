@@ -7,8 +7,7 @@ KEY is a hash of both models, of the forget set and of all settings. The
 generators of a pair are kept until it is measured.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Callable, Sequence
 import dataclasses
 import io
 import json
@@ -19,12 +18,26 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments import degree, degree_figures, files, preemption, stages
+from experiments import (
+  degree,
+  degree_figures,
+  files,
+  partials,
+  preemption,
+  stages,
+)
 from experiments.progress import Progress
 from unlearn_jax import parallel, spd_gan
-from unlearn_jax.base import InputError, Model, ModelState, require_file, shown
+from unlearn_jax.base import (
+  InputError,
+  Model,
+  ModelState,
+  TrainState,
+  require_file,
+  shown,
+)
 from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree
-from unlearn_jax.snapshots import Keeper
+from unlearn_jax.snapshots import Keeper, Snapshot
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.training import Epoch
 
@@ -97,7 +110,47 @@ class Bench:
       InputError: a training that diverged, or a kept result that is damaged.
       Stopped: the program was asked to end; generators are saved.
     """
-    config = {
+    config = self._config(other, seeds, unseen)
+    what = f'{name}-unseen' if unseen else name
+    title = ' · '.join(filter(None, (self.run, f'degree of {what}')))
+    stem = '-'.join(filter(None, (self.run.replace(' ', ''), what)))
+    path = self.workdir.root / 'degrees' / f'{stem}-{stages.key(config)}.npz'
+    # One generator is the same whatever their number.
+    own, epochs = {**config, 'seeds': 1}, self.settings.epochs
+    generators = Generators(
+      self.workdir, stem, own, epochs, seeds, self.progress
+    )
+    sets = self.plan.unseen if unseen else self.plan.known
+
+    def measure() -> Pair:
+      measured = pair_degree(
+        self.plan.key,
+        self.model,
+        self.source.state,
+        other.state,
+        sets,
+        self.settings,
+        seeds=seeds,
+        on_epoch=generators.on_epoch,
+        keeper=generators.keeper,
+      )
+      label = name if name in degree.LABELS else 'unlearned'
+      return keep('unseen' if unseen else label, measured, sets, self.settings)
+
+    before = parallel.by_first(path.exists)
+    if before:
+      self.progress.skip(title, seeds * epochs, 'done before')
+    else:
+      self.progress.begin(title, seeds * epochs)
+    pair = once(path, generators, measure)
+    if not before:
+      mean = 100 * pair.found['degree']['mean']
+      self.progress.end(f'{mean:.1f} points on the held-out half')
+    return pair
+
+  def _config(self, other: Known, seeds: int, unseen: bool) -> dict[str, Any]:
+    """All that a pair's result depends on."""
+    return {
       'source': self.source.sha256,
       'other': other.sha256,
       'forget_sha256': self.forget_sha256,
@@ -107,109 +160,139 @@ class Bench:
       'seed': self.seed,
       'limit': self.limit,
     }
-    what = f'{name}-unseen' if unseen else name
-    title = ' · '.join(filter(None, (self.run, f'degree of {what}')))
-    stem = '-'.join(filter(None, (self.run.replace(' ', ''), what)))
-    path = self.workdir.root / 'degrees' / f'{stem}-{stages.key(config)}.npz'
-    epochs = seeds * self.settings.epochs
-    if parallel.by_first(path.exists):
-      self.progress.skip(title, epochs, 'done before')
-      return read(path)
-    self.progress.begin(title, epochs)
-    label = name if name in degree.LABELS else 'unlearned'
-    sets = self.plan.unseen if unseen else self.plan.known
-    with generators(
-      self.workdir, stem, config, self.settings.epochs, seeds, self.progress
-    ) as hooks:
-      measured = pair_degree(
-        self.plan.key,
-        self.model,
-        self.source.state,
-        other.state,
-        sets,
-        self.settings,
-        seeds=seeds,
-        on_epoch=hooks.on_epoch,
-        keeper=hooks.keeper,
-      )
-      label = 'unseen' if unseen else label
-      kept = keep(label, measured, sets, self.settings)
-      content = written(kept)
-      parallel.by_first(lambda: str(files.replace(path, content)))
-    mean = 100 * kept.found['degree']['mean']
-    self.progress.end(f'{mean:.1f} points on the held-out half')
-    return read(path)
 
 
-class Hooks(NamedTuple):
-  """What `pair_degree` takes by these names."""
-
-  on_epoch: Callable[[int, Epoch], None]
-  keeper: Callable[[int], Keeper]
-
-
-@contextlib.contextmanager
-def generators(
-  workdir: stages.Workdir,
-  name: str,
-  config: dict[str, Any],
-  epochs: int,
-  seeds: int,
-  progress: Progress,
-) -> Iterator[Hooks]:
-  """Keeps the generators of a pair until the end of a `with` block.
+def once(
+  path: pathlib.Path, generators: 'Generators', measure: Callable[[], Pair]
+) -> Pair:
+  """What was kept of a pair; measured and kept if there is nothing.
 
   Args:
-    workdir: where.
-    name: of the pair.
-    config: everything that its result depends on.
-    epochs: of each generator.
-    seeds: how many generators.
-    progress: told of all their epochs as of one stage's.
+    path: its file.
+    generators: what `measure` trains; kept until the file is there.
+    measure: computes it.
 
   Raises:
+    InputError: a training that diverged, or the file is damaged.
     Stopped: the program was asked to end; generators are saved.
   """
+  if not parallel.by_first(path.exists):
+    # A signal waits for the next call that trains, or for the end.
+    with preemption.deferred(partials.asked):
+      content = written(measure())
+      parallel.by_first(lambda: str(files.replace(path, content)))
+  generators.remove()
+  return read(path)
 
-  def partial(seed: int):
-    def goes_on(epoch: int) -> None:
-      # One line, of the last generator that there is something of.
-      if seed + 1 == seeds or not every[seed + 1].folder.exists():
-        progress.goes_on(seed * epochs + epoch)
 
-    return workdir.partial(
-      f'{name}-generator{seed}',
-      config,
-      goes_on,
-      lambda done: progress.advance(seed * epochs + done),
-    )
+class Generators:
+  """Keeps the generators of a pair while they are trained.
 
-  every = [partial(seed) for seed in range(seeds)]
-  saved_at = time.monotonic()
+  `on_epoch` and `keeper` are what `pair_degree` takes by these names.
+  """
 
-  def flush() -> None:
-    for kept in every:
-      kept.flush()
+  def __init__(
+    self,
+    workdir: stages.Workdir,
+    name: str,
+    config: dict[str, Any],
+    epochs: int,
+    seeds: int,
+    progress: Progress,
+  ):
+    """Reads and writes nothing yet.
 
-  def tell(seed: int, epoch: Epoch) -> None:
-    nonlocal saved_at
-    # Each saves itself if it takes long; here those that were quick.
-    if epoch.epoch == epochs and parallel.by_first(
-      lambda: time.monotonic() - saved_at >= workdir.save_seconds
-    ):
-      flush()
-      saved_at = time.monotonic()
-    progress.epoch(epoch._replace(epoch=seed * epochs + epoch.epoch))
+    Args:
+      workdir: where.
+      name: of the pair.
+      config: everything that a generator depends on beside its number.
+      epochs: of each generator.
+      seeds: how many generators.
+      progress: told of all their epochs as of one stage's.
+    """
+    self._workdir, self._name, self._config = workdir, name, config
+    self.epochs, self.seeds, self._progress = epochs, seeds, progress
+    self._partials: dict[int, partials.Partial] = {}
+    # When one of them was saved last, and those that are finished since then.
+    self.saved_at = time.monotonic()
+    self._unsaved: list[partials.Partial] = []
+    self._restored = 0  # Epochs that the progress has not been told of.
 
-  # A signal waits for the next call that trains, which raises.
-  with preemption.deferred():
+  def partial(self, seed: int) -> partials.Partial:
+    """What keeps one of them: the same each time."""
+
+    def advance(epochs: float) -> None:
+      self._progress.advance(seed * self.epochs + epochs)
+
+    if seed not in self._partials:
+      name = f'{self._name}-generator{seed}'
+      self._partials[seed] = self._workdir.partial(
+        name, self._config, advance=advance
+      )
+    return self._partials[seed]
+
+  def keeper(self, seed: int) -> Keeper:
+    """Keeps the one that is trained now."""
+    return _Keeper(self, self.partial(seed), seed)
+
+  def on_epoch(self, seed: int, epoch: Epoch) -> None:
+    """Tells of an epoch that is over."""
+    total = seed * self.epochs + epoch.epoch
+    self._progress.epoch(epoch._replace(epoch=total))
+
+  def restored(self, seed: int, epoch: int) -> None:
+    """Told after which epoch one of them goes on, 0 for a new one."""
+    self._restored += epoch
+    trains = epoch < self.epochs
+    # One line, of the first that there is something left to be done of.
+    if self._restored and (trains or seed + 1 == self.seeds):
+      self._progress.goes_on(seed * self.epochs + epoch, self._restored)
+      self._restored = 0
+
+  def finished(self, partial: partials.Partial) -> None:
+    """Told of one that is trained, and saved when the next one is."""
+    self._unsaved.append(partial)
+
+  def flush(self) -> None:
+    """Saves those that are finished, each of them tried once."""
+    while self._unsaved:
+      self._unsaved.pop(0).flush()
+
+  def remove(self) -> None:
+    """Forgets them all, because the pair is measured."""
+    self._unsaved.clear()
+    for seed in range(self.seeds):
+      self.partial(seed).remove()
+
+
+class _Keeper:
+  """Keeps one generator; when it is saved, those before it are too."""
+
+  def __init__(
+    self, generators: Generators, partial: partials.Partial, seed: int
+  ):
+    self._all, self._partial, self._seed = generators, partial, seed
+    partial.saved_at = generators.saved_at
+
+  def load(self, like: TrainState) -> Snapshot | None:
+    found = self._partial.load(like)
+    if found:
+      self._all.saved_at = self._partial.saved_at
+    self._all.restored(self._seed, found.course.epoch if found else 0)
+    return found
+
+  def save(self, snapshot: Snapshot) -> None:
+    before = self._partial.saves
     try:
-      yield Hooks(tell, every.__getitem__)
+      self._partial.save(snapshot)
     except preemption.Stopped:
-      flush()
+      self._all.flush()
       raise
-    for kept in every:
-      kept.remove()
+    if self._partial.saves > before:
+      self._all.flush()
+      self._all.saved_at = self._partial.saved_at
+    if snapshot.course.epoch == self._all.epochs:
+      self._all.finished(self._partial)
 
 
 def keep(

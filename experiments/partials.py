@@ -26,11 +26,24 @@ _RARITY = 25
 _KEPT = 2
 
 
+def asked() -> int | None:
+  """By which signal any process of this run was asked to end, or None.
+
+  All processes have to call this.
+  """
+  told = parallel.gathered(preemption.requested() or 0)
+  if signum := max(told):
+    preemption.agree(signum)
+  return signum or None
+
+
 class Partial:
   """Keeps the training of one stage; a `snapshots.Keeper`.
 
   Attributes:
     wall_seconds: that went into the stage until its last save.
+    saved_at: when it was saved last, or where the clock of saves starts.
+    saves: how many have begun.
   """
 
   def __init__(
@@ -49,10 +62,10 @@ class Partial:
       advance: told how many epochs are done, now and then in a long one.
     """
     self.folder = finished.with_name(f'.{finished.name}.partial')
-    self.wall_seconds = 0.0
+    self.wall_seconds, self.saves = 0.0, 0
     self._finished, self._tell, self._advance = finished, tell, advance
     self._save_seconds, self._pause = save_seconds, save_seconds
-    self._start = self._saved_at = time.monotonic()
+    self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
     # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
@@ -89,7 +102,7 @@ class Partial:
     snapshot = snapshots.unpack(packed, like)
     self.wall_seconds = float(manifest['wall_seconds'])
     self._held, self._saved = packed, packed.course
-    self._saved_at = time.monotonic()
+    self.saved_at = time.monotonic()
     return snapshot
 
   def save(self, snapshot: snapshots.Snapshot) -> None:
@@ -103,7 +116,7 @@ class Partial:
     self._held, course = snapshots.pack(snapshot), snapshot.course
     if self._advance and course.step:
       self._advance(course.epoch + course.step / course.steps)
-    due = time.monotonic() - self._saved_at >= self._pause
+    due = time.monotonic() - self.saved_at >= self._pause
     if self._saving and self._save_seconds:  # One that takes long is let be.
       due = due and self._saving[1].done()
     # Several processes save and stop together: process 0 has the clock, and a
@@ -142,9 +155,9 @@ class Partial:
     with self._forgiven():
       saving = snapshots.save(self.folder / name, self._held, facts)
       self._saving = course, saving
-    self._saved_at = time.monotonic()
+    self.saved_at, self.saves = time.monotonic(), self.saves + 1
     if self._save_seconds:
-      cost = self._saved_at - start
+      cost = self.saved_at - start
       self._pause = max(self._save_seconds, _RARITY * cost)
 
   def settle(self) -> None:

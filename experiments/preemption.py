@@ -85,8 +85,11 @@ def told(tell: Callable[[int], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def deferred(asked: Callable[[], int | None] = requested) -> Iterator[None]:
   """Lets a signal wait for the end of a `with` block.
+
+  Args:
+    asked: called at the end of the block; the signal by which to end, if any.
 
   Raises:
     Stopped: at the end of the block, where a signal has come in it.
@@ -94,10 +97,16 @@ def deferred() -> Iterator[None]:
   _requests.depth += 1
   try:
     yield
+    signum = asked()
   finally:
     _requests.depth -= 1
-  if _requests.signum is not None and not _requests.depth:
-    raise Stopped(_requests.signum, _NOTE)
+  if signum and not _requests.depth:
+    raise Stopped(signum, _NOTE)
+
+
+def stopped() -> Stopped | None:
+  """What to raise where work failed because the run was asked to end."""
+  return Stopped(_requests.signum, _NOTE) if _requests.signum else None
 
 
 @contextlib.contextmanager

@@ -32,10 +32,16 @@ class Progress:
     self._title, self._planned_here, self._before = title, epochs, 0
     self._start = time.monotonic()
 
-  def goes_on(self, epoch: int) -> None:
-    """The stage had been stopped: its first `epoch` epochs are done."""
-    self._before = epoch
-    self._epochs -= epoch
+  def goes_on(self, epoch: int, restored: int | None = None) -> None:
+    """The stage had been stopped.
+
+    Args:
+      epoch: how many of its epochs are done.
+      restored: how many of these were done before; all, if it is not given.
+    """
+    restored = epoch if restored is None else restored
+    self._before += restored
+    self._epochs -= restored
     clear = '\r\x1b[K' if sys.stdout.isatty() else ''
     print(
       f'{clear}{self._head()}  goes on after epoch'

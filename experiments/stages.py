@@ -136,6 +136,8 @@ class Workdir:
         f' ({error.strerror})'
       ) from error
     self._check_identity()
+    if not shared:
+      files.sweep(self.root)
 
   def _check_identity(self) -> None:
     root = self.root
@@ -177,12 +179,19 @@ class Workdir:
       config: its configuration, as in `run`.
       tell: see `partials.Partial`.
       advance: see `partials.Partial`.
+
+    Returns:
+      The same one as before where neither is given.
     """
     path = self.folder(name, config)
-    if path not in self._partials:
-      kept = partials.Partial(path, self.save_seconds, tell, advance)
-      self._partials[path] = kept
-    return self._partials[path]
+    before = self._partials.get(path)
+    if before and not (tell or advance):
+      return before
+    if before:
+      before.settle()
+    kept = partials.Partial(path, self.save_seconds, tell, advance)
+    self._partials[path] = kept
+    return kept
 
   def flush(self) -> None:
     """Saves what the trainings that were broken off here had reached."""
@@ -213,7 +222,7 @@ class Workdir:
     restored = self.done(name, config)
     if not restored:
       # A signal waits: for the next epoch, or for the stage if that was saved.
-      with preemption.deferred():
+      with preemption.deferred(partials.asked):
         start = time.monotonic()
         state, record, predictions = compute()
         partial.settle()

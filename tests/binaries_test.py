@@ -1,25 +1,31 @@
 """The binaries as a person meets them: results, repeats, and bad input."""
 
+import errno
 import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 from absl import flags as absl_flags
 from absl.testing import flagsaver
 import helpers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import (
   binary,
+  cluster,
   divergence,
   evaluate,
+  files,
   flags,
   generator_flags,
+  preemption,
   train,
   unlearn,
 )
@@ -699,6 +705,40 @@ def test_a_folder_with_other_things_in_it_is_refused(
   assert status == 1
   assert 'an empty directory or one of this program' in err
   assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, capsys):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  status, _, err = invoke(
+    monkeypatch, capsys, lambda: files.replace(tmp_path / 'report.md', b'')
+  )
+  path = tmp_path / 'report.md'
+  assert (status, err) == (1, f'error: {path}: No space left on device\n')
+
+
+def test_another_error_of_the_system_is_our_bug(monkeypatch, capsys):
+  def broken():
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+  monkeypatch.setattr(sys, 'argv', ['binary'])
+  with pytest.raises(OSError, match='Bad file descriptor'):
+    binary.run(broken)
+
+
+def test_where_another_process_stops_first_this_one_was_stopped_too(
+  monkeypatch, capsys
+):
+  def main():
+    with preemption.deferred():
+      signal.raise_signal(signal.SIGTERM)
+      raise jax.errors.JaxRuntimeError('Connection closed by peer')
+
+  monkeypatch.setattr(cluster, 'several', lambda: True)
+  status, _, err = invoke(monkeypatch, capsys, main)
+  assert status == 143 and 'Connection' not in err
 
 
 def test_a_class_that_is_forgotten_whole_is_a_warning(

@@ -1,4 +1,8 @@
-"""Four CPU devices for every test, set before JAX starts its backend."""
+"""Four CPU devices for every test, set before JAX starts its backend.
+
+UNLEARN_JAX_TESTS_ON=cuda takes a GPU in their place: for tests/faults, and for
+what tests elsewhere do on one device.
+"""
 
 import os
 import pathlib
@@ -6,7 +10,7 @@ import tempfile
 
 # Without NPROC the fake devices can starve each other of threads and abort.
 os.environ['NPROC'] = '16'
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('UNLEARN_JAX_TESTS_ON', 'cpu')
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
 
 # Both define absl flags when they are imported, and absl's flagsaver forgets

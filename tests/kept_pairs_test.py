@@ -1,14 +1,17 @@
 """Generators of a pair: when they are saved, and what is gone on with."""
 
 import functools
+import types
 
 import helpers
 import jax
+import numpy as np
 import pytest
 
-from experiments import kept_pairs, stages
+from experiments import degree, files, kept_pairs, partials, stages
 from experiments.progress import Progress
 from unlearn_jax import parallel, training
+from unlearn_jax.base import InputError
 
 MODEL, SPLITS = helpers.model(), helpers.splits()
 SEEDS, EPOCHS = 3, 2
@@ -20,27 +23,53 @@ def one_device():
     yield
 
 
-def generators(root):
+class Clock:
+  now = 0.0
+
+  def monotonic(self):
+    return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+  """A clock that stands still unless a test moves it."""
+  own = Clock()
+  for room in (kept_pairs, partials):
+    monkeypatch.setattr(room, 'time', own)
+  return own
+
+
+def generators(root, save_seconds=30.0):
   """Those of a pair, in a work directory that is claimed anew."""
-  workdir = stages.Workdir(root, {'dataset': 'stripes'}, save_seconds=30.0)
+  workdir = stages.Workdir(root, {'dataset': 'stripes'}, save_seconds)
   workdir.claim()
   progress = Progress(1, SEEDS * EPOCHS)
   progress.begin('pair', SEEDS * EPOCHS)
-  return workdir, kept_pairs.generators(
+  kept = kept_pairs.Generators(
     workdir, 'pair', {'of': 'tests'}, EPOCHS, SEEDS, progress
   )
+  return workdir, kept, progress
 
 
-def train(hooks, seed):
-  """In place of a generator: what is kept of one does not matter here."""
+def train(kept, seed, then=None):
+  """In place of a generator: what is kept of one does not matter here.
+
+  Tells `then` of each epoch, after it was kept.
+  """
+
+  def on_epoch(epoch):
+    kept.on_epoch(seed, epoch)
+    if then and epoch.epoch:
+      then(epoch.epoch)
+
   return training.train(
     jax.random.key(seed),
     MODEL,
     SPLITS.train,
     epochs=EPOCHS,
     batch_size=16,
-    on_epoch=functools.partial(hooks.on_epoch, seed),
-    keeper=hooks.keeper(seed),
+    on_epoch=on_epoch,
+    keeper=kept.keeper(seed),
   )
 
 
@@ -53,26 +82,64 @@ def names(root):
   return found
 
 
-class Clock:
-  now = 0.0
+def written(root, kept):
+  """Waits for the saves that are under way."""
+  for seed in range(SEEDS):
+    kept._workdir.partial(f'pair-generator{seed}', {'of': 'tests'}).settle()
+  return names(root)
 
-  def monotonic(self):
-    return self.now
 
+def test_when_one_is_saved_those_before_it_are_too(tmp_path, clock):
+  _, kept, _ = generators(tmp_path)
+  seen = []
 
-def test_quick_ones_are_saved_together_when_it_is_time(tmp_path, monkeypatch):
-  clock = Clock()
-  monkeypatch.setattr(kept_pairs, 'time', clock)
-  _, kept = generators(tmp_path)
-  with kept as hooks:
-    train(hooks, 0)
-    assert names(tmp_path) == {}
-    clock.now = 30.0
-    train(hooks, 1)
-    assert names(tmp_path) == {0: ['epoch-000002'], 1: ['epoch-000002']}
-    train(hooks, 2)
-    assert list(names(tmp_path)) == [0, 1]
+  def look(epoch):
+    seen.append(written(tmp_path, kept))
+    clock.now += 12.0
+
+  for seed in range(SEEDS):
+    train(kept, seed, look)
+  # Epochs of 12 s: after 36 s the fourth of all six is saved.
+  both = {0: ['epoch-000002'], 1: ['epoch-000002']}
+  assert seen == [{}, {}, {}, both, both, both]
+  kept.remove()
   assert names(tmp_path) == {}
+
+
+def test_a_new_one_is_not_saved_before_it_is_time(tmp_path, clock):
+  _, kept, _ = generators(tmp_path)
+  train(kept, 0, lambda epoch: setattr(clock, 'now', 20.0 * epoch))
+  assert written(tmp_path, kept) == {}
+  clock.now = 60.0
+  train(kept, 1)
+  assert written(tmp_path, kept) == {0: ['epoch-000002'], 1: ['epoch-000001']}
+  train(kept, 2)
+  assert list(written(tmp_path, kept)) == [0, 1]
+
+
+def test_they_are_removed_when_their_saves_have_ended(tmp_path, monkeypatch):
+  begun, save = [], partials.snapshots.save
+  monkeypatch.setattr(
+    partials.snapshots, 'save', lambda *a: begun.append(save(*a)) or begun[-1]
+  )
+  _, kept, _ = generators(tmp_path, 0.0)
+  for seed in range(SEEDS):
+    train(kept, seed)
+  kept.remove()
+  assert len(begun) == SEEDS * EPOCHS and all(b.done() for b in begun)
+  assert all(b.exception() is None for b in begun)
+  assert names(tmp_path) == {}
+
+
+def test_a_full_disk_is_said_once_of_each(tmp_path, clock, capsys, monkeypatch):
+  _, kept, _ = generators(tmp_path)
+  monkeypatch.setattr(
+    partials.snapshots, 'save', lambda *_: (_ for _ in ()).throw(InputError)
+  )
+  for seed in range(SEEDS):
+    train(kept, seed, lambda _: setattr(clock, 'now', clock.now + 12.0))
+  # The fourth epoch is the first that is due; the first generator is flushed.
+  assert capsys.readouterr().err.count('goes on without this save') == 2
 
 
 class OutOfTimeError(Exception):
@@ -80,22 +147,108 @@ class OutOfTimeError(Exception):
 
 
 def test_what_was_broken_off_is_saved_if_that_is_asked_for(tmp_path, capsys):
-  workdir, kept = generators(tmp_path)
+  workdir, kept, _ = generators(tmp_path)
+
+  def measure():
+    train(kept, 0)
+    train(kept, 1)
+    raise OutOfTimeError
+
   with pytest.raises(OutOfTimeError):
-    with kept as hooks:
-      first = train(hooks, 0)
-      train(hooks, 1)
-      raise OutOfTimeError
+    kept_pairs.once(tmp_path / 'pair.npz', kept, measure)
   assert names(tmp_path) == {}
   workdir.flush()
   assert list(names(tmp_path)) == [0, 1]
-  del workdir
+
+
+def save(root, *lasts):
+  """Saves generators of which so many epochs are done; None leaves one out."""
+  workdir, kept, _ = generators(root, 0.0)
+
+  def stop(last, epoch):
+    if epoch == last:
+      raise OutOfTimeError
+
+  for seed, last in enumerate(lasts):
+    if last is not None:
+      with pytest.raises(OutOfTimeError):
+        train(kept, seed, functools.partial(stop, last))
+  workdir.flush()
+  for held in workdir._partials.values():
+    held.settle()
+
+
+@pytest.mark.parametrize(
+  'lasts, line',
+  [
+    ((1,), 'epoch 1/6'),
+    ((2,), 'epoch 2/6'),
+    ((2, 1), 'epoch 3/6'),
+    ((2, 2, 1), 'epoch 5/6'),
+    ((2, 2, 2), 'epoch 6/6'),
+    ((None, 1), 'epoch 3/6'),
+  ],
+)
+def test_it_says_once_where_it_goes_on(tmp_path, capsys, lasts, line):
+  save(tmp_path, *lasts)
   capsys.readouterr()
-  _, kept = generators(tmp_path)
-  with kept as hooks:
-    again = train(hooks, 0)
-    assert again.history == first.history
-    train(hooks, 1)
-    train(hooks, 2)
-  assert capsys.readouterr().out.count('goes on after epoch 4/6') == 1
-  assert names(tmp_path) == {}
+  _, kept, progress = generators(tmp_path)
+  for seed in range(SEEDS):
+    train(kept, seed)
+  out = capsys.readouterr().out
+  assert out.count('goes on') == 1 and f'goes on after {line}' in out
+  before = sum(last or 0 for last in lasts)
+  assert (progress._before, progress._epochs) == (before, 6 - before)
+
+
+def test_a_draft_of_a_first_save_is_no_save(tmp_path, capsys):
+  save(tmp_path, 2)
+  (first,) = tmp_path.glob('checkpoints/.pair-generator0*')
+  folder = first.with_name(first.name.replace('generator0', 'generator1'))
+  (folder / '.epoch-000001-abc').mkdir(parents=True)
+  capsys.readouterr()
+  _, kept, _ = generators(tmp_path)
+  for seed in range(SEEDS):
+    train(kept, seed)
+  assert capsys.readouterr().out.count('goes on after epoch 2/6') == 1
+
+
+def test_what_is_left_of_a_pair_that_is_measured_goes(tmp_path):
+  save(tmp_path, 2, 1)
+  draft = tmp_path / f'.pair.npz.{"0" * 12}.tmp'
+  draft.write_bytes(b'half')
+  pair = kept_pairs.Pair({'runs': []}, *(np.zeros(1),) * 3)
+  files.replace(tmp_path / 'pair.npz', kept_pairs.written(pair))
+  _, kept, _ = generators(tmp_path)
+  found = kept_pairs.once(tmp_path / 'pair.npz', kept, None)
+  assert found.found == {'runs': []}
+  assert names(tmp_path) == {} and not draft.exists()
+
+
+def test_another_number_of_generators_takes_those_that_are_there(
+  tmp_path, monkeypatch
+):
+  seen = []
+
+  def pair_degree(*_, seeds, keeper, **__):
+    seen.append([keeper(seed)._partial.folder for seed in range(seeds)])
+    raise OutOfTimeError
+
+  monkeypatch.setattr(kept_pairs, 'pair_degree', pair_degree)
+  workdir, _, progress = generators(tmp_path)
+  state = kept_pairs.Known(None, 'abc')
+  bench = kept_pairs.Bench(
+    workdir,
+    progress,
+    None,
+    state,
+    'def',
+    types.SimpleNamespace(key=None, known=None),
+    1,
+    0,
+    degree.GeneratorSettings(),
+  )
+  for seeds in (5, 7):
+    with pytest.raises(OutOfTimeError):
+      bench.pair('unlearned', state, seeds)
+  assert len(set(seen[0])) == 5 and seen[1][:5] == seen[0]

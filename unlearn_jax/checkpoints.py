@@ -6,7 +6,7 @@ name and then renamed. The manifest holds a digest of every other file, of the
 arrays, and of itself; what was read is believed only if they agree.
 
 A save is asynchronous: whoever began it may compute while Orbax and a thread
-write, and has to wait for its end before beginning another.
+write. Of a process one save at a time is under way; the next waits for its end.
 
 Under `jax.distributed` all processes save together: Orbax writes from each of
 them, and when all have written, process 0 adds the rest and renames. They have
@@ -104,6 +104,9 @@ def save(
 # Of a save under way: `result()` waits for its end and returns the digest of
 # the tree, or raises an InputError; `done()` says whether it would wait.
 Saving = futures.Future[str]
+# Begun last. Orbax numbers the saves of a process and keeps one number, by
+# which the processes of a run find each other: it must not change under a save.
+_begun: list[Saving] = []
 
 
 def save_tree(
@@ -122,7 +125,7 @@ def begin(
   manifest: dict[str, Any],
   files: Mapping[str, bytes] | None = None,
 ) -> Saving:
-  """`save_tree` without waiting for its end.
+  """`save_tree` without waiting for its end, only for that of the one before.
 
   Args:
     directory: as in `save`.
@@ -141,6 +144,7 @@ def begin(
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
+  futures.wait(_begun)
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
   several = parallel.processes() > 1
   try:
@@ -183,6 +187,7 @@ def begin(
   executor = futures.ThreadPoolExecutor(1, 'save')
   saving = executor.submit(finish)
   executor.shutdown(wait=False)
+  _begun[:] = [saving]
   return saving
 
 

@@ -236,7 +236,7 @@ def _loss(
       [1.0, source.mean(), unlearned.mean(), (unlearned >= far).mean()]
     )
     value = (source - eta * held).mean()
-    epoch = carried.sums[:, 0].sum().astype(int) // steps
+    epoch = carried.sums[:, 0].sum().round().astype(int) // steps
     return value, _Carried(batch_stats, carried.sums.at[epoch].add(new))
 
   return loss

@@ -14,12 +14,12 @@ import jax
 
 from experiments import (
   divergence,
-  files,
   kept_pairs,
   pipeline,
   problem,
   stages,
 )
+from experiments.kept_pairs import Generators
 from experiments.progress import Progress
 from experiments.reproduction import tasks
 from experiments.reproduction.claims import workdir
@@ -212,10 +212,9 @@ class Bench:
       self._parent(task, role).state for role in ('source', 'other')
     )
     progress.begin(task.title, task.epochs)
-    label = 'null' if task.row == tasks.NULL else 'unlearned'
     own = self.workdir(task.problem)
     folder = own.root / 'degrees' / f'{task.row}-{task.key}'
-    hooked = kept_pairs.generators(
+    generators = Generators(
       own,
       f'{task.row}-degree',
       {'task': task.key},
@@ -223,34 +222,41 @@ class Bench:
       preset.generators,
       progress,
     )
-    try:
+
+    def measure() -> kept_pairs.Pair:
       require_measurable(setup.model, source, splits, settings)
       plan = plan_pairs(
         problem.key_of('degree', task.seed), splits, preset.degree_limit
       )
-      with hooked as hooks:
-        measured = pair_degree(
-          plan.key,
-          setup.model,
-          source,
-          other,
-          plan.known,
-          settings,
-          seeds=preset.generators,
-          on_epoch=hooks.on_epoch,
-          keeper=hooks.keeper,
-        )
-        kept = kept_pairs.keep(label, measured, plan.known, settings)
-        files.replace(folder / PAIR, kept_pairs.written(kept))
-    except InputError as error:  # A source no better than chance, say.
+      measured = pair_degree(
+        plan.key,
+        setup.model,
+        source,
+        other,
+        plan.known,
+        settings,
+        seeds=preset.generators,
+        on_epoch=generators.on_epoch,
+        keeper=generators.keeper,
+      )
+      label = 'null' if task.row == tasks.NULL else 'unlearned'
+      return kept_pairs.keep(label, measured, plan.known, settings)
+
+    try:
+      pair = kept_pairs.once(folder / PAIR, generators, measure)
+    except InputError as error:
+      if (folder / PAIR).exists():  # It is damaged.
+        raise
+      generators.remove()  # A source no better than chance, say.
       return {'error': str(error)}
-    progress.end(f'{100 * measured.interval.mean:.1f} points')
+    mean = pair.found['degree']['mean']
+    progress.end(f'{100 * mean:.1f} points')
     return {
       'folder': str(folder.relative_to(self._root)),
-      'measured': {'degree': measured.interval.mean},
-      'generators': measured.values,
+      'measured': {'degree': mean},
+      'generators': [run['held_out']['degree'] for run in pair.found['runs']],
       'titles': [
-        shown(setup.dataset.class_names[label], 24) for label in kept.labels
+        shown(setup.dataset.class_names[label], 24) for label in pair.labels
       ],
       'classes': len(setup.dataset.class_names),
     }

@@ -17,7 +17,8 @@ TIMED = ('seconds', 'compile_seconds', 'acceleration')
 
 
 def _run(module, arguments, log, cache, environment):
-  os.environ.update(XLA_FLAGS='', JAX_COMPILATION_CACHE_DIR=str(cache))
+  flags = os.environ.get('UNLEARN_JAX_TESTS_XLA_FLAGS', '')
+  os.environ.update(XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR=str(cache))
   os.environ.update(environment)
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   os.dup2(file, 1)
