@@ -32,7 +32,8 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
     draft.write_bytes(data)
     os.replace(draft, path)
   except OSError as error:
-    error.filename = str(path)  # A full disk says nothing of the file.
+    if error.errno:  # A full disk says nothing of the file.
+      error.filename = str(path)
     raise
   finally:
     draft.unlink(missing_ok=True)

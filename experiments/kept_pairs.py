@@ -220,14 +220,12 @@ class Generators:
 
   def partial(self, seed: int) -> partials.Partial:
     """What keeps one of them: the same each time."""
-
-    def advance(epochs: float) -> None:
-      self._progress.advance(seed * self.epochs + epochs)
-
     if seed not in self._partials:
-      name = f'{self._name}-generator{seed}'
+      progress, before = self._progress, seed * self.epochs
       self._partials[seed] = self._workdir.partial(
-        name, self._config, advance=advance
+        f'{self._name}-generator{seed}',
+        self._config,
+        advance=lambda epochs: progress.advance(before + epochs),
       )
     return self._partials[seed]
 

@@ -32,7 +32,8 @@ def asked() -> int | None:
   All processes have to call this.
   """
   told = parallel.gathered(preemption.requested() or 0)
-  if signum := max(told):
+  signum = max(told)
+  if signum and len(told) > 1:
     preemption.agree(signum)
   return signum or None
 

@@ -4,7 +4,9 @@ The first signal is a request. Where work would be lost (`deferred`) it waits
 until whoever does the work asks for `requested`; elsewhere it ends the program
 where it stands. The second signal ends the process at once, even while the
 main thread is inside a compiled program, and so does a first one that was not
-followed within `_PATIENCE` seconds: a thread of its own reads the signals.
+followed within `_PATIENCE` seconds: a thread of its own reads the signals. One
+that came where Python lets no exception out, in a callback of the garbage
+collector say, is given once more.
 
 In a run of several processes the first signal is handed on (`told`, `relay`).
 What another process was sent does not count as a second signal.
@@ -16,6 +18,7 @@ import dataclasses
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from typing import Any, NoReturn
@@ -120,11 +123,15 @@ def watched() -> Iterator[None]:
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _handle) for number in SIGNALS}
   woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  hook, again = sys.unraisablehook, _Again()
+  sys.unraisablehook = lambda what: again(what) or hook(what)
   thread = threading.Thread(target=_listen, args=(reader,), daemon=True)
   thread.start()
   try:
     yield
   finally:
+    again.end()
+    sys.unraisablehook = hook
     signal.set_wakeup_fd(woken)
     for number, handler in before.items():
       signal.signal(number, handler)
@@ -145,9 +152,32 @@ def _handle(signum: int, frame: Any) -> None:
     raise Stopped(_requests.signum, _NOTE)
 
 
+class _Again:
+  """Gives a signal once more whose `Stopped` ended nothing."""
+
+  def __init__(self) -> None:
+    self._timers: list[threading.Timer] = []
+
+  def __call__(self, what: Any) -> bool:
+    """Whether this is what Python has let nobody see."""
+    if not isinstance(what.exc_value, Stopped):
+      return False
+    # Not at once: Python is where it was. `_handle` takes it as the first.
+    _requests.signum = None
+    timer = threading.Timer(0.05, relay, (what.exc_value.signum,))
+    self._timers.append(timer)
+    timer.start()
+    return True
+
+  def end(self) -> None:
+    for timer in self._timers:
+      timer.cancel()
+      timer.join()
+
+
 def _listen(reader: int) -> None:
   """Runs in a thread: it hears a signal whatever the main thread does."""
-  heard, signum, until = 0, 0, None
+  heard, own, signum, until = 0, 0, 0, None
   while True:
     left = None if until is None else max(0.0, until - time.monotonic())
     if not select.select([reader], [], [], left)[0]:
@@ -159,9 +189,11 @@ def _listen(reader: int) -> None:
       continue
     signum, heard = numbers[0], heard + 1
     until = until or time.monotonic() + _PATIENCE
-    own = heard - _requests.relayed
+    before, own = own, heard - _requests.relayed
     if own > 1:
       _leave(signum)
+    if own == before:  # It is another process's, or one that is given again.
+      continue
     if own == 1 and _requests.tell:
       _requests.tell(signum)
     if own == 1 and _requests.depth:

@@ -273,17 +273,13 @@ def _config(values: Any) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
   """Versions, device and commit: what another must know to get the same."""
-  versions = {
-    name: importlib.metadata.version(name)
-    for name in ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-  }
+  libraries = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
   devices = parallel.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    kind = f'{_cpu_name()}, {len(os.sched_getaffinity(0))} cores'
+    kind = f'{_cpu_name()}, {_cores()} cores'
   return {
-    'unlearn_jax': importlib.metadata.version('unlearn_jax'),
-    **versions,
+    **{name: _version(name) for name in ('unlearn_jax', *libraries)},
     'python': platform.python_version(),
     'platform': devices[0].platform,
     'device': f'{devices[0].platform}: {kind}',
@@ -292,6 +288,20 @@ def environment() -> dict[str, Any]:
     'git_commit': _git_commit(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return 'not installed'  # It is run from a clone.
+
+
+def _cores() -> int | None:
+  """Those that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
 
 
 def _cpu_name() -> str:

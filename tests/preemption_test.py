@@ -61,6 +61,27 @@ def test_what_is_not_deferred_ends_where_it_stands(number, status):
 
 
 @pytest.mark.parametrize('number, status', SIGNALS)
+def test_where_python_lets_no_exception_out_it_is_not_lost(number, status):
+  process = start(
+    """
+import gc
+def collecting(phase, _):
+  if phase == 'start':
+    tell('ready')
+    deaf(1)
+gc.callbacks.append(collecting)
+gc.collect()
+gc.callbacks.clear()
+time.sleep(60)
+"""
+  )
+  process.send_signal(number)
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == status
+  assert (out, err) == (f'{preemption._NOTE}\n', '')
+
+
+@pytest.mark.parametrize('number, status', SIGNALS)
 def test_what_is_deferred_is_finished_first(number, status):
   process = start(
     """

@@ -1,6 +1,7 @@
 """The report: tables, sentences, pictures, and the files that hold them."""
 
 import copy
+import importlib.metadata
 import io
 import json
 import math
@@ -12,7 +13,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from experiments import figures, files, prose, report, tables, verdicts
+from experiments import (
+  figures,
+  files,
+  prose,
+  report,
+  results,
+  tables,
+  verdicts,
+)
 
 SOURCES = (
   ('source', 'Source (untouched)', 'source'),
@@ -617,3 +626,14 @@ def test_a_network_of_hundreds_of_tensors_still_fits_a_page():
   figure = figures.perturbed_by_layer(made)
   assert figure.get_size_inches()[1] < 14
   assert len(figure.axes[0].get_yticks()) < 110
+
+
+def test_a_clone_that_is_not_installed_reports_too(monkeypatch):
+  def version(name):
+    if name == 'unlearn_jax':
+      raise importlib.metadata.PackageNotFoundError(name)
+    return '1.2'
+
+  monkeypatch.setattr(importlib.metadata, 'version', version)
+  found = results.environment()
+  assert (found['unlearn_jax'], found['jax']) == ('not installed', '1.2')

@@ -198,11 +198,11 @@ def test_its_numbers_are_the_librarys(finished, folder):
   assert degree.calibrated(told.calibrated) == found['calibrated']
 
 
-@pytest.mark.parametrize('calls', [3, 11, 24])
+@pytest.mark.parametrize('calls', [3, 12, 26])
 def test_it_goes_on_where_it_was_stopped(
   finished, folder, tmp_path, calls, monkeypatch, capsys
 ):
-  """Each generator is two calls; four pairs have five, five, five and one."""
+  """Each generator is two calls, and a pair's end one; pairs have five."""
   workdir, whole = finished
   null = next((workdir / 'checkpoints').iterdir())
   answers = iter([None] * calls + [signal.SIGTERM])
@@ -210,7 +210,8 @@ def test_it_goes_on_where_it_was_stopped(
   values = parse(folder, null_dir=null, workdir=tmp_path / 'new')
   with pytest.raises(preemption.Stopped) as stopped:
     spd_gan.measure(values)
-  seed, epoch = calls // 2 % 5, calls % 2 + 1
+  pair, call = divmod(calls, 11)
+  seed, epoch = call // 2, call % 2 + 1
   assert f'generator{seed}-' in stopped.value.note
   assert f'saved after epoch {epoch} in' in stopped.value.note
   saved = list((tmp_path / 'new' / 'checkpoints').glob('.*.partial'))
@@ -219,11 +220,28 @@ def test_it_goes_on_where_it_was_stopped(
   capsys.readouterr()
   found = spd_gan.measure(values)
   text = capsys.readouterr().out
-  assert text.count('done before') == calls // 10
+  assert text.count('done before') == pair
   assert text.count('goes on') == 1
-  assert f'goes on after epoch {calls % 10 + 1}/10' in text
+  assert f'goes on after epoch {call + 1}/10' in text
   assert found['pairs'] == whole['pairs']
   assert not list((tmp_path / 'new' / 'checkpoints').iterdir())
+
+
+def test_stopped_at_a_pairs_end_it_has_kept_the_pair(
+  finished, folder, tmp_path, monkeypatch, capsys
+):
+  null = next((finished[0] / 'checkpoints').iterdir())
+  answers = iter([None] * 10 + [signal.SIGTERM])
+  monkeypatch.setattr(preemption, 'requested', lambda: next(answers))
+  values = parse(folder, null_dir=null, workdir=tmp_path / 'new')
+  with pytest.raises(preemption.Stopped, match='finished stages are kept'):
+    spd_gan.measure(values)
+  monkeypatch.undo()
+  capsys.readouterr()
+  assert spd_gan.measure(values)['pairs'] == finished[1]['pairs']
+  text = capsys.readouterr().out
+  assert text.count('done before') == 1 and 'goes on' not in text
+  assert not list((tmp_path / 'new').glob('checkpoints/*'))
 
 
 def test_a_twin_beside_the_source_serves_as_the_null(
