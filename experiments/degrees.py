@@ -59,13 +59,8 @@ def check(setup: problem.Setup) -> list[GeneratorSettings]:
       'only with sources that this command trains; experiments.spd_gan'
       ' measures any two checkpoints',
     )
-  flag, size = names['batch_size'], getattr(values, names['batch_size'])
   splits = problem.draw(setup, 0)
-  for name, examples in (('forget', splits.forget), ('test', splits.test)):
-    if 2 * size > examples.size:
-      raise flags.FlagError(
-        flag, size, f'at most {examples.size // 2}, half of the {name} set'
-      )
+  generator_flags.require_two_batches(values, names, splits)
   return found
 
 

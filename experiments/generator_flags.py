@@ -7,6 +7,7 @@ from absl import flags as absl_flags
 
 from experiments import flags
 from unlearn_jax import parallel
+from unlearn_jax.base import Splits
 from unlearn_jax.degree import MIN_SEEDS
 from unlearn_jax.spd_gan import GeneratorSettings
 
@@ -97,6 +98,18 @@ def settings(
     if value >= 2**31:
       raise flags.FlagError(names[name], value, f'1 to {2**31 - 1}')
   return [_settings(values, bound, names) for bound in bounds]
+
+
+def require_two_batches(
+  values: Any, names: Mapping[str, str], splits: Splits
+) -> None:
+  """Raises a `FlagError` if half of D_UL or of the test images is no batch."""
+  flag, size = names['batch_size'], getattr(values, names['batch_size'])
+  for name, examples in (('forget', splits.forget), ('test', splits.test)):
+    if 2 * size > examples.size:
+      raise flags.FlagError(
+        flag, size, f'at most {examples.size // 2}, half of the {name} set'
+      )
 
 
 def _settings(

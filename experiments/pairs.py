@@ -5,7 +5,14 @@ import pathlib
 import types
 from typing import Any
 
-from experiments import evaluate, flags, pipeline, problem, stages
+from experiments import (
+  evaluate,
+  flags,
+  generator_flags,
+  pipeline,
+  problem,
+  stages,
+)
 from experiments.progress import Progress
 from unlearn_jax import checkpoints, parallel
 from unlearn_jax.base import InputError, ModelState, Splits, shown
@@ -70,6 +77,7 @@ def read(values: Any) -> Case:
   facts.setdefault('dtype', 'float32')
   setup = dataclasses.replace(setup, facts=facts)
   splits = evaluate.splits_of(values, setup, paths['unlearned'])
+  generator_flags.require_two_batches(values, generator_flags.NAMES, splits)
   source, _ = checkpoints.restore(paths['source'])
   unlearned, _ = checkpoints.restore(paths['unlearned'])
   problem.require_fits(setup, source, paths['source'])
