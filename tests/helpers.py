@@ -7,6 +7,15 @@ from unlearn_jax import models
 from unlearn_jax.base import Examples, Splits
 
 
+class Clock:
+  """A clock that stands still unless a test moves it; in place of `time`."""
+
+  now = 0.0
+
+  def monotonic(self):
+    return self.now
+
+
 class Tiny(models.layers.Classifier):
   """Two convolutions under BatchNorm, and a classifier."""
 

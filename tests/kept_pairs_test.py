@@ -23,17 +23,9 @@ def one_device():
     yield
 
 
-class Clock:
-  now = 0.0
-
-  def monotonic(self):
-    return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-  """A clock that stands still unless a test moves it."""
-  own = Clock()
+  own = helpers.Clock()
   for room in (kept_pairs, partials):
     monkeypatch.setattr(room, 'time', own)
   return own

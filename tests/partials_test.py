@@ -121,18 +121,9 @@ def test_what_a_killed_save_left_is_swept(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-class Clock:
-  """A clock that a save moves by what it costs."""
-
-  now = 0.0
-
-  def monotonic(self):
-    return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch):
-  own = Clock()
+  own = helpers.Clock()
   monkeypatch.setattr(partials, 'time', own)
   return own
 
