@@ -25,8 +25,11 @@ from experiments import cluster, flags, preemption
 from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.data import streaming
 
-# What a disk says that takes no more.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+# What a disk says that takes no more, or nothing of ours.
+_REFUSED = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+  *(errno.EIO, errno.ESTALE),
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -123,10 +126,6 @@ def _guarded(main: Callable[[], None]) -> None:
     _exit(str(error), 2)
   except InputError as error:
     _exit(str(error), 1)
-  except OSError as error:
-    if error.errno not in _REFUSED:
-      raise
-    _exit(f'{error.filename or "a file"}: {error.strerror}', 1)
   except jax.errors.JaxRuntimeError as error:
     if not cluster.several():
       raise
@@ -134,7 +133,9 @@ def _guarded(main: Callable[[], None]) -> None:
       raise stopped from error
     cluster.await_end()
     _exit(str(error).split('\n')[0], 1)
-  except Exception:
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+      _exit(f'{error.filename or "a file"}: {error.strerror}', 1)
     if cluster.several():
       traceback.print_exc()
       cluster.leave(1)

@@ -1,5 +1,6 @@
 """Files that a reader sees whole or not at all, and JSON that any reads."""
 
+import contextlib
 import json
 import math
 import os
@@ -36,20 +37,21 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
       error.filename = str(path)
     raise
   finally:
-    draft.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # It is not there, as a rule.
+      draft.unlink()
   return path
 
 
-def sweep(root: pathlib.Path) -> None:
+def sweep(folder: pathlib.Path) -> None:
   """Removes what a process that was killed in `replace` has left.
 
   Args:
-    root: a directory that nobody else writes into, searched with its folders,
-      but not with theirs.
+    folder: one that nobody else writes into; its own folders are let be.
   """
-  for path in [*root.glob('.*.tmp'), *root.glob('*/.*.tmp')]:
+  for path in folder.glob('.*.tmp'):
     if re.fullmatch(r'\..+\.[0-9a-f]{12}\.tmp', path.name, re.DOTALL):
-      path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # Whatever it is, it is not ours.
+        path.unlink()
 
 
 def to_json(value: Any) -> str:

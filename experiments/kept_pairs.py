@@ -115,10 +115,9 @@ class Bench:
     title = ' · '.join(filter(None, (self.run, f'degree of {what}')))
     stem = '-'.join(filter(None, (self.run.replace(' ', ''), what)))
     path = self.workdir.root / 'degrees' / f'{stem}-{stages.key(config)}.npz'
-    # One generator is the same whatever their number.
-    own, epochs = {**config, 'seeds': 1}, self.settings.epochs
+    epochs = self.settings.epochs
     generators = Generators(
-      self.workdir, stem, own, epochs, seeds, self.progress
+      self.workdir, stem, config, epochs, seeds, self.progress
     )
     sets = self.plan.unseen if unseen else self.plan.known
 
@@ -181,8 +180,9 @@ def once(
     with preemption.deferred(partials.asked):
       content = written(measure())
       parallel.by_first(lambda: str(files.replace(path, content)))
+  pair = read(path)
   generators.remove()
-  return read(path)
+  return pair
 
 
 class Generators:
@@ -249,12 +249,18 @@ class Generators:
 
   def finished(self, partial: partials.Partial) -> None:
     """Told of one that is trained, and saved when the next one is."""
-    self._unsaved.append(partial)
+    if partial.is_unsaved():
+      self._unsaved.append(partial)
 
-  def flush(self) -> None:
+  def save_finished(self) -> None:
     """Saves those that are finished, each of them tried once."""
     while self._unsaved:
       self._unsaved.pop(0).flush()
+
+  def flush(self) -> None:
+    """Saves all that is not saved, also what was tried before."""
+    for partial in self._partials.values():
+      partial.flush()
 
   def remove(self) -> None:
     """Forgets them all, because the pair is measured."""
@@ -287,7 +293,7 @@ class _Keeper:
       self._all.flush()
       raise
     if self._partial.saves > before:
-      self._all.flush()
+      self._all.save_finished()
       self._all.saved_at = self._partial.saved_at
     if snapshot.course.epoch == self._all.epochs:
       self._all.finished(self._partial)

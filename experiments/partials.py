@@ -68,6 +68,7 @@ class Partial:
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
+    self._begun: snapshots.Course | None = None
     # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
     self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
@@ -102,7 +103,8 @@ class Partial:
     packed, manifest = snapshots.restore(path, stage=self._finished.name)
     snapshot = snapshots.unpack(packed, like)
     self.wall_seconds = float(manifest['wall_seconds'])
-    self._held, self._saved = packed, packed.course
+    self._held, self._begun = packed, packed.course
+    self._saved = packed.course
     self.saved_at = time.monotonic()
     return snapshot
 
@@ -139,11 +141,16 @@ class Partial:
       self._begin()
       self.settle()
 
+  def is_unsaved(self) -> bool:
+    """Whether the last snapshot is one that no save was begun of."""
+    return self._held is not None and self._held.course != self._begun
+
   def _begin(self) -> None:
     """Begins to write the last snapshot, once the one before is written."""
     self.settle()
     assert self._held is not None
-    start, course = time.monotonic(), self._held.course
+    start, self._begun = time.monotonic(), self._held.course
+    course = self._begun
     name = f'epoch-{course.epoch:06}'
     if course.step:
       name += f'-step-{course.step:09}'

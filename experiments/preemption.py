@@ -4,9 +4,10 @@ The first signal is a request. Where work would be lost (`deferred`) it waits
 until whoever does the work asks for `requested`; elsewhere it ends the program
 where it stands. The second signal ends the process at once, even while the
 main thread is inside a compiled program, and so does a first one that was not
-followed within `_PATIENCE` seconds: a thread of its own reads the signals. One
-that came where Python lets no exception out, in a callback of the garbage
-collector say, is given once more.
+followed within `_PATIENCE` seconds: a thread of its own reads the signals.
+
+Where no exception gets out, in an event loop of asyncio (Orbax has one) or a
+callback of the garbage collector, a signal is given once more a moment later.
 
 In a run of several processes the first signal is handed on (`told`, `relay`).
 What another process was sent does not count as a second signal.
@@ -21,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from typing import Any, NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -45,14 +47,15 @@ class Stopped(BaseException):  # noqa: N818 - it is no error
 class _Requests:
   """What has been asked for, and how many deferrals are open.
 
-  `relayed` counts the signals that come from other processes, and `tell` is
-  told of the first that does not.
+  `relayed` counts the signals that come from other processes or are given once
+  more by a timer of `again`, and `tell` is told of the first that does not.
   """
 
   signum: int | None = None
   depth: int = 0
   relayed: int = 0
   tell: Callable[[int], None] | None = None
+  again: list[threading.Timer] = dataclasses.field(default_factory=list)
 
 
 _requests = _Requests()
@@ -103,6 +106,7 @@ def deferred(asked: Callable[[], int | None] = requested) -> Iterator[None]:
     signum = asked()
   finally:
     _requests.depth -= 1
+  signum = signum or _requests.signum  # It may have come after `asked`.
   if signum and not _requests.depth:
     raise Stopped(signum, _NOTE)
 
@@ -123,14 +127,17 @@ def watched() -> Iterator[None]:
   os.set_blocking(writer, False)
   before = {number: signal.signal(number, _handle) for number in SIGNALS}
   woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-  hook, again = sys.unraisablehook, _Again()
-  sys.unraisablehook = lambda what: again(what) or hook(what)
+  hook = sys.unraisablehook
+  sys.unraisablehook = lambda what: _is_swallowed(what) or hook(what)
   thread = threading.Thread(target=_listen, args=(reader,), daemon=True)
   thread.start()
   try:
     yield
   finally:
-    again.end()
+    for timer in _requests.again:
+      timer.cancel()
+      timer.join()
+    _requests.again.clear()
     sys.unraisablehook = hook
     signal.set_wakeup_fd(woken)
     for number, handler in before.items():
@@ -144,35 +151,37 @@ def watched() -> Iterator[None]:
 
 def _handle(signum: int, frame: Any) -> None:
   """Runs in the main thread, as soon as that is in Python code."""
-  del frame
   if _requests.signum is not None:
     return  # It is on its way out already.
+  if not _requests.depth and _is_in_event_loop(frame):
+    _give_again(signum)
+    return
   _requests.signum = signum
   if not _requests.depth:
     raise Stopped(_requests.signum, _NOTE)
 
 
-class _Again:
-  """Gives a signal once more whose `Stopped` ended nothing."""
+def _is_in_event_loop(frame: types.FrameType | None) -> bool:
+  while frame is not None:
+    if frame.f_globals.get('__name__') == 'asyncio.base_events':
+      return True
+    frame = frame.f_back
+  return False
 
-  def __init__(self) -> None:
-    self._timers: list[threading.Timer] = []
 
-  def __call__(self, what: Any) -> bool:
-    """Whether this is what Python has let nobody see."""
-    if not isinstance(what.exc_value, Stopped):
-      return False
-    # Not at once: Python is where it was. `_handle` takes it as the first.
-    _requests.signum = None
-    timer = threading.Timer(0.05, relay, (what.exc_value.signum,))
-    self._timers.append(timer)
-    timer.start()
-    return True
+def _is_swallowed(what: Any) -> bool:
+  """Told what Python lets nobody see: whether that is a `Stopped`."""
+  if not isinstance(what.exc_value, Stopped):
+    return False
+  _requests.signum = None
+  _give_again(what.exc_value.signum)
+  return True
 
-  def end(self) -> None:
-    for timer in self._timers:
-      timer.cancel()
-      timer.join()
+
+def _give_again(signum: int) -> None:
+  timer = threading.Timer(0.05, relay, (signum,))
+  _requests.again.append(timer)
+  timer.start()
 
 
 def _listen(reader: int) -> None:

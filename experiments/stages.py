@@ -137,7 +137,8 @@ class Workdir:
       ) from error
     self._check_identity()
     if not shared:
-      files.sweep(self.root)
+      for name in ('', 'degrees', 'figures'):
+        files.sweep(self.root / name)
 
   def _check_identity(self) -> None:
     root = self.root

@@ -719,13 +719,19 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, capsys):
   assert (status, err) == (1, f'error: {path}: No space left on device\n')
 
 
-def test_another_error_of_the_system_is_our_bug(monkeypatch, capsys):
+@pytest.mark.parametrize('several', [False, True])
+def test_another_error_of_the_system_is_our_bug(several, monkeypatch, capsys):
   def broken():
     raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
+  left = []
   monkeypatch.setattr(sys, 'argv', ['binary'])
+  monkeypatch.setattr(cluster, 'several', lambda: several)
+  monkeypatch.setattr(cluster, 'leave', left.append)
   with pytest.raises(OSError, match='Bad file descriptor'):
     binary.run(broken)
+  # The others would wait for one that waits at its own end.
+  assert left == [1] * several
 
 
 def test_where_another_process_stops_first_this_one_was_stopped_too(

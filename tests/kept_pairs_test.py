@@ -1,14 +1,15 @@
 """Generators of a pair: when they are saved, and what is gone on with."""
 
+from concurrent import futures
 import functools
-import types
+import signal
 
 import helpers
 import jax
 import numpy as np
 import pytest
 
-from experiments import degree, files, kept_pairs, partials, stages
+from experiments import files, kept_pairs, partials, preemption, stages
 from experiments.progress import Progress
 from unlearn_jax import parallel, training
 from unlearn_jax.base import InputError
@@ -123,15 +124,43 @@ def test_they_are_removed_when_their_saves_have_ended(tmp_path, monkeypatch):
   assert names(tmp_path) == {}
 
 
-def test_a_full_disk_is_said_once_of_each(tmp_path, clock, capsys, monkeypatch):
+def refuse(*_):
+  raise InputError('no room')
+
+
+def refuse_later(*_):
+  saving = futures.Future()
+  saving.set_exception(InputError('no room'))
+  return saving
+
+
+@pytest.mark.parametrize('save', [refuse, refuse_later])
+def test_a_full_disk_is_said_once_of_each(
+  tmp_path, clock, capsys, monkeypatch, save
+):
   _, kept, _ = generators(tmp_path)
-  monkeypatch.setattr(
-    partials.snapshots, 'save', lambda *_: (_ for _ in ()).throw(InputError)
-  )
+  monkeypatch.setattr(partials.snapshots, 'save', save)
   for seed in range(SEEDS):
     train(kept, seed, lambda _: setattr(clock, 'now', clock.now + 12.0))
+  kept.remove()
   # The fourth epoch is the first that is due; the first generator is flushed.
   assert capsys.readouterr().err.count('goes on without this save') == 2
+
+
+def test_what_a_full_disk_refused_is_saved_when_there_is_room_at_the_end(
+  tmp_path, clock, monkeypatch
+):
+  _, kept, _ = generators(tmp_path)
+  with monkeypatch.context() as full:
+    full.setattr(partials.snapshots, 'save', refuse)
+    for seed in (0, 1):
+      train(kept, seed, lambda _: setattr(clock, 'now', clock.now + 12.0))
+  assert written(tmp_path, kept) == {}
+  monkeypatch.setattr(preemption, 'requested', lambda: signal.SIGTERM)
+  with pytest.raises(preemption.Stopped):
+    train(kept, 2)
+  two = ['epoch-000002']
+  assert names(tmp_path) == {0: two, 1: two, 2: ['epoch-000001']}
 
 
 class OutOfTimeError(Exception):
@@ -217,30 +246,29 @@ def test_what_is_left_of_a_pair_that_is_measured_goes(tmp_path):
   assert names(tmp_path) == {} and not draft.exists()
 
 
-def test_another_number_of_generators_takes_those_that_are_there(
-  tmp_path, monkeypatch
-):
-  seen = []
+def test_a_damaged_pair_leaves_its_generators(tmp_path):
+  save(tmp_path, 2, 1)
+  files.replace(tmp_path / 'pair.npz', b'')
+  _, kept, _ = generators(tmp_path)
+  with pytest.raises(InputError, match='damaged'):
+    kept_pairs.once(tmp_path / 'pair.npz', kept, None)
+  assert list(names(tmp_path)) == [0, 1]
 
-  def pair_degree(*_, seeds, keeper, **__):
-    seen.append([keeper(seed)._partial.folder for seed in range(seeds)])
-    raise OutOfTimeError
 
-  monkeypatch.setattr(kept_pairs, 'pair_degree', pair_degree)
-  workdir, _, progress = generators(tmp_path)
-  state = kept_pairs.Known(None, 'abc')
-  bench = kept_pairs.Bench(
-    workdir,
-    progress,
-    None,
-    state,
-    'def',
-    types.SimpleNamespace(key=None, known=None),
-    1,
-    0,
-    degree.GeneratorSettings(),
-  )
-  for seeds in (5, 7):
-    with pytest.raises(OutOfTimeError):
-      bench.pair('unlearned', state, seeds)
-  assert len(set(seen[0])) == 5 and seen[1][:5] == seen[0]
+def test_only_what_a_killed_process_left_is_swept(tmp_path):
+  workdir, *_ = generators(tmp_path)
+  ending = f'{"0" * 12}.tmp'
+  own, folder = tmp_path / f'.report.md.{ending}', tmp_path / f'.x.{ending}'
+  others = [
+    tmp_path / '.mine.tmp',
+    tmp_path / f'report.md.{ending}',
+    tmp_path / 'another_run' / f'.report.md.{ending}',
+  ]
+  for path in (folder, tmp_path / 'another_run'):
+    path.mkdir()
+  for path in (own, *others):
+    path.write_bytes(b'half')
+  del workdir
+  generators(tmp_path)
+  assert not own.exists()
+  assert folder.is_dir() and all(path.exists() for path in others)

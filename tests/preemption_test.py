@@ -60,10 +60,7 @@ def test_what_is_not_deferred_ends_where_it_stands(number, status):
   assert (out, err) == (f'{preemption._NOTE}\n', '')
 
 
-@pytest.mark.parametrize('number, status', SIGNALS)
-def test_where_python_lets_no_exception_out_it_is_not_lost(number, status):
-  process = start(
-    """
+COLLECTOR = """
 import gc
 def collecting(phase, _):
   if phase == 'start':
@@ -74,11 +71,37 @@ gc.collect()
 gc.callbacks.clear()
 time.sleep(60)
 """
-  )
+EVENT_LOOP = """
+import asyncio
+loop = asyncio.new_event_loop()
+def called():
+  tell('ready')
+  deaf(1)
+  loop.stop()
+loop.call_soon(called)
+loop.run_forever()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize('number, status', SIGNALS)
+@pytest.mark.parametrize('body', [COLLECTOR, EVENT_LOOP])
+def test_where_no_exception_gets_out_it_is_not_lost(number, status, body):
+  process = start(body)
   process.send_signal(number)
   out, err = process.communicate(timeout=20)
   assert process.returncode == status
   assert (out, err) == (f'{preemption._NOTE}\n', '')
+
+
+def test_a_signal_at_the_end_of_a_deferral_is_not_lost():
+  def late():
+    signal.raise_signal(signal.SIGTERM)
+
+  with pytest.raises(preemption.Stopped), preemption.watched():
+    with preemption.deferred(late):
+      pass
+    time.sleep(0)
 
 
 @pytest.mark.parametrize('number, status', SIGNALS)

@@ -104,9 +104,9 @@ def save(
 # Of a save under way: `result()` waits for its end and returns the digest of
 # the tree, or raises an InputError; `done()` says whether it would wait.
 Saving = futures.Future[str]
-# Begun last. Orbax numbers the saves of a process and keeps one number, by
+# Under way. Orbax numbers the saves of a process and keeps one number, by
 # which the processes of a run find each other: it must not change under a save.
-_begun: list[Saving] = []
+_under_way: list[Saving] = []
 
 
 def save_tree(
@@ -144,7 +144,7 @@ def begin(
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
-  futures.wait(_begun)
+  futures.wait(_under_way)
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
   several = parallel.processes() > 1
   try:
@@ -187,7 +187,8 @@ def begin(
   executor = futures.ThreadPoolExecutor(1, 'save')
   saving = executor.submit(finish)
   executor.shutdown(wait=False)
-  _begun[:] = [saving]
+  _under_way.append(saving)
+  saving.add_done_callback(_under_way.remove)
   return saving
 
 
