@@ -16,6 +16,7 @@ from experiments import (
   divergence,
   kept_pairs,
   pipeline,
+  preemption,
   problem,
   stages,
 )
@@ -117,7 +118,8 @@ class Bench:
     except divergence.StageDivergedError as error:
       found = {'error': str(error)}
     except OutOfTimeError:
-      self.workdir(task.problem).flush()
+      with preemption.deferred():
+        self.workdir(task.problem).flush()
       raise
     return {'title': task.title, **found}
 
