@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import os
 import pathlib
 import platform
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from typing import Any
 
 from benchmarks.workers import ROOT
+from experiments import machine
 
 
 def environment(probed: dict[str, Any], load: list[float]) -> dict[str, Any]:
@@ -22,13 +22,15 @@ def environment(probed: dict[str, Any], load: list[float]) -> dict[str, Any]:
   versions = {'python': platform.python_version(), **probed['versions']}
   return {
     'platform': probed['platform'],
-    'device': cpu_name() if probed['platform'] == 'cpu' else probed['device'],
+    'device': machine.cpu_name()
+    if probed['platform'] == 'cpu'
+    else probed['device'],
     'devices_present': probed['devices'],
     'devices_used': 1,
     'host': {
       'system': platform.platform(),
-      'cpu': cpu_name(),
-      'cores': cores(),
+      'cpu': machine.cpu_name(),
+      'cores': machine.cores(),
       'load_average': load,
     },
     'versions': versions,
@@ -37,25 +39,6 @@ def environment(probed: dict[str, Any], load: list[float]) -> dict[str, Any]:
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
   }
-
-
-def cores() -> int:
-  """Those that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-  """As the kernel says it, otherwise the architecture."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    text = ''
-  for line in text.splitlines():
-    if line.startswith('model name'):
-      return line.split(':', 1)[1].strip()
-  return platform.processor() or platform.machine()
 
 
 def git() -> dict[str, Any] | None:

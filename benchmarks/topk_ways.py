@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.environment import cores
+from experiments.machine import cores
 from unlearn_jax import topk_mask
 
 FLOOR = 'read once'

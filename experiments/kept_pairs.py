@@ -30,13 +30,14 @@ from experiments.progress import Progress
 from unlearn_jax import parallel, spd_gan
 from unlearn_jax.base import (
   InputError,
+  Key,
   Model,
   ModelState,
   TrainState,
   require_file,
   shown,
 )
-from unlearn_jax.pairs import Degree, Plan, Sets, pair_degree
+from unlearn_jax.pairs import Plan, Sets, pair_degree
 from unlearn_jax.snapshots import Keeper, Snapshot
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.training import Epoch
@@ -121,20 +122,19 @@ class Bench:
     )
     sets = self.plan.unseen if unseen else self.plan.known
 
+    label = name if name in degree.LABELS else 'unlearned'
+
     def measure() -> Pair:
-      measured = pair_degree(
+      return measured(
+        'unseen' if unseen else label,
         self.plan.key,
         self.model,
         self.source.state,
         other.state,
         sets,
         self.settings,
-        seeds=seeds,
-        on_epoch=generators.on_epoch,
-        keeper=generators.keeper,
+        generators,
       )
-      label = name if name in degree.LABELS else 'unlearned'
-      return keep('unseen' if unseen else label, measured, sets, self.settings)
 
     before = parallel.by_first(path.exists)
     if before:
@@ -213,9 +213,7 @@ class Generators:
     self._workdir, self._name, self._config = workdir, name, config
     self.epochs, self.seeds, self._progress = epochs, seeds, progress
     self._partials: dict[int, partials.Partial] = {}
-    # When one of them was saved last, and those that are finished since then.
-    self.saved_at = time.monotonic()
-    self._unsaved: list[partials.Partial] = []
+    self.saved_at = time.monotonic()  # When one of them was saved last.
     self._restored = 0  # Epochs that the progress has not been told of.
 
   def partial(self, seed: int) -> partials.Partial:
@@ -247,15 +245,12 @@ class Generators:
       self._progress.goes_on(seed * self.epochs + epoch, self._restored)
       self._restored = 0
 
-  def finished(self, partial: partials.Partial) -> None:
-    """Told of one that is trained, and saved when the next one is."""
-    if partial.is_unsaved():
-      self._unsaved.append(partial)
-
-  def save_finished(self) -> None:
-    """Saves those that are finished, each of them tried once."""
-    while self._unsaved:
-      self._unsaved.pop(0).flush()
+  def saved(self, partial: partials.Partial) -> None:
+    """Told of one that is saved; those before it are too, each tried once."""
+    for before in self._partials.values():
+      if before.is_unsaved():
+        before.flush()
+    self.saved_at = partial.saved_at
 
   def flush(self) -> None:
     """Saves all that is not saved, also what was tried before."""
@@ -264,7 +259,6 @@ class Generators:
 
   def remove(self) -> None:
     """Forgets them all, because the pair is measured."""
-    self._unsaved.clear()
     for seed in range(self.seeds):
       self.partial(seed).remove()
 
@@ -286,36 +280,54 @@ class _Keeper:
     return found
 
   def save(self, snapshot: Snapshot) -> None:
-    before = self._partial.saves
     try:
       self._partial.save(snapshot)
     except preemption.Stopped:
       self._all.flush()
       raise
-    if self._partial.saves > before:
-      self._all.save_finished()
-      self._all.saved_at = self._partial.saved_at
-    if snapshot.course.epoch == self._all.epochs:
-      self._all.finished(self._partial)
+    if not self._partial.is_unsaved():
+      self._all.saved(self._partial)
 
 
-def keep(
-  name: str, measured: Degree, sets: Sets, settings: GeneratorSettings
+def measured(
+  name: str,
+  key: Key,
+  model: Model,
+  source: ModelState,
+  other: ModelState,
+  sets: Sets,
+  settings: GeneratorSettings,
+  generators: Generators,
 ) -> Pair:
-  """What is worth keeping of a pair.
+  """`pair_degree`, and what is worth keeping of it.
 
   Args:
     name: a key of `degree.LABELS`.
-    measured: by `pair_degree`.
-    sets: the images that it was measured on.
+    key: as there, and so are the five that follow.
+    model: the classifier of both.
+    source: M.
+    other: the model in M_UL's place.
+    sets: the images.
     settings: of the generators.
+    generators: keeps them while they are trained.
   """
+  found = pair_degree(
+    key,
+    model,
+    source,
+    other,
+    sets,
+    settings,
+    seeds=generators.seeds,
+    on_epoch=generators.on_epoch,
+    keeper=generators.keeper,
+  )
   few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
   rows = np.asarray(few.indices)
   return Pair(
-    degree.pair(name, measured),
+    degree.pair(name, found),
     np.asarray(few.images)[rows],
-    spd_gan.perturb_images(measured.runs[0].generator, few, settings),
+    spd_gan.perturb_images(found.runs[0].generator, few, settings),
     np.asarray(few.labels)[rows],
   )
 

@@ -44,7 +44,6 @@ class Partial:
   Attributes:
     wall_seconds: that went into the stage until its last save.
     saved_at: when it was saved last, or where the clock of saves starts.
-    saves: how many have begun.
   """
 
   def __init__(
@@ -63,13 +62,13 @@ class Partial:
       advance: told how many epochs are done, now and then in a long one.
     """
     self.folder = finished.with_name(f'.{finished.name}.partial')
-    self.wall_seconds, self.saves = 0.0, 0
+    self.wall_seconds = 0.0
     self._finished, self._tell, self._advance = finished, tell, advance
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
+    # What a save was last begun of, what is saved, and what is being saved.
     self._begun: snapshots.Course | None = None
-    # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
     self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
     self._loaded: snapshots.Snapshot | None = None
@@ -163,7 +162,7 @@ class Partial:
     with self._forgiven():
       saving = snapshots.save(self.folder / name, self._held, facts)
       self._saving = course, saving
-    self.saved_at, self.saves = time.monotonic(), self.saves + 1
+    self.saved_at = time.monotonic()
     if self._save_seconds:
       cost = self.saved_at - start
       self._pause = max(self._save_seconds, _RARITY * cost)

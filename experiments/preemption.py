@@ -163,7 +163,7 @@ def _handle(signum: int, frame: Any) -> None:
 
 def _is_in_event_loop(frame: types.FrameType | None) -> bool:
   while frame is not None:
-    if frame.f_globals.get('__name__', '').startswith('asyncio.'):
+    if str(frame.f_globals.get('__name__')).startswith('asyncio.'):
       return True
     frame = frame.f_back
   return False

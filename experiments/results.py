@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import datetime
 import importlib.metadata
-import os
 import pathlib
 import platform
 import subprocess
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import flags, pipeline, problem
+from experiments import flags, machine, pipeline, problem
 from experiments.stages import Stage
 from unlearn_jax import metrics, parallel
 from unlearn_jax.evaluation import Evaluation, compare
@@ -277,7 +276,7 @@ def environment() -> dict[str, Any]:
   devices = parallel.devices()
   kind = devices[0].device_kind
   if devices[0].platform == 'cpu':
-    kind = f'{_cpu_name()}, {_cores()} cores'
+    kind = f'{machine.cpu_name()}, {machine.cores()} cores'
   return {
     **{name: _version(name) for name in ('unlearn_jax', *libraries)},
     'python': platform.python_version(),
@@ -295,22 +294,6 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
   except importlib.metadata.PackageNotFoundError:
     return 'not installed'  # It is run from a clone.
-
-
-def _cores() -> int | None:
-  """Those that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
-
-
-def _cpu_name() -> str:
-  try:
-    lines = pathlib.Path('/proc/cpuinfo').read_text().splitlines()
-  except OSError:
-    return platform.processor() or platform.machine()
-  names = [x.split(':')[1].strip() for x in lines if x.startswith('model name')]
-  return names[0] if names else platform.machine()
 
 
 def _git_commit() -> str | None:

@@ -20,7 +20,6 @@ from experiments import (
   problem,
   stages,
 )
-from experiments.kept_pairs import Generators
 from experiments.progress import Progress
 from experiments.reproduction import tasks
 from experiments.reproduction.claims import workdir
@@ -32,7 +31,7 @@ from unlearn_jax import models
 from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.degree import require_measurable
 from unlearn_jax.evaluation import compare
-from unlearn_jax.pairs import pair_degree, plan_pairs
+from unlearn_jax.pairs import plan_pairs
 
 PAIR = 'pair.npz'  # of a degree, in its folder
 
@@ -216,7 +215,7 @@ class Bench:
     progress.begin(task.title, task.epochs)
     own = self.workdir(task.problem)
     folder = own.root / 'degrees' / f'{task.row}-{task.key}'
-    generators = Generators(
+    generators = kept_pairs.Generators(
       own,
       f'{task.row}-degree',
       {'task': task.key},
@@ -230,19 +229,16 @@ class Bench:
       plan = plan_pairs(
         problem.key_of('degree', task.seed), splits, preset.degree_limit
       )
-      measured = pair_degree(
+      return kept_pairs.measured(
+        'null' if task.row == tasks.NULL else 'unlearned',
         plan.key,
         setup.model,
         source,
         other,
         plan.known,
         settings,
-        seeds=preset.generators,
-        on_epoch=generators.on_epoch,
-        keeper=generators.keeper,
+        generators,
       )
-      label = 'null' if task.row == tasks.NULL else 'unlearned'
-      return kept_pairs.keep(label, measured, plan.known, settings)
 
     try:
       pair = kept_pairs.once(folder / PAIR, generators, measure)
