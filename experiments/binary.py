@@ -124,22 +124,29 @@ def _guarded(main: Callable[[], None]) -> None:
       main()
   except flags.FlagError as error:
     _exit(str(error), 2)
-  except InputError as error:
-    _exit(str(error), 1)
-  except jax.errors.JaxRuntimeError as error:
-    if not cluster.several():
-      raise
-    if stopped := preemption.stopped():  # Another process has gone first.
-      raise stopped from error
-    cluster.await_end()
-    _exit(str(error).split('\n')[0], 1)
   except Exception as error:
+    if cluster.several() and _is_of_runtime(error):
+      # Of a collective, perhaps: another process may have gone first.
+      if stopped := preemption.stopped():
+        raise stopped from error
+      cluster.await_end()
+    if isinstance(error, InputError):
+      _exit(str(error), 1)
     if isinstance(error, OSError) and error.errno in _REFUSED:
       _exit(f'{error.filename or "a file"}: {error.strerror}', 1)
     if cluster.several():
+      if isinstance(error, jax.errors.JaxRuntimeError):
+        _exit(str(error).split('\n')[0], 1)
       traceback.print_exc()
       cluster.leave(1)
     raise
+
+
+def _is_of_runtime(error: BaseException | None) -> bool:
+  """Whether it is an error of JAX's runtime, or was raised because of one."""
+  if error is None or isinstance(error, jax.errors.JaxRuntimeError):
+    return error is not None
+  return _is_of_runtime(error.__cause__ or error.__context__)
 
 
 def _exit(message: str, status: int, kind: str = 'error: ') -> NoReturn:

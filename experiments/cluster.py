@@ -192,4 +192,4 @@ def await_end() -> None:
   If it is, this process ends in here.
   """
   if _run.watch is not None:
-    time.sleep(3)
+    time.sleep(GRACE + 1)

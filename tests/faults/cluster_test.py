@@ -133,6 +133,19 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
   assert not list(workdir.glob('checkpoints/.*'))
 
 
+def test_a_save_that_fails_because_another_is_gone_is_told_as_that(
+  cache, tmp_path
+):
+  binary = processes.Binary('doomed_train', cache)
+  pair = processes.Pair(binary, tmp_path, *TRAIN, f'--workdir={tmp_path}/run')
+  assert pair.wait(120) == [1, -signal.SIGKILL], pair.texts()
+  *_, line = pair.texts()[0].splitlines()
+  assert line == (
+    'error: process 0: process 1 of 2 was killed, or its machine is gone;'
+    f' {AGAIN}'
+  )
+
+
 BAD = {
   '--process_id=2': (2, '--process_id=2, allowed: 0 to 1'),
   '--process_id=-1': (2, '--process_id=-1, allowed: 0 to 1'),
