@@ -63,9 +63,9 @@ def git() -> dict[str, Any] | None:
 
 
 def source_digest() -> str:
-  """SHA-256 over the library and the benchmark, for a tree without git."""
+  """SHA-256 over all that a benchmark runs, for a tree without git."""
   digest = hashlib.sha256()
-  for folder in ('unlearn_jax', 'benchmarks'):
+  for folder in ('unlearn_jax', 'experiments', 'benchmarks'):
     for path in sorted((ROOT / folder).rglob('*.py')):
       digest.update(str(path.relative_to(ROOT)).encode())
       digest.update(path.read_bytes())

@@ -11,6 +11,8 @@ most if time runs out:
                  loop, PyTorch, the compilation cache, peak memory, and the
                  three largest kernels of each
   train          the trainings of `TRAININGS` on --cifar_npz, where given
+  reliability    whether trainings that are stopped and gone on with have the
+                 bits of a whole one, without and with XLA's deterministic flag
   float32_512, bfloat16_128, float32_128
                  the same networks, without the cache and the kernels
 
@@ -24,6 +26,7 @@ from collections.abc import Sequence
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,13 +35,16 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from benchmarks import workers
+from benchmarks import reliability, workers
 from experiments import binary, files, flags
 from unlearn_jax.base import InputError
 
 MODELS = ('resnet18', 'vgg19', 'densenet121', 'googlenet', 'resnet9')
 BENCHMARKS = ('bfloat16_512', 'float32_512', 'bfloat16_128', 'float32_128')
-PARTS = ('bfloat16_512', 'train', 'float32_512', 'bfloat16_128', 'float32_128')
+PARTS = (
+  *('bfloat16_512', 'train', 'reliability'),
+  *('float32_512', 'bfloat16_128', 'float32_128'),
+)
 # What is trained on --cifar_npz: the flags of `experiments.train`.
 TRAININGS = {
   'resnet9': ('--recipe=standard', '--dtype=bfloat16'),
@@ -83,6 +89,8 @@ def commands(values: Any, folder: pathlib.Path) -> dict[str, list[str]]:
   for part in values.parts:
     if part == 'train':
       found.update(_trainings(values, folder))
+    elif part == 'reliability':
+      found[part] = _reliability(values, folder)
     else:
       found[part] = _benchmark(part, values, folder)
   return found
@@ -100,6 +108,24 @@ def _benchmark(part: str, values: Any, folder: pathlib.Path) -> list[str]:
     *sizes,
     *(('--profile',) if first else ('--nocached',)),
     f'--out={folder / part}.json',
+    *(('--overwrite',) if values.overwrite else ()),
+  ]
+
+
+def _reliability(values: Any, folder: pathlib.Path) -> list[str]:
+  trainings = [reliability.DIGITS]
+  if values.cifar_npz and not values.toy:
+    path = shlex.quote(str(pathlib.Path(values.cifar_npz).resolve()))
+    trainings.append(
+      f'--dataset=npz:{path} --model=resnet18 --dtype=bfloat16'
+      ' --train_subset=10240 --train_epochs=6'
+    )
+  xla_flags = ('',) if values.toy else ('', '--xla_gpu_deterministic_ops=true')
+  return [
+    'benchmarks.reliability',
+    *(f'--train={arguments}' for arguments in trainings),
+    *(f'--xla_flags={flag}' for flag in xla_flags),
+    f'--out={folder}/reliability.json',
     *(('--overwrite',) if values.overwrite else ()),
   ]
 
@@ -147,7 +173,7 @@ def run(command: Sequence[str], seconds: float | None) -> dict[str, Any]:
     os.killpg(process.pid, signal.SIGKILL)
     raise
   return {
-    'command': ' '.join(['python -m', *command]),
+    'command': f'python -m {shlex.join(command)}',
     'status': process.returncode,
     'seconds': time.perf_counter() - start,
     'printed': printed[-4000:],
@@ -188,7 +214,7 @@ def main() -> None:
     left = None
     if values.deadline is not None:
       left = max(1.0, values.deadline - (time.perf_counter() - start))
-    print(f'{name}: python -m {" ".join(command)}', flush=True)
+    print(f'{name}: python -m {shlex.join(command)}', flush=True)
     done = summary['runs'][name] = run(command, left)
     print(done['printed'].rstrip())
     print(f'{name}: status {done["status"]}, {done["seconds"]:.0f} s\n')

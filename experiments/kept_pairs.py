@@ -189,6 +189,10 @@ class Generators:
   """Keeps the generators of a pair while they are trained.
 
   `on_epoch` and `keeper` are what `pair_degree` takes by these names.
+
+  Attributes:
+    earlier_seconds: that processes before this one trained what is gone on
+      with.
   """
 
   def __init__(
@@ -214,6 +218,7 @@ class Generators:
     self.epochs, self.seeds, self._progress = epochs, seeds, progress
     self._partials: dict[int, partials.Partial] = {}
     self.saved_at = time.monotonic()  # When one of them was saved last.
+    self.earlier_seconds = 0.0
     self._restored = 0  # Epochs that the progress has not been told of.
 
   def partial(self, seed: int) -> partials.Partial:
@@ -276,6 +281,7 @@ class _Keeper:
     found = self._partial.load(like)
     if found:
       self._all.saved_at = self._partial.saved_at
+      self._all.earlier_seconds += found.course.total_seconds
     self._all.restored(self._seed, found.course.epoch if found else 0)
     return found
 

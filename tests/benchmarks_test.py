@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -13,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu, profiles, table, train
+from benchmarks import gpu, profiles, reliability, table, train
 from experiments import flags, flops
 from unlearn_jax import models
+from unlearn_jax.base import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
 SHAPE = (32, 32, 3)
@@ -316,6 +318,7 @@ def test_the_gpu_command_asks_for_every_part(tmp_path):
     'bfloat16_512',
     'train_resnet9',
     'train_resnet18',
+    'reliability',
     'float32_512',
     'bfloat16_128',
     'float32_128',
@@ -329,3 +332,21 @@ def test_the_gpu_command_cuts_off_at_the_deadline():
   done = gpu.run(['timeit', '-n1', '-r1', 'import time; time.sleep(60)'], 1)
   assert done['status'] != 0 and done['seconds'] < 30
   assert done['printed'].endswith('cut off at the deadline')
+
+
+def test_a_killed_training_is_compared_with_a_whole_one(tmp_path, monkeypatch):
+  runs = {'whole': None, 'killed': signal.SIGKILL}
+  monkeypatch.setattr(reliability, 'RUNS', runs)
+  toy = '--dataset=digits --train_subset=300 --width=2 --train_epochs=6'
+  found = reliability.case(toy, '', 1, tmp_path)
+  assert found['identical']
+  assert found['runs']['killed']['status'] == -signal.SIGKILL
+  other = reliability.Training(f'{toy} --seed=1', '', tmp_path).finish()
+  assert other != found['runs']['whole']['digest']
+
+
+def test_a_training_that_fails_is_told_in_its_own_words(tmp_path):
+  training = reliability.Training('--dataset=digit', '', tmp_path)
+  for run in (training.finish, lambda: training.interrupt(signal.SIGTERM, 1)):
+    with pytest.raises(InputError, match='status 1: error: --dataset=digit:'):
+      run()

@@ -222,6 +222,18 @@ def test_it_says_once_where_it_goes_on(tmp_path, capsys, lasts, line):
   assert (progress._before, progress._epochs) == (before, 6 - before)
 
 
+def test_seconds_of_an_earlier_process_are_known(tmp_path):
+  _, kept, _ = generators(tmp_path, 0.0)
+  fits = [train(kept, seed) for seed in range(2)]
+  took = sum(fit.history[-1].seconds + fit.compile_seconds for fit in fits)
+  kept.flush()
+  assert kept.earlier_seconds == 0
+  _, again, _ = generators(tmp_path)
+  for seed in range(SEEDS):
+    train(again, seed)
+  assert took > 0 and again.earlier_seconds == pytest.approx(took)
+
+
 def test_a_draft_of_a_first_save_is_no_save(tmp_path, capsys):
   save(tmp_path, 2)
   (first,) = tmp_path.glob('checkpoints/.pair-generator0*')

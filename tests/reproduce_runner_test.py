@@ -111,6 +111,21 @@ def test_it_stops_before_the_deadline_and_goes_on_to_the_same(tmp_path):
     assert first['measured'] == second['measured']
 
 
+def test_seconds_of_earlier_processes_count(tmp_path, monkeypatch):
+  do = FakeBench.do
+  assert run(tmp_path / 'fresh', FakeBench(tmp_path / 'fresh'))
+  monkeypatch.setattr(
+    FakeBench, 'do', lambda *given: {**do(*given), 'wall_seconds': 99.0}
+  )
+  assert run(tmp_path / 'resumed', FakeBench(tmp_path / 'resumed'))
+  for task in PLAN.tasks:
+    fresh, resumed = (
+      Outcomes(tmp_path / name).read(task.key)['wall_seconds']
+      for name in ('fresh', 'resumed')
+    )
+    assert fresh < 10 and resumed == 99
+
+
 def test_a_stage_that_takes_longer_than_it_was_thought_is_cut_off(tmp_path):
   bench = FakeBench(tmp_path)
   # Thought to take 1 s; its second epoch would end at 10 s.

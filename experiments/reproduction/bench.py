@@ -7,6 +7,7 @@ what they are told, and what is kept of what they return.
 import dataclasses
 import functools
 import pathlib
+import time
 import types
 from typing import Any
 
@@ -201,7 +202,10 @@ class Bench:
     return {**self._kept(stage), 'measured': measured, 'source': own}
 
   def _kept(self, stage: stages.Stage) -> Outcome:
-    names = ('history', 'selection_seconds', 'source_retain_accuracy')
+    names = (
+      *('history', 'selection_seconds', 'source_retain_accuracy'),
+      'wall_seconds',
+    )
     kept = {n: stage.record[n] for n in names if n in stage.record}
     folder = stage.path.relative_to(self._root)
     return {'folder': str(folder), **kept}
@@ -212,6 +216,7 @@ class Bench:
     source, other = (
       self._parent(task, role).state for role in ('source', 'other')
     )
+    start = time.monotonic()
     progress.begin(task.title, task.epochs)
     own = self.workdir(task.problem)
     folder = own.root / 'degrees' / f'{task.row}-{task.key}'
@@ -257,4 +262,5 @@ class Bench:
         shown(setup.dataset.class_names[label], 24) for label in pair.labels
       ],
       'classes': len(setup.dataset.class_names),
+      'wall_seconds': generators.earlier_seconds + time.monotonic() - start,
     }

@@ -154,8 +154,9 @@ def _done_in_time(
     raise
   if found.get('error'):
     print(f'warning: {task.title}: {found["error"]}', flush=True)
+  # What processes before this one put into it is known to its stage.
   seconds = time.monotonic() - start
-  bench.outcomes.write(task.key, {**found, 'wall_seconds': seconds})
+  bench.outcomes.write(task.key, {'wall_seconds': seconds, **found})
   outlook.finish()
   return True
 
