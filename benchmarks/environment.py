@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import pathlib
 import platform
+import shlex
 import subprocess
 import sys
 from typing import Any
@@ -37,7 +38,7 @@ def environment(probed: dict[str, Any], load: list[float]) -> dict[str, Any]:
     'git': git(),
     'source_sha256': source_digest(),
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'command': ' '.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    'command': shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
   }
 
 

@@ -30,7 +30,7 @@ from benchmarks.environment import environment
 from experiments import binary, files, flags
 from unlearn_jax.base import InputError
 
-DIGITS = '--dataset=digits --width=8 --train_epochs=12'
+DIGITS = '--dataset=digits --width=8 --train_epochs=12 --seed=0'
 # How each of them is interrupted.
 RUNS = {
   'whole': None,
