@@ -50,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
       app.run(lambda _: _guarded(main), flags_parser=_parse)
   except preemption.Stopped as stopped:
     status = 128 + stopped.signum
+    cluster.stop(stopped.signum)
     if not cluster.is_first():
       cluster.leave(status)
     name = signal.Signals(stopped.signum).name
@@ -122,6 +123,7 @@ def _guarded(main: Callable[[], None]) -> None:
     own = flags.place(absl_flags.FLAGS)
     with cluster.joined(own), streaming.limit(limit):
       main()
+    cluster.leave(0)
   except flags.FlagError as error:
     _exit(str(error), 2)
   except Exception as error:
@@ -144,9 +146,9 @@ def _guarded(main: Callable[[], None]) -> None:
 
 def _is_of_runtime(error: BaseException | None) -> bool:
   """Whether it is an error of JAX's runtime, or was raised because of one."""
-  if error is None or isinstance(error, jax.errors.JaxRuntimeError):
-    return error is not None
-  return _is_of_runtime(error.__cause__ or error.__context__)
+  while error and not isinstance(error, jax.errors.JaxRuntimeError):
+    error = error.__cause__ or error.__context__
+  return error is not None
 
 
 def _exit(message: str, status: int, kind: str = 'error: ') -> NoReturn:

@@ -27,8 +27,9 @@ from experiments.watch import GRACE, Watch
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError
 
-# JAX's own timeout, for what the watch does not notice; under a minute too.
-_JAX_SILENCE = 55
+# JAX's own timeout, for what the watch does not notice. JAX may end a process
+# after half of it, which must be later than the watch would.
+_JAX_SILENCE = 120
 # What jax.distributed.initialize() detects, but for a plain Kubernetes pod,
 # which it cannot tell from one of several.
 _DETECTED = ('slurm', 'ompi', 'gketpu', 'gcetpu')
@@ -84,7 +85,8 @@ def joined(place: Place | None) -> Iterator[None]:
   """Computes together with the other processes inside a `with` block.
 
   Only process 0 has a standard output there. No device may have been
-  touched before. Without an error the block ends in all processes at once.
+  touched before. Without an error the block ends in all processes at once;
+  then, as after an error, `leave` ends the process.
 
   Args:
     place: of this process; None for a process of its own.
@@ -102,10 +104,6 @@ def joined(place: Place | None) -> Iterator[None]:
     parallel.connect()
     yield
     parallel.gathered('done')
-  watch.end(0)
-  jax.distributed.shutdown()
-  watch.close()
-  _run.watch = None
 
 
 def _start_jax(place: Place, host: str, port: int) -> None:
@@ -170,16 +168,23 @@ def is_first() -> bool:
   return _run.watch is None or _run.watch.place.index == 0
 
 
+def stop(signum: int) -> None:
+  """Hands a signal on that ends this process, unless that has been done."""
+  if _run.watch is not None:
+    _run.watch.signalled(signum)
+
+
 def leave(status: int) -> None:
   """Ends the process, and tells the others; does nothing without others.
 
-  `jax.distributed` would wait for the others first. Process 0 waits a little,
-  because they may not have asked it yet what it has decided.
+  `jax.distributed` would wait for the others first, and abort if one is gone.
+  Process 0 waits a little, because they may not have asked it yet what it has
+  decided.
   """
   if _run.watch is None:
     return
   _run.watch.end(status)
-  if status and _run.watch.place.index == 0:
+  if _run.watch.place.index == 0:
     _run.watch.await_others(GRACE + 2)
   sys.stdout.flush()
   sys.stderr.flush()
@@ -189,7 +194,8 @@ def leave(status: int) -> None:
 def await_end() -> None:
   """Waits a little: an error may be because another process has ended.
 
-  If it is, this process ends in here.
+  If it is, this process ends in here: at once if that one was killed, after
+  `GRACE` if it has said that it ends.
   """
   if _run.watch is not None:
     time.sleep(GRACE + 1)

@@ -203,8 +203,9 @@ def _listen(reader: int) -> None:
       _leave(signum)
     if own == before:  # It is another process's, or one that is given again.
       continue
-    if own == 1 and _requests.tell:
-      _requests.tell(signum)
+    tell = _requests.tell  # It may be taken away meanwhile.
+    if own == 1 and tell:
+      tell(signum)
     if own == 1 and _requests.depth:
       name = signal.Signals(signum).name
       _say(f'{name}: saving and stopping; once more stops at once')

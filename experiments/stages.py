@@ -256,6 +256,8 @@ def _load_own(path: pathlib.Path) -> Stage:
   try:
     return load(path)
   except InputError as error:
+    if checkpoints.is_unread(error):
+      raise
     raise InputError(
       f'{error}; remove that folder and the same command makes it anew'
     ) from error

@@ -36,13 +36,14 @@ class Watch:
     self.place, self._links = place, links
     self._ended: set[int] = set()  # They said so.
     self._gone: set[int] = set()
-    self._relayed = self._leaving = False
+    self._leaving = False
+    self._signum: int | None = None  # The first signal that went round.
     self._lock = threading.Lock()
     threading.Thread(target=self._run, daemon=True).start()
 
   def signalled(self, signum: int) -> None:
     """Hands a signal of this process to the others."""
-    if self._first_signal():
+    if self._is_first(signum):
       self._say(f'signal {signum}')
 
   def end(self, status: int) -> None:
@@ -56,21 +57,16 @@ class Watch:
     while time.monotonic() < end and len(self._gone) < len(self._links):
       time.sleep(0.05)
 
-  def close(self) -> None:
-    """Ends the links, and with them the thread, after `end`."""
-    for link in self._links.values():
-      link.end()
-
   def _say(self, line: str, but: int | None = None) -> None:
     for index, link in self._links.items():
       if index != but:
         link.say(line)
 
-  def _first_signal(self) -> bool:
-    """Whether no signal has gone round yet; from now on one has."""
+  def _is_first(self, signum: int) -> bool:
+    """Whether no signal has gone round yet; from now on this one has."""
     with self._lock:
-      known, self._relayed = self._relayed, True
-    return not known
+      known, self._signum = self._signum, self._signum or signum
+    return known is None
 
   def _run(self) -> None:
     # Counted in beats of its own: it may itself have been stopped meanwhile.
@@ -117,7 +113,7 @@ class Watch:
   def _heard(self, index: int, *line: str | int) -> None:
     match line:
       case 'signal', int(signum) if signum in preemption.SIGNALS:
-        if self._first_signal():
+        if self._is_first(signum):
           self._say(f'signal {signum}', but=index)
           preemption.relay(signum)
       case ('killed' | 'silent') as reason, int(process):
@@ -135,7 +131,7 @@ class Watch:
     if not self._leaving:
       self._die(
         f'process {process} of {self.place.count} has ended with status'
-        f' {status} and said why',
+        f' {status}{" and said why" if status < 128 else ""}',
         status,
       )
 
@@ -143,7 +139,8 @@ class Watch:
     if self._leaving:
       return
     self._say(f'{reason} {process}', but=process)
-    signum = preemption.requested()
+    # The main thread, in a compiled program, may not know of it yet.
+    signum = preemption.requested() or self._signum
     if signum is not None:  # By a second signal, say.
       self._die(f'process {process} has stopped at once', 128 + signum)
     said = {

@@ -23,7 +23,6 @@ jax.distributed.initialize(
   process,
   coordinator_bind_address=f'127.0.0.1:{port}',
   initialization_timeout=60,
-  heartbeat_timeout_seconds=10,
 )
 assert len(jax.devices()) == 8, jax.devices()
 

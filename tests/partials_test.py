@@ -1,5 +1,6 @@
 """Saves of a running stage: when they are made, and what harm they survive."""
 
+import errno
 import json
 import shutil
 import signal
@@ -10,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import partials, preemption
+from experiments import partials, preemption, stages
 from unlearn_jax import checkpoints, snapshots, training
+from unlearn_jax.base import InputError
 
 MODEL, SPLITS = helpers.model(), helpers.splits()
 
@@ -67,6 +69,46 @@ def test_removal_leaves_nothing(tmp_path):
   kept.remove()
   names = [path.name for path in tmp_path.iterdir()]
   assert names == ['.seed0-source-other-x1y2']
+
+
+@pytest.mark.parametrize(
+  'error', [MemoryError(), OSError(errno.EMFILE, 'Too many open files')]
+)
+def test_a_save_that_cannot_be_read_now_is_kept(
+  error, tmp_path, whole, monkeypatch
+):
+  train(partial(tmp_path), epochs=3)
+
+  def refuse(path):
+    raise error
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, '_sha256', refuse)
+    with pytest.raises(InputError, match='epoch-000003 cannot be read: '):
+      train(partial(tmp_path))
+  assert saved(tmp_path) == ['epoch-000002', 'epoch-000003']
+  told = []
+  assert_same(train(partial(tmp_path, told=told)), whole)
+  assert told == [3]
+
+
+@pytest.mark.parametrize(
+  'error, says',
+  [
+    (MemoryError(), 'cannot be read: MemoryError: $'),
+    (ValueError('cut'), 'is damaged: .*; remove that folder and the same'),
+  ],
+)
+def test_only_a_damaged_stage_is_to_be_removed(
+  error, says, tmp_path, whole, monkeypatch
+):
+  def refuse(path):
+    raise error
+
+  checkpoints.save(tmp_path / 'stage', whole.state, {}, {'note': b''})
+  monkeypatch.setattr(checkpoints, '_sha256', refuse)
+  with pytest.raises(InputError, match=says):
+    stages._load_own(tmp_path / 'stage')
 
 
 @pytest.mark.parametrize('harm', helpers.HARMS)

@@ -23,7 +23,6 @@ if count > 1:
     process,
     coordinator_bind_address=f'127.0.0.1:{port}',
     initialization_timeout=60,
-    heartbeat_timeout_seconds=10,
   )
 assert len(jax.devices()) == 4, jax.devices()
 

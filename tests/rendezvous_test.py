@@ -131,7 +131,7 @@ def test_one_that_is_gone_is_missed(pool, port):
 def test_what_does_not_fit_is_told_to_all(pool, port, text, message):
   first = pool.submit(rendezvous.meet, place(port, 0, 3))
   second = pool.submit(rendezvous.meet, place(port, 1, 3))
-  time.sleep(0.3)  # That it be the one that has come before.
+  time.sleep(1)  # That it be the one that has come before.
   third = come(port, text)
   with pytest.raises(InputError, match=f'^{message}; allowed: one command'):
     first.result()

@@ -36,7 +36,8 @@ def linked(ends):
   watching = watch.Watch(Place('localhost:1', 3, 0), {1: own, 2: other})
   yield watching, first, second
   watching.end(0)
-  watching.close()
+  for link in (own, other):
+    link.end()
 
 
 def wait(holds):
@@ -62,12 +63,29 @@ def test_a_signal_goes_round_once(linked, monkeypatch):
   own, first, second = linked
   first.say('signal 15')
   assert heard(second) == ['signal 15']
+  wait(lambda: relayed)
   second.say('signal 15')
   first.say('signal 2')
   own.signalled(signal.SIGTERM)
   own.end(143)
   assert heard(first) == heard(second) == ['end 0 143']
   assert relayed == [15]
+
+
+def test_one_that_stopped_at_once_was_not_killed(
+  linked, ends, capfd, monkeypatch
+):
+  # The main thread does not get to know of it, in a compiled program, say.
+  monkeypatch.setattr(preemption, 'relay', lambda signum: None)
+  _, first, second = linked
+  first.say('signal 15')
+  assert heard(second) == ['signal 15']
+  first.end()
+  wait(lambda: ends)
+  assert ends == [143]
+  assert capfd.readouterr().err == (
+    f'error: process 0: process 1 has stopped at once; {AGAIN}\n'
+  )
 
 
 def test_what_is_not_understood_is_passed_over(

@@ -15,6 +15,7 @@ to see the same file system. Each restores on its own.
 
 from collections.abc import Mapping
 from concurrent import futures
+import errno
 import hashlib
 import json
 import os
@@ -60,6 +61,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
   'pixel_mean': (list,),
   'pixel_std': (list,),
 }
+
+
+# Errors of the system that say nothing of the file that was to be read.
+_PASSING = (
+  *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM),
+  *(errno.ESTALE, errno.ETIMEDOUT),
+)
 
 
 def digest(tree: Any) -> str:
@@ -344,8 +352,9 @@ def restore_tree(
   # Orbax raises whatever the damaged layer raises: there is no common type.
   except Exception as error:
     reason = shown(str(error).split('\n')[0], 120)
+    what = 'cannot be read' if _is_passing(error) else 'is damaged'
     raise InputError(
-      f'checkpoint {directory} is damaged: {type(error).__name__}: {reason}'
+      f'checkpoint {directory} {what}: {type(error).__name__}: {reason}'
     ) from error
   if found != manifest['state_sha256']:
     raise InputError(
@@ -353,6 +362,21 @@ def restore_tree(
       ' that its manifest names'
     )
   return restored, manifest
+
+
+def is_unread(error: InputError) -> bool:
+  """Whether a checkpoint was not read for a reason that is none of its own.
+
+  Such as too little memory, or a file system that does not answer: the next
+  time it may be read, and nothing is known to be wrong with it.
+  """
+  return _is_passing(error.__cause__)
+
+
+def _is_passing(error: BaseException | None) -> bool:
+  return isinstance(error, MemoryError) or (
+    isinstance(error, OSError) and error.errno in _PASSING
+  )
 
 
 def _alone() -> dict[str, Any]:

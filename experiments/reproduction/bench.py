@@ -203,7 +203,9 @@ class Bench:
 
   def _kept(self, stage: stages.Stage) -> Outcome:
     names = (
-      *('history', 'selection_seconds', 'source_retain_accuracy'),
+      'history',
+      'selection_seconds',
+      'source_retain_accuracy',
       'wall_seconds',
     )
     kept = {n: stage.record[n] for n in names if n in stage.record}

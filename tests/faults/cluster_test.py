@@ -133,17 +133,25 @@ def test_killed_stopped_or_told_to_end_they_end_together_and_go_on(
   assert not list(workdir.glob('checkpoints/.*'))
 
 
-def test_a_save_that_fails_because_another_is_gone_is_told_as_that(
-  cache, tmp_path
-):
+KILLED = f'process 1 of 2 was killed, or its machine is gone; {AGAIN}'
+DOOMS = {
+  # What process 1 does to itself: (both statuses, the last line of process 0).
+  'loading': (143, 143, 'stopped by SIGTERM: finished stages are kept'),
+  'saving': (1, -signal.SIGKILL, f'error: process 0: {KILLED}'),
+  # All was written, and said.
+  'leaving': (0, -signal.SIGKILL, 'Checkpoint: '),
+}
+
+
+@pytest.mark.parametrize('doom', DOOMS)
+def test_one_that_ends_at_a_bad_moment_is_told_as_that(cache, tmp_path, doom):
   binary = processes.Binary('doomed_train', cache)
-  pair = processes.Pair(binary, tmp_path, *TRAIN, f'--workdir={tmp_path}/run')
-  assert pair.wait(120) == [1, -signal.SIGKILL], pair.texts()
-  *_, line = pair.texts()[0].splitlines()
-  assert line == (
-    'error: process 0: process 1 of 2 was killed, or its machine is gone;'
-    f' {AGAIN}'
+  pair = processes.Pair(
+    binary, tmp_path, *TRAIN, f'--doom={doom}', f'--workdir={tmp_path}/run'
   )
+  *statuses, line = DOOMS[doom]
+  assert pair.wait(120) == statuses, pair.texts()
+  assert pair.texts()[0].splitlines()[-1].startswith(line), pair.texts()
 
 
 BAD = {

@@ -1,6 +1,6 @@
-"""`experiments.train`, whose process 1 kills itself in its second save.
+"""`experiments.train`, whose process 1 ends itself at a bad moment.
 
-Process 0 is slow to hear of it: the save fails there first.
+Process 0 is slow to hear of it: its own work fails first.
 """
 
 import os
@@ -10,18 +10,29 @@ import time
 from absl import flags as absl_flags
 import jax
 
-from experiments import binary, flags, train, watch
+from experiments import binary, cluster, flags, problem, train, watch
 from unlearn_jax import parallel
 
-everywhere, lost = parallel.everywhere, watch.Watch._lost
-saves = []
+
+def at_call(room, name, number, signum):
+  """Has the call of that number give process 1 a signal first."""
+  function, calls = getattr(room, name), []
+
+  def doomed(*arguments):
+    calls.append(arguments)
+    if jax.process_index() == 1 and len(calls) == number:
+      os.kill(os.getpid(), signum)
+    return function(*arguments)
+
+  setattr(room, name, doomed)
 
 
-def doomed(tree):
-  saves.append(tree)
-  if jax.process_index() == 1 and len(saves) == 2:
-    os.kill(os.getpid(), signal.SIGKILL)
-  return everywhere(tree)
+MOMENTS = {
+  'loading': (problem, 'draw', 1, signal.SIGTERM),
+  'saving': (parallel, 'everywhere', 2, signal.SIGKILL),
+  'leaving': (cluster, 'leave', 1, signal.SIGKILL),
+}
+lost = watch.Watch._lost
 
 
 def slowly(*arguments):
@@ -30,9 +41,15 @@ def slowly(*arguments):
 
 
 if __name__ == '__main__':
-  parallel.everywhere, watch.Watch._lost = doomed, slowly
+  absl_flags.DEFINE_enum('doom', None, [*MOMENTS], 'When it ends.')
   flags.define_data_and_model()
   flags.define_processes()
   train.define()
   absl_flags.adopt_module_key_flags(train)
-  binary.run(train.main)
+
+  def main():
+    at_call(*MOMENTS[absl_flags.FLAGS.doom])
+    watch.Watch._lost = slowly
+    train.main()
+
+  binary.run(main)

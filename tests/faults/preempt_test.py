@@ -40,7 +40,7 @@ def test_it_saves_says_so_and_goes_on(binary, whole, tmp_path, number, status):
   workdir, log = tmp_path / 'run', tmp_path / 'log'
   arguments = (*ARGUMENTS, f'--workdir={workdir}')
   process = binary.start(log, *arguments)
-  saves = 'checkpoints/.*.partial/epoch-00000[3-9]'
+  saves = 'checkpoints/.*.partial/epoch-*'
   processes.wait_for(lambda: any(workdir.glob(saves)), process)
   os.kill(process.pid, number)
   began = time.monotonic()

@@ -108,15 +108,19 @@ class Pair:
     return [process.exitcode for process in self.processes]
 
   def wait_for_epoch(self, workdir, epoch):
-    """Until the training is saved after this epoch or a later."""
+    """Until these processes have saved the training after that or later."""
+    before = [path.name for path in self._saves(workdir)]
     end = time.monotonic() + 500
     while not any(
-      int(path.name[-6:]) >= epoch
-      for path in workdir.glob('checkpoints/.*.partial/epoch-*')
+      int(path.name[-6:]) >= epoch and path.name not in before
+      for path in self._saves(workdir)
     ):
       alive = all(process.is_alive() for process in self.processes)
       assert alive and time.monotonic() < end, self.texts()
       time.sleep(0.01)
+
+  def _saves(self, workdir):
+    return list(workdir.glob('checkpoints/.*.partial/epoch-*'))
 
 
 def wait_for(holds, process, seconds=120):

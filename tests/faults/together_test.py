@@ -49,6 +49,7 @@ def started(binary, log, workdir):
     assert process.is_alive() and time.monotonic() < end
     time.sleep(0.01)
   os.kill(process.pid, signal.SIGSTOP)
+  time.sleep(0.2)  # A system call that has begun is finished.
   return process
 
 
