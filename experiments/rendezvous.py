@@ -8,7 +8,6 @@ again may come a second time.
 """
 
 import collections
-import contextlib
 import dataclasses
 import re
 import selectors
@@ -83,11 +82,6 @@ class Link:
     if not data or len(self._begun) > _LONGEST:
       raise ConnectionError('it has ended')
     self.lines.extend(line.decode('utf-8', 'replace') for line in lines)
-
-  def end(self) -> None:
-    """Ends the connection, also for a thread that receives from it."""
-    with contextlib.suppress(OSError):
-      self._connection.shutdown(socket.SHUT_RDWR)
 
   def close(self) -> None:
     """Frees it; nobody may use it any more."""

@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import socket
-import threading
 import time
 
 import pytest
@@ -208,22 +207,8 @@ def test_one_that_takes_nothing_holds_up_nobody_for_long(monkeypatch):
     one.say('x' * 300)
   assert time.monotonic() - start < 5
   # The half line is the last: nothing is read as what it is not.
-  one.end()
+  one.close()
   with contextlib.suppress(OSError):
     while True:
       other.receive()
   assert set(other.lines) == {'x' * 300}
-
-
-def test_an_end_is_noticed_by_a_thread_that_listens():
-  one, other = map(Link, socket.socketpair())
-
-  def listen():
-    with contextlib.suppress(OSError):
-      other.receive()
-
-  thread = threading.Thread(target=listen)
-  thread.start()
-  one.end()
-  thread.join(5)
-  assert not thread.is_alive()

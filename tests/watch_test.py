@@ -36,8 +36,8 @@ def linked(ends):
   watching = watch.Watch(Place('localhost:1', 3, 0), {1: own, 2: other})
   yield watching, first, second
   watching.end(0)
-  for link in (own, other):
-    link.end()
+  for link in (first, second):
+    link.close()
 
 
 def wait(holds):
@@ -80,7 +80,7 @@ def test_one_that_stopped_at_once_was_not_killed(
   _, first, second = linked
   first.say('signal 15')
   assert heard(second) == ['signal 15']
-  first.end()
+  first.close()
   wait(lambda: ends)
   assert ends == [143]
   assert capfd.readouterr().err == (
@@ -124,9 +124,9 @@ def test_one_that_ends_without_a_word_was_killed(ends, capfd, last):
 def test_one_that_says_so_has_ended(linked, ends):
   own, first, second = linked
   first.say('end 1 0')
-  first.end()
+  first.close()
   second.say('end 2 0')
-  second.end()
+  second.close()
   own.await_others(5)
   time.sleep(0.1)
   assert not ends
