@@ -92,7 +92,7 @@ class Partial:
       try:
         self._loaded = self._read(path, like)
       except (InputError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError) and checkpoints.is_unread(error):
+        if checkpoints.is_unread(error):
           raise
         _warn(f'{error}; it is removed, and an earlier save or the start taken')
         shutil.rmtree(path, ignore_errors=True)

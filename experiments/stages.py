@@ -278,7 +278,5 @@ def load(path: pathlib.Path) -> Stage:
       predictions = Predictions(*(arrays[n] for n in Predictions._fields))
   # zipfile, JSON and missing-key errors have no common type but this.
   except Exception as error:
-    raise InputError(
-      f'checkpoint {path} is damaged: {type(error).__name__}: {shown(error)}'
-    ) from error
+    raise checkpoints.refusal(path, error) from error
   return Stage(path, state, manifest, record, predictions, restored=True)

@@ -351,11 +351,7 @@ def restore_tree(
     found = digest(jax.tree.map(np.asarray, restored))
   # Orbax raises whatever the damaged layer raises: there is no common type.
   except Exception as error:
-    reason = shown(str(error).split('\n')[0], 120)
-    what = 'cannot be read' if _is_passing(error) else 'is damaged'
-    raise InputError(
-      f'checkpoint {directory} {what}: {type(error).__name__}: {reason}'
-    ) from error
+    raise refusal(directory, error) from error
   if found != manifest['state_sha256']:
     raise InputError(
       f'checkpoint {directory} is damaged: its arrays do not have the digest'
@@ -364,7 +360,16 @@ def restore_tree(
   return restored, manifest
 
 
-def is_unread(error: InputError) -> bool:
+def refusal(directory: str | os.PathLike, error: Exception) -> InputError:
+  """What to raise from an error that came up while a checkpoint was read."""
+  what = 'cannot be read' if _is_passing(error) else 'is damaged'
+  reason = shown(str(error).split('\n')[0], 120)
+  return InputError(
+    f'checkpoint {directory} {what}: {type(error).__name__}: {reason}'
+  )
+
+
+def is_unread(error: Exception) -> bool:
   """Whether a checkpoint was not read for a reason that is none of its own.
 
   Such as too little memory, or a file system that does not answer: the next
