@@ -16,10 +16,11 @@ most if time runs out:
   float32_512, bfloat16_128, float32_128
                  the same networks, without the cache and the kernels
 
-Needs jax, flax, optax, chex, scipy, orbax and absl; no network, no data set,
-no git. PyTorch and rich are used where they are installed. `gpu.json` says
-what was run, how it ended and how long it took; results stand one file a part
-from the first finished network on, also when a part is cut off.
+Needs jax, flax, optax, chex, scipy, orbax and absl, for `reliability` also
+scikit-learn; no network, no data set, no git. PyTorch and rich are used where
+they are installed. `gpu.json` says what was run, how it ended and how long it
+took; results stand one file a part from the first finished network on, also
+when a part is cut off.
 """
 
 from collections.abc import Sequence

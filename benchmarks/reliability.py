@@ -11,6 +11,8 @@ six processes, one compilation cache. They are compared by the digest of the
 state, which the command writes into the manifest of its checkpoint.
 """
 
+from collections.abc import Iterator
+import contextlib
 import itertools
 import json
 import os
@@ -25,9 +27,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from benchmarks import workers
+from benchmarks import output, workers
 from benchmarks.environment import environment
-from experiments import binary, files, flags
+from experiments import binary, flags
 from unlearn_jax.base import InputError
 
 DIGITS = '--dataset=digits --width=8 --train_epochs=12 --seed=0'
@@ -51,8 +53,7 @@ def define() -> None:
   absl_flags.DEFINE_integer(
     'after', 2, 'The saved epoch after which a run is interrupted.'
   )
-  absl_flags.DEFINE_string('out', None, 'JSON file; default none.')
-  absl_flags.DEFINE_bool('overwrite', False, 'Replace an existing JSON file.')
+  output.define()
 
 
 class Training:
@@ -81,20 +82,17 @@ class Training:
     """Sends it a signal once that epoch is saved; how it ended.
 
     Raises:
-      InputError: it ended before.
+      InputError: it ended before, or otherwise.
     """
-    process = self._start()
-    while not self._is_saved(after):
-      if process.poll() is not None:
+    with self._running() as process:
+      while not self._is_saved(after):
+        if process.poll() is not None:
+          raise self._failure(process)
+        time.sleep(0.01)
+      process.send_signal(signum)
+      start = time.perf_counter()
+      if process.wait() not in (-signum, 128 + signum):
         raise self._failure(process)
-      time.sleep(0.01)
-    process.send_signal(signum)
-    start = time.perf_counter()
-    if process.wait() == 0:
-      raise InputError(
-        f'{shlex.join(self._command)} ended before the signal; allowed: more'
-        ' epochs, or longer ones'
-      )
     return {
       'status': process.returncode,
       'seconds_to_exit': time.perf_counter() - start,
@@ -107,28 +105,35 @@ class Training:
     Raises:
       InputError: it did not end well.
     """
-    process = self._start()
-    if process.wait():
-      raise self._failure(process)
+    with self._running() as process:
+      if process.wait():
+        raise self._failure(process)
     (path,) = self._workdir.glob('checkpoints/[!.]*/manifest.json')
     return json.loads(path.read_text())['state_sha256']
 
-  def _start(self) -> subprocess.Popen:
+  @contextlib.contextmanager
+  def _running(self) -> Iterator[subprocess.Popen]:
+    """The process, which does not outlive a `with` block."""
     with self._log.open('w') as log:
-      return subprocess.Popen(
+      process = subprocess.Popen(
         self._command,
         cwd=workers.ROOT,
         env=self._environment,
         stdout=log,
         stderr=log,
       )
+    try:
+      yield process
+    finally:
+      process.kill()
+      process.wait()
 
   def _is_saved(self, epoch: int) -> bool:
     saves = self._workdir.glob('checkpoints/.*.partial/epoch-*')
     return any(int(path.name.split('-')[1]) >= epoch for path in saves)
 
   def _last_line(self) -> str:
-    return ([''] + self._log.read_text().split('\n'))[-2]
+    return (self._log.read_text().splitlines() or ['nothing was said'])[-1]
 
   def _failure(self, process: subprocess.Popen) -> InputError:
     return InputError(
@@ -171,10 +176,7 @@ def require(values: Any) -> pathlib.Path | None:
       shlex.split(text)
     except ValueError as error:
       raise flags.FlagError('train', text, f'a command line: {error}') from None
-  path = values.out and pathlib.Path(values.out)
-  if path and path.exists() and not values.overwrite:
-    raise flags.FlagError('out', path, 'a new file, or --overwrite')
-  return path or None
+  return output.path(values)
 
 
 def main() -> None:
@@ -189,8 +191,7 @@ def main() -> None:
     print(f'{xla_flags} experiments.train {arguments}'.strip(), flush=True)
     with tempfile.TemporaryDirectory(prefix='unlearn_jax_') as home:
       cases.append(case(arguments, xla_flags, values.after, pathlib.Path(home)))
-    if path:  # After each case: time may run out.
-      files.replace(path, (json.dumps(record, indent=1) + '\n').encode())
+    output.write(path, record)  # After each case: time may run out.
 
 
 if __name__ == '__main__':

@@ -13,18 +13,16 @@ Cost: about two minutes on two CPU cores.
 """
 
 import functools
-import json
 import os
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
 import jax
 import numpy as np
 
-from benchmarks import jax_worker, train
+from benchmarks import jax_worker, output, train
 from benchmarks.environment import environment
-from experiments import binary, files, flags
+from experiments import binary, flags
 from unlearn_jax import models, parallel, training
 from unlearn_jax.base import Batch
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
@@ -37,8 +35,7 @@ def define() -> None:
   absl_flags.DEFINE_integer('width', None, "Default the family's own.")
   absl_flags.DEFINE_integer('examples', 64, 'How many are averaged.')
   absl_flags.DEFINE_integer('repeats', 5, 'Interleaved rounds.')
-  absl_flags.DEFINE_string('out', None, 'JSON file; default none.')
-  absl_flags.DEFINE_bool('overwrite', False, 'Replace an existing JSON file.')
+  output.define()
 
 
 def measure(
@@ -100,9 +97,7 @@ def main() -> None:
     value = getattr(values, name)
     if value is not None and value < 1:
       raise flags.FlagError(name, value, '1 or more')
-  path = values.out and pathlib.Path(values.out)
-  if path and path.exists() and not values.overwrite:
-    raise flags.FlagError('out', path, 'a new file, or --overwrite')
+  path = output.path(values)
   found = measure(values.model, values.width, values.examples, values.repeats)
   ratio = found['time_per_example_over_mean']
   print(
@@ -120,7 +115,7 @@ def main() -> None:
       'environment': environment(jax_worker.probe(), load),
       **found,
     }
-    files.replace(path, (json.dumps(record, indent=1) + '\n').encode())
+    output.write(path, record)
 
 
 if __name__ == '__main__':

@@ -13,18 +13,16 @@ Cost: about three minutes on two CPU cores.
 """
 
 import functools
-import json
 import os
-import pathlib
 from typing import Any
 
 from absl import flags as absl_flags
 import jax
 import jax.numpy as jnp
 
-from benchmarks import jax_worker, train
+from benchmarks import jax_worker, output, train
 from benchmarks.environment import environment
-from experiments import binary, files, flags
+from experiments import binary, flags
 from unlearn_jax import models, parallel, training
 from unlearn_jax.base import Examples, Model, ModelState
 from unlearn_jax.spd_gan import GeneratorSettings, fit_generator
@@ -44,8 +42,7 @@ def define() -> None:
     'generator_width', 32, "Channels of G's first layer."
   )
   absl_flags.DEFINE_integer('repeats', 5, 'Interleaved rounds.')
-  absl_flags.DEFINE_string('out', None, 'JSON file; default none.')
-  absl_flags.DEFINE_bool('overwrite', False, 'Replace an existing JSON file.')
+  output.define()
 
 
 def classifiers_alone(model: Model, eta: float, steps: int, batch_size: int):
@@ -158,9 +155,7 @@ def main() -> None:
   if values.images % values.batch_size:
     allowed = f'a multiple of the batch, {values.batch_size}'
     raise flags.FlagError('images', values.images, allowed)
-  path = values.out and pathlib.Path(values.out)
-  if path and path.exists() and not values.overwrite:
-    raise flags.FlagError('out', path, 'a new file, or --overwrite')
+  path = output.path(values)
   settings = GeneratorSettings(
     epochs=values.repeats + 1,
     batch_size=values.batch_size,
@@ -180,7 +175,7 @@ def main() -> None:
       'environment': environment(jax_worker.probe(), load),
       **found,
     }
-    files.replace(path, (json.dumps(record, indent=1) + '\n').encode())
+    output.write(path, record)
 
 
 if __name__ == '__main__':

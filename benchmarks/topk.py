@@ -24,7 +24,6 @@ Cost: on two CPU cores, about ten minutes and 20 GB, most of it the peers'.
 
 from collections.abc import Callable, Sequence
 import gc
-import json
 import math
 import os
 import pathlib
@@ -39,7 +38,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 import numpy as np
 
-from benchmarks import jax_worker, topk_ways
+from benchmarks import jax_worker, output, topk_ways
 from benchmarks.environment import environment
 from benchmarks.memory import PeakMemory
 from experiments import binary, figures, files, flags
@@ -70,10 +69,7 @@ def define() -> None:
   absl_flags.DEFINE_string(
     'torch', 'auto', 'Whether PyTorch takes part: auto, yes or no.'
   )
-  absl_flags.DEFINE_string(
-    'out', None, 'JSON file; a plot is put beside it. Default none.'
-  )
-  absl_flags.DEFINE_bool('overwrite', False, 'Replace existing files.')
+  output.define('JSON file; a plot is put beside it. Default none.')
   absl_flags.DEFINE_bool('toy', False, 'A tiny tree, one round: a dry run.')
 
 
@@ -378,22 +374,12 @@ def main() -> None:
     raise flags.FlagError('out', path, 'a .json file')
   picture = path and path.with_suffix('.png')
   for file in (path, picture):
-    if file and file.exists() and not values.overwrite:
-      raise flags.FlagError('out', file, 'a new file, or --overwrite')
-
-  def save(result: dict[str, Any]) -> None:
-    if path:
-      text = json.dumps(result, indent=1, default=_plain) + '\n'
-      files.replace(path, text.encode())
-
-  result = run(chosen, load, save)
+    if file:
+      output.require(file, values)
+  result = run(chosen, load, lambda so_far: output.write(path, so_far))
   print(table(result))
   if picture:
     plot(result, picture)
-
-
-def _plain(value: Any) -> Any:
-  return None if isinstance(value, float) and math.isnan(value) else str(value)
 
 
 if __name__ == '__main__':

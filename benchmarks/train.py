@@ -33,7 +33,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import statistics
@@ -42,9 +41,9 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from benchmarks import table, workers
+from benchmarks import output, table, workers
 from benchmarks.environment import environment
-from experiments import binary, files, flags, flops
+from experiments import binary, flags, flops
 from unlearn_jax import models
 from unlearn_jax.base import InputError
 
@@ -117,10 +116,7 @@ def define() -> None:
   }
   for name, text in switches.items():
     absl_flags.DEFINE_bool(name, getattr(standard, name), text)
-  absl_flags.DEFINE_string(
-    'out', None, 'JSON file, or folder for train_benchmark.json; default none.'
-  )
-  absl_flags.DEFINE_bool('overwrite', False, 'Replace an existing JSON file.')
+  output.define('JSON file, or folder for train_benchmark.json; default none.')
 
 
 def check(settings: Settings) -> None:
@@ -412,26 +408,19 @@ def spread(values: Sequence[float]) -> dict[str, float]:
   }
 
 
-def destination(out: str | None, overwrite: bool) -> pathlib.Path | None:
+def destination(values: Any) -> pathlib.Path | None:
   """The JSON file that `--out` means.
 
   Raises:
-    FlagError: it exists and may not be overwritten.
+    FlagError: it exists and may not be overwritten, or cannot be made.
   """
-  if out is None:
+  if not values.out:
     return None
-  path = pathlib.Path(out)
+  path = pathlib.Path(values.out)
   if path.is_dir() or path.suffix != '.json':
     path = path / 'train_benchmark.json'
-  if path.exists() and not overwrite:
-    raise flags.FlagError('out', out, f'a new file, or --overwrite: {path}')
+  output.require(path, values)
   return path
-
-
-def _write(path: pathlib.Path | None, result: dict[str, Any]) -> None:
-  if path is not None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, (json.dumps(result, indent=1) + '\n').encode())
 
 
 def main() -> None:
@@ -441,8 +430,8 @@ def main() -> None:
   chosen = {name: getattr(values, name) for name in names}
   settings = Settings(**{**chosen, 'models': tuple(values.models)})
   check(settings)
-  path = destination(values.out, values.overwrite)
-  result = measure(settings, lambda so_far: _write(path, so_far))
+  path = destination(values)
+  result = measure(settings, lambda so_far: output.write(path, so_far))
   table.show(result)
   failed = [n for n, found in result['models'].items() if 'error' in found]
   if failed:

@@ -8,13 +8,14 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import gpu, profiles, reliability, table, train
+from benchmarks import gpu, output, profiles, reliability, table, train
 from experiments import flags, flops
 from unlearn_jax import models
 from unlearn_jax.base import InputError
@@ -49,7 +50,7 @@ def result(tmp_path_factory):
   )
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv('XLA_FLAGS', '')
-    found = train.measure(settings, lambda so_far: train._write(path, so_far))
+    found = train.measure(settings, lambda so_far: output.write(path, so_far))
   assert json.loads(path.read_text()) == found
   return found
 
@@ -240,12 +241,19 @@ def test_a_batch_fits_into_an_epoch():
 
 
 def test_nothing_is_overwritten_in_silence(tmp_path):
-  path = train.destination(str(tmp_path), False)
+  def chosen(out, overwrite=False):
+    return types.SimpleNamespace(out=str(out), overwrite=overwrite)
+
+  path = train.destination(chosen(tmp_path))
   assert path == tmp_path / 'train_benchmark.json'
   path.write_text('{}')
-  assert train.destination(str(path), True) == path
-  with pytest.raises(flags.FlagError, match='--overwrite'):
-    train.destination(str(path), False)
+  for where in (train.destination, output.path):
+    assert where(chosen(path, True)) == path
+    with pytest.raises(flags.FlagError, match='--overwrite'):
+      where(chosen(path))
+  with pytest.raises(flags.FlagError, match='a file in a folder that can be'):
+    output.path(chosen(path / 'below' / 'mine.json'))
+  assert output.path(chosen('')) is None
 
 
 def test_a_wrong_flag_ends_with_one_line_and_status_2():
