@@ -1,1 +1,1 @@
-"""How fast training is: measured against itself, the device and PyTorch."""
+"""Speed, told as ratios within one run: Top-K and training."""

@@ -8,17 +8,17 @@ mask, cut it to leaves.
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import functools
-import importlib.util
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.machine import cores
+from benchmarks.record import cores
 from unlearn_jax import topk_mask
 
 FLOOR = 'read once'
+CONTROL = 'read once, again'
 
 # Bytes a float32 parameter that a way takes beyond the gradients, at least;
 # to tell whether it can run at all. Measured by this benchmark at 1.1e7.
@@ -26,74 +26,48 @@ NEEDS = {
   'ours, NumPy': 1.3,
   'ours, jit': 1.3,
   'concatenate + lax.top_k': 13.0,
-  'concatenate + approx_max_k': 13.0,
   'NumPy partition': 9.0,
   'NumPy argpartition': 17.0,
   'torch.topk': 21.0,
   'torch.kthvalue': 21.0,
   FLOOR: 0.0,
+  CONTROL: 0.0,
 }
 
 Way = Callable[[], Any]
 
 
-def torch_is_installed() -> bool:
-  """Whether PyTorch can be imported."""
-  return importlib.util.find_spec('torch') is not None
-
-
 def ways(
   leaves: Sequence[jax.Array], k: int, *, with_torch: bool
-) -> dict[str, tuple[Way, Callable[[], Any] | None]]:
-  """The contestants on these leaves.
+) -> dict[str, Way]:
+  """The contestants on these leaves, by name.
 
   Args:
     leaves: float arrays on one device.
     k: how many to choose.
     with_torch: whether PyTorch takes part.
-
-  Returns:
-    From a name to the way and, where it is one compiled program, to what
-    compiles it anew.
   """
-  cpu = jax.default_backend() == 'cpu'
-  number = jnp.int32(k)
-  # Programs of their own: what is compiled must not be found in a cache.
-  ours = jax.jit(lambda leaves, k: topk_mask(leaves, leaves, k))
-  top = jax.jit(lambda leaves: _by_index(leaves, k, jax.lax.top_k))
-  approx = jax.jit(lambda leaves: _by_index(leaves, k, jax.lax.approx_max_k))
-  found: dict[str, tuple[Way, Callable[[], Any] | None]] = {}
-  if cpu:
-    found['ours, NumPy'] = (lambda: topk_mask(leaves, leaves, k), None)
-  found['ours, jit'] = (
-    lambda: ours(leaves, number),
-    functools.partial(_compile, ours, leaves, number),
-  )
-  for name, program in (
-    ('concatenate + lax.top_k', top),
-    ('concatenate + approx_max_k', approx),
-  ):
-    found[name] = (
-      functools.partial(program, leaves),
-      functools.partial(_compile, program, leaves),
-    )
+  cpu, number = jax.default_backend() == 'cpu', jnp.int32(k)
   if cpu:
     host = [np.asarray(leaf) for leaf in leaves]
-    found['NumPy partition'] = (lambda: _partition(host, k), None)
-    found['NumPy argpartition'] = (lambda: _argpartition(host, k), None)
-  if with_torch:
-    for name, way in _torch_ways(leaves, k).items():
-      found[name] = (way, None)
-  if cpu:
-    found[FLOOR] = (lambda: _read(host), None)
+    floor = functools.partial(_read, host)
   else:
     read = jax.jit(lambda leaves: [jnp.max(leaf) for leaf in leaves])
-    found[FLOOR] = (lambda: read(leaves), None)
-  return found
-
-
-def _compile(program: Any, *args: Any) -> Any:
-  return program.lower(*args).compile()
+    floor = functools.partial(read, leaves)
+  # Programs of their own: what is compiled must not be found in a cache.
+  ours = jax.jit(lambda leaves, k: topk_mask(leaves, leaves, k))
+  top = jax.jit(lambda leaves: _by_index(leaves, k))
+  found: dict[str, Way] = {CONTROL: floor}  # Far from the floor in a round.
+  if cpu:
+    found['ours, NumPy'] = lambda: topk_mask(leaves, leaves, k)
+  found['ours, jit'] = lambda: ours(leaves, number)
+  found['concatenate + lax.top_k'] = lambda: top(leaves)
+  if cpu:
+    found['NumPy partition'] = lambda: _partition(host, k)
+    found['NumPy argpartition'] = lambda: _argpartition(host, k)
+  if with_torch:
+    found |= _torch_ways(leaves, k)
+  return {**found, FLOOR: floor}
 
 
 def count(masks: Any) -> int:
@@ -101,10 +75,9 @@ def count(masks: Any) -> int:
   return sum(int(mask.sum()) for mask in masks)
 
 
-def _by_index(leaves: Sequence[jax.Array], k: int, choose: Callable) -> Any:
+def _by_index(leaves: Sequence[jax.Array], k: int) -> Any:
   flat = jnp.concatenate([jnp.abs(leaf).reshape(-1) for leaf in leaves])
-  index = choose(flat, k)[1]
-  mask = jnp.zeros(flat.shape, bool).at[index].set(True)
+  mask = jnp.zeros(flat.shape, bool).at[jax.lax.top_k(flat, k)[1]].set(True)
   return _cut(mask, leaves)
 
 
@@ -135,8 +108,6 @@ def _read(leaves: Sequence[np.ndarray]) -> list[Any]:
   """Every gradient once, by all cores: the floor."""
   block = 2**20
   flat = [leaf.reshape(-1) for leaf in leaves]
-  if flat[0].dtype.itemsize == 2:
-    flat = [leaf.view(np.int16) for leaf in flat]
   blocks = [
     x[i : i + block] for x in flat for i in range(0, max(x.size, 1), block)
   ]
@@ -154,25 +125,23 @@ def _torch_ways(leaves: Sequence[jax.Array], k: int) -> dict[str, Way]:
 
   tensors = [torch.from_dlpack(leaf) for leaf in leaves]
 
-  def wait(masks):
+  def flattened():
+    return torch.cat([x.abs().reshape(-1) for x in tensors])
+
+  def waited(masks):
     if tensors[0].is_cuda:
       torch.cuda.synchronize()
     return masks
 
   def topk():
-    flat = torch.cat([x.abs().reshape(-1) for x in tensors])
+    flat = flattened()
     mask = torch.zeros(flat.shape, dtype=torch.bool, device=flat.device)
     mask[torch.topk(flat, k).indices] = True
-    return wait(
-      [
-        piece.reshape(x.shape)
-        for piece, x in zip(mask.split([x.numel() for x in tensors]), tensors)
-      ]
-    )
+    return waited(_cut(mask, leaves))
 
   def kthvalue():
-    flat = torch.cat([x.abs().reshape(-1) for x in tensors])
+    flat = flattened()
     threshold = torch.kthvalue(flat, flat.numel() - k + 1).values
-    return wait([x.abs() >= threshold for x in tensors])
+    return waited([x.abs() >= threshold for x in tensors])
 
   return {'torch.topk': topk, 'torch.kthvalue': kthvalue}

@@ -1,126 +1,138 @@
-"""The same training in PyTorch, in a process of its own.
+"""The same training in PyTorch: ResNet18 again, and epochs of it.
 
-Answers `start`, and then any number of `torch` (an epoch) and `matmul`.
 Written as PyTorch is used when speed matters: channels_last, the data on the
 device, fused Adam, cuDNN's search for the fastest kernel, TF32 where JAX uses
-it, as many threads as JAX has. `benchmarks.train` does the asking.
+it, as many threads as JAX has. `benchmarks.train` runs it in its own process.
 """
 
-import math
-import os
 import time
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from benchmarks import torch_models, workers
+from benchmarks import record
 
-IMAGE_SHAPE = (32, 32, 3)
-CLASSES = 10
-LEARNING_RATE = 1e-3
-
-_MATMULS = {'cpu': ((1024, 4), (2048, 1)), 'cuda': ((8192, 8), (16384, 2))}
+# Without data nothing is known of them; `unlearn_jax.models.build`'s defaults.
+_MEAN, _STD = 0.5, 0.25
 
 
-class Contest:
-  """A network in training."""
-
-  def __init__(self, task: dict[str, Any]):
-    self._device = task['device']
-    self._batch_size = task['batch_size']
-    self._dtype = getattr(torch, task['dtype'])
-    torch.manual_seed(0)
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision('high')
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(cores)
-    generator = torch.Generator().manual_seed(0)
-    shape = (task['images'], *IMAGE_SHAPE)
-    self._images = torch.randint(
-      0, 256, shape, dtype=torch.uint8, generator=generator
-    ).to(self._device)
-    self._labels = torch.randint(
-      0, CLASSES, (task['images'],), generator=generator
-    ).to(self._device)
-    self._net = torch_models.build(task['model'], CLASSES, task['width'])
-    self._net.to(self._device)
-    self.facts = {
-      'parameters': torch_models.parameters(self._net),
-      'macs_per_image': torch_models.forward_macs(self._net, IMAGE_SHAPE),
-      'threads': torch.get_num_threads(),
-      'device': self._device,
-      'version': torch.__version__,
-    }
-    self._optimizer = torch.optim.Adam(
-      self._net.parameters(), LEARNING_RATE, fused=True
-    )
-    self._forward = torch.compile(self._net) if task['compile'] else self._net
-
-  def _wait(self) -> None:
-    if self._device == 'cuda':
-      torch.cuda.synchronize()
-
-  def epoch(self) -> dict[str, Any]:
-    """Runs it, and waits for its end."""
-    self._wait()
-    start, cpu_before = time.perf_counter(), time.process_time()
-    size = self._batch_size
-    order = torch.randperm(len(self._images), device=self._device)
-    losses = []
-    for step in range(len(order) // size):
-      rows = order[step * size : (step + 1) * size]
-      self._optimizer.zero_grad(set_to_none=True)
-      with torch.autocast(
-        self._device, self._dtype, enabled=self._dtype != torch.float32
-      ):
-        logits = self._forward(self._images[rows])
-      loss = functional.cross_entropy(logits, self._labels[rows])
-      loss.backward()
-      self._optimizer.step()
-      losses.append(loss.detach())
-    mean = torch.stack(losses).mean()
-    self._wait()
-    return {
-      'seconds': time.perf_counter() - start,
-      'cpu_seconds': time.process_time() - cpu_before,
-      'loss': float(mean),
-    }
-
-  def best_matmul(self) -> dict[str, Any]:
-    """FLOP/s of the fastest of a few chains of random matrix products."""
-    dtype = torch.float32 if self._device == 'cpu' else self._dtype
-    found = {}
-    for side, products in _MATMULS[self._device]:
-      x = torch.randn(side, side, device=self._device).to(dtype)
-      y = torch.randn(side, side, device=self._device).to(dtype)
-      y /= math.sqrt(side)
-      best = math.inf
-      for _ in range(4):  # The first one warms up.
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(products):
-          x = x @ y
-        self._wait()
-        best = min(best, time.perf_counter() - start)
-      found[str(side)] = 2 * side**3 * products / best
-    return {'flops_per_second': max(found.values()), 'by_side': found}
+def _conv(channels: int, features: int, kernel: int, stride: int) -> nn.Conv2d:
+  padding = kernel // 2
+  return nn.Conv2d(channels, features, kernel, stride, padding, bias=False)
 
 
-def main() -> None:
-  """Answers until there is nobody left who asks."""
-  channel = workers.Channel()
-  contest = Contest(channel.receive()['task'])
-  channel.reply(contest.facts)
-  while True:
-    request = channel.receive()['do']
-    if request == 'torch':
-      channel.reply(contest.epoch())
-    elif request == 'matmul':
-      channel.reply(contest.best_matmul())
-    else:
-      raise ValueError(f'do={request!r}, allowed: torch, matmul')
+class BasicBlock(nn.Module):
+  """Two 3×3 convolutions and a shortcut."""
+
+  def __init__(self, channels: int, features: int, stride: int):
+    super().__init__()
+    self.conv1 = _conv(channels, features, 3, stride)
+    self.bn1 = nn.BatchNorm2d(features)
+    self.conv2 = _conv(features, features, 3, 1)
+    self.bn2 = nn.BatchNorm2d(features)
+    self.projects = stride != 1 or channels != features
+    if self.projects:
+      self.shortcut_conv = _conv(channels, features, 1, stride)
+      self.shortcut_bn = nn.BatchNorm2d(features)
+
+  def forward(self, x: torch.Tensor) -> torch.Tensor:
+    """`[B, Cin, H, W] -> [B, features, H / stride, W / stride]`."""
+    y = functional.relu(self.bn1(self.conv1(x)))
+    y = self.bn2(self.conv2(y))
+    if self.projects:
+      x = self.shortcut_bn(self.shortcut_conv(x))
+    return functional.relu(x + y)
 
 
-if __name__ == '__main__':
-  main()
+class ResNet18(nn.Module):
+  """`unlearn_jax.models.resnet`'s, layer by layer.
+
+  A Flax tensor `layer1_0/conv1/kernel` is `layer1_0.conv1.weight` here, and
+  with the weights copied over both give the same logits
+  (`tests/benchmarks_test.py`).
+  """
+
+  def __init__(self, num_classes: int, width: int):
+    super().__init__()
+    self.conv1 = _conv(3, width, 3, 1)
+    self.bn1 = nn.BatchNorm2d(width)
+    self.names = []
+    channels = width
+    for stage in range(4):
+      for block in range(2):
+        features = width * 2**stage
+        stride = 2 if stage > 0 and block == 0 else 1
+        self.names.append(f'layer{stage + 1}_{block}')
+        self.add_module(self.names[-1], BasicBlock(channels, features, stride))
+        channels = features
+    self.linear = nn.Linear(channels, num_classes)
+
+  def forward(self, images: torch.Tensor) -> torch.Tensor:
+    """uint8 `[B, H, W, 3]`, channels last in memory, to logits `[B, C]`."""
+    x = (images.permute(0, 3, 1, 2).float() / 255 - _MEAN) / _STD
+    x = functional.relu(self.bn1(self.conv1(x)))
+    for name in self.names:
+      x = self.get_submodule(name)(x)
+    with torch.autocast(x.device.type, enabled=False):
+      return self.linear(x.float().mean((2, 3)))
+
+
+def start(task: dict[str, Any]) -> int:
+  """Makes this process a contestant.
+
+  Args:
+    task: flags of `benchmarks.train` by name, and torch's `device`,
+      `image_shape` (height, width, 3), `classes`, and Adam's `learning_rate`.
+
+  Returns:
+    How many scalars are trained.
+  """
+  device = task['device']
+  torch.manual_seed(task['seed'])
+  torch.backends.cudnn.benchmark = True
+  torch.set_float32_matmul_precision('high')
+  torch.set_num_threads(record.cores())
+  count, shape = (task['images'],), (task['images'], *task['image_shape'])
+  images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
+  labels = torch.randint(0, task['classes'], count).to(device)
+  net = ResNet18(task['classes'], task['width']).to(device)
+  # torch types `memory_format` for tensors only.
+  net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+  optimizer = torch.optim.Adam(
+    net.parameters(), task['learning_rate'], fused=True
+  )
+  forward = torch.compile(net) if task['torch_compile'] else net
+  _started[:] = [(task, images, labels, forward, optimizer)]
+  return sum(p.numel() for p in net.parameters())
+
+
+_started: list[tuple[Any, ...]] = []
+
+
+def epoch() -> dict[str, float]:
+  """Runs an epoch of what was started, and waits for its end."""
+  ((task, images, labels, forward, optimizer),) = _started
+  device, size = task['device'], task['batch_size']
+  dtype = getattr(torch, task['dtype'])
+  _wait(device)
+  begin, losses = time.perf_counter(), []
+  order = torch.randperm(len(images), device=device)
+  for step in range(len(order) // size):
+    rows = order[step * size : (step + 1) * size]
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+      logits = forward(images[rows])
+    loss = functional.cross_entropy(logits, labels[rows])
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.detach())
+  mean = torch.stack(losses).mean()
+  _wait(device)
+  return {'seconds': time.perf_counter() - begin, 'loss': float(mean)}
+
+
+def _wait(device: str) -> None:
+  if device == 'cuda':
+    torch.cuda.synchronize()

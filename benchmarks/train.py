@@ -1,87 +1,50 @@
-"""How fast the engine trains: against itself, the device and PyTorch.
+"""How fast ResNet18 trains: against PyTorch and against a Python loop.
 
   python -m benchmarks.train
-  python -m benchmarks.train --models=resnet18 --dtype=bfloat16 --out=mine.json
+  python -m benchmarks.train --dtype=bfloat16 --batch_size=512 --out=mine.json
+  python -m benchmarks.train --width=4 --images=64 --repeats=1    # a dry run
 
-For each network, on one device, with random images that lie on it:
+On one device, with random images that lie on it, four contestants take turns:
 
-1. Images a second of our engine: epochs in the middle of one `training.fit`,
-   compiled and scanned, Adam, no augmentation.
-2. The time of such an epoch over that of the same steps called one by one from
-   Python (jitted, state donated, nothing waits before the epoch ends). At
-   most 1 is the goal.
-3. FLOP/s, and what share that is of the fastest large matrix product that
-   this run measured on the same device, in the same type on a GPU or TPU and
-   in float32 on a CPU. FLOPs are 6 a multiply-accumulate, by the convention
-   of `experiments/flops.py`; XLA's own count stands beside it in the JSON.
-4. Seconds that compiling the epoch takes, with an empty persistent cache and
-   with a full one; each in a process of its own.
-5. Peak memory of that second process (`benchmarks/memory.py` says which).
-6. Where PyTorch is installed: the same network (same parameter count and same
-   multiply-accumulates, or there is no ratio), same batch size, channels_last,
-   fused Adam, as many threads. PyTorch gives bfloat16 by autocast.
+  scan   an epoch in the middle of one `training.fit`, compiled and scanned
+  loop   the same steps called one by one from Python (jitted, state donated,
+         nothing waits before the epoch ends)
+  torch  the same network in PyTorch: channels_last, fused Adam, as many
+         threads, bfloat16 by autocast; in a process that sleeps meanwhile
+  again  scan once more: the control
 
-Contestants take turns (scan, loop, torch, matmul, scan, ...), each asleep in
-its process while another runs. Ratios are formed within a round; shown are
-their median and range. Rates under load are worth little and those of torch
-on a busy CPU nothing: the load average at the start is in the JSON.
+All train by Adam without augmentation. Ratios are formed within a round; told
+are their median and range over rounds:
 
-Cost: about ten minutes on two CPU cores by default, most of it compilation.
+  speed of scan over torch
+  time of scan over loop, at most 1 is the goal
+  time of again over scan, the control: its range is what noise alone does
+
+On a CPU that others use, too, a ratio to torch is worth nothing; the JSON has
+the load average at the start.
 """
 
+import argparse
 from collections.abc import Callable, Sequence
+from concurrent import futures
 import contextlib
-import dataclasses
-import importlib.util
-import os
-import pathlib
-import statistics
-import tempfile
+import functools
+import importlib
+import multiprocessing
 from typing import Any
 
-from absl import flags as absl_flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
-from benchmarks import output, table, workers
-from benchmarks.environment import environment
-from experiments import binary, flags, flops
-from unlearn_jax import models
-from unlearn_jax.base import InputError
+from benchmarks import record
+from unlearn_jax import models, parallel, timing, training
+from unlearn_jax.base import Batch, Examples, Model, ModelState
 
-PAPER = ('resnet18', 'vgg19', 'densenet121', 'googlenet')
-_TORCH = ('auto', 'yes', 'no')
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """What is measured; None leaves it to the platform or the family.
-
-  Attributes:
-    models: names in `unlearn_jax.models.FAMILIES`.
-    width: channels of the first layer.
-    batch_size: images a step.
-    images: images an epoch.
-    repeats: interleaved rounds.
-    dtype: what activations are computed in.
-    torch: auto, yes or no.
-    torch_compile: whether torch.compile is let loose on the network.
-    loop: whether the Python loop takes part.
-    cached: whether a second process measures the cache and memory.
-    profile: whether the largest kernels are named.
-  """
-
-  models: tuple[str, ...] = PAPER
-  width: int | None = None
-  batch_size: int | None = None
-  images: int | None = None
-  repeats: int | None = None
-  dtype: str = 'float32'
-  torch: str = 'auto'
-  torch_compile: bool = False
-  loop: bool = True
-  cached: bool = True
-  profile: bool = False
-
-
+IMAGE_SHAPE = (32, 32, 3)
+CLASSES = 10
+LEARNING_RATE = 1e-3
 # Where the platform decides: CPU first, then all others.
 _DEFAULTS = {
   'batch_size': (32, 128),
@@ -89,355 +52,223 @@ _DEFAULTS = {
   'repeats': (3, 5),
 }
 
+Turn = dict[str, float]
 
-def define() -> None:
-  """The flags of this binary."""
-  standard = Settings()
-  absl_flags.DEFINE_list(
-    'models', list(PAPER), f'Out of {", ".join(models.FAMILIES)}.'
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+  """The flags; ends the program for what is not allowed."""
+  parser, one = record.parser(__doc__), record.at_least(1)
+  parser.add_argument('--width', type=one, default=64, help='first channels')
+  parser.add_argument('--batch_size', type=one, help='32 on a CPU, else 128')
+  parser.add_argument('--images', type=one, help='128 on a CPU, else 50000')
+  parser.add_argument('--dtype', choices=models.DTYPES, default='float32')
+  parser.add_argument(
+    '--torch_compile', action='store_true', help='let torch.compile loose'
   )
-  helps = {
-    'width': "Channels of the first layer; default the family's own.",
-    'batch_size': 'Images a step; default 32 on a CPU, otherwise 128.',
-    'images': 'Images an epoch; default 128 on a CPU, otherwise 50000.',
-    'repeats': 'Interleaved rounds; default 3 on a CPU, otherwise 5.',
-  }
-  for name, text in helps.items():
-    absl_flags.DEFINE_integer(name, None, text)
-  absl_flags.DEFINE_string('dtype', standard.dtype, 'float32 or bfloat16.')
-  absl_flags.DEFINE_string(
-    'torch', standard.torch, 'Whether PyTorch takes part: auto, yes or no.'
-  )
-  switches = {
-    'torch_compile': 'Let torch.compile loose on the PyTorch network.',
-    'loop': 'Measure the Python loop of steps, too.',
-    'cached': 'Measure the compilation cache and peak memory, too.',
-    'profile': 'Trace one more epoch and name its three largest kernels.',
-  }
-  for name, text in switches.items():
-    absl_flags.DEFINE_bool(name, getattr(standard, name), text)
-  output.define('JSON file, or folder for train_benchmark.json; default none.')
+  values = parser.parse_args(arguments)
+  for name, pair in _DEFAULTS.items():
+    if getattr(values, name) is None:
+      setattr(values, name, pair[jax.default_backend() != 'cpu'])
+  if values.batch_size > values.images:
+    parser.error('argument --batch_size: allowed: at most --images')
+  return values
 
 
-def check(settings: Settings) -> None:
-  """Raises `FlagError` for the first setting that is not allowed."""
-  known = sorted(models.FAMILIES)
-  for name in settings.models or ('',):
-    if name not in known:
-      raise flags.FlagError('models', name, flags.closest(name, known))
-  for name in ('width', *_DEFAULTS):
-    value = getattr(settings, name)
-    if value is not None and value < 1:
-      raise flags.FlagError(name, value, '1 or more')
-  for name, allowed in (('dtype', models.DTYPES), ('torch', _TORCH)):
-    value = getattr(settings, name)
-    if value not in allowed:
-      raise flags.FlagError(name, value, flags.closest(value, allowed))
-  if settings.torch == 'yes' and not torch_is_installed():
-    raise flags.FlagError(
-      'torch', 'yes', 'auto or no; PyTorch is not installed here'
+def python_loop(
+  model: Model, state: ModelState, examples: Examples, size: int
+) -> Callable[[], Turn]:
+  """What runs an epoch as a Python loop of jitted, donating steps."""
+  optimizer = training.adam(LEARNING_RATE)
+  steps = training.steps_per_epoch(examples, size)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def step(carry, orders, examples):
+    (params, batch_stats), opt_state, number = carry
+    rows = orders[number]
+    batch = Batch(examples.images[rows], examples.labels[rows])
+
+    def objective(params):
+      now = ModelState(params, batch_stats)
+      return training.cross_entropy(model, now, (batch,))
+
+    (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(
+      params
     )
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    moved = ModelState(optax.apply_updates(params, updates), batch_stats)
+    return (moved, opt_state, number + 1), loss
+
+  @jax.jit
+  def shuffle(key):
+    order = jax.random.permutation(key, examples.size)
+    return order[: steps * size].reshape(steps, size)
+
+  own, key = jax.tree.map(jnp.copy, state), jax.random.key(1)
+  opt_state = optimizer.init(own.params)
+
+  def epoch() -> Turn:
+    nonlocal own, opt_state, key
+    with timing.Stopwatch() as watch:
+      key, now = jax.random.split(key)
+      orders, carry, losses = shuffle(now), (own, opt_state, jnp.int32(0)), []
+      for _ in range(steps):  # Nothing waits for a step before the last.
+        carry, loss = step(carry, orders, examples)
+        losses.append(loss)
+      mean = watch.wait(jnp.stack(losses).mean())
+    own, opt_state, _ = carry
+    return {'seconds': watch.seconds, 'loss': float(mean)}
+
+  return epoch
 
 
-def torch_is_installed() -> bool:
-  """Whether PyTorch can be imported; it is not imported here."""
-  return importlib.util.find_spec('torch') is not None
-
-
-def resolve(settings: Settings, platform: str) -> Settings:
-  """The settings with the platform's defaults in place of None.
-
-  Raises:
-    FlagError: a batch that is larger than an epoch.
-  """
-  missing: dict[str, Any] = {
-    name: pair[platform != 'cpu']
-    for name, pair in _DEFAULTS.items()
-    if getattr(settings, name) is None
-  }
-  settings = dataclasses.replace(settings, **missing)
-  assert settings.batch_size is not None and settings.images is not None
-  if settings.batch_size > settings.images:
-    raise flags.FlagError(
-      'batch_size',
-      settings.batch_size,
-      f'at most the {settings.images} images of an epoch',
-    )
-  return settings
-
-
-def measure(
-  settings: Settings,
-  on_progress: Callable[[dict[str, Any]], None] = lambda result: None,
-) -> dict[str, Any]:
-  """Runs the whole benchmark.
-
-  Args:
-    settings: what is measured.
-    on_progress: told of the result so far after each model.
-
-  Returns:
-    What the JSON file holds.
-
-  Raises:
-    FlagError: settings that are not allowed.
-  """
-  check(settings)
-  load = list(os.getloadavg())  # Before anything of ours adds to it.
-  with workers.Worker('benchmarks.jax_worker') as worker:
-    probed = worker.ask('probe')
-  settings = resolve(settings, probed['platform'])
-  result: dict[str, Any] = {
-    'schema': 1,
-    'complete': False,
-    'settings': {
-      **dataclasses.asdict(settings),
-      'models': list(settings.models),
-    },
-    'environment': environment(probed, load),
-    'conventions': {
-      'flops': (flops.__doc__ or '').strip(),
-      'what': (__doc__ or '').strip(),
-    },
-    'torch': _torch_state(settings),
-    'warnings': [],
-    'models': {},
-  }
-  for name in settings.models:
-    try:
-      result['models'][name] = _contest(settings, name, probed['platform'])
-    except workers.WorkerError as error:
-      result['models'][name] = {'error': str(error)}
-    summarize(result)
-    on_progress(result)
-  result['complete'] = True
-  on_progress(result)
-  return result
-
-
-def _torch_state(settings: Settings) -> str:
-  if settings.torch == 'no':
-    return 'not asked for'
-  return 'takes part' if torch_is_installed() else 'not installed'
-
-
-def _contest(settings: Settings, name: str, platform: str) -> dict[str, Any]:
-  """All that is measured of one network, not yet reduced."""
-  task = {
-    'model': name,
-    **{
-      key: getattr(settings, key)
-      for key in ('width', 'batch_size', 'images', 'dtype')
-    },
-  }
-  with tempfile.TemporaryDirectory() as cache:
-    variables = {
-      'JAX_COMPILATION_CACHE_DIR': cache,
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    raw = _race(settings, task, variables, platform)
-    if settings.cached:
-      with workers.Worker('benchmarks.jax_worker', variables) as worker:
-        worker.ask('start', task=task)
-        worker.ask('scan')
-        raw['cached'] = worker.ask('stop')
-  return raw
-
-
-def _race(
-  settings: Settings,
-  task: dict[str, Any],
-  variables: dict[str, str],
-  platform: str,
-) -> dict[str, Any]:
-  """Warms every contestant up, then lets them take turns."""
-  with contextlib.ExitStack() as stack:
-    ours = stack.enter_context(
-      workers.Worker('benchmarks.jax_worker', variables)
-    )
-    facts = ours.ask('start', task=task)
-    turns: list[tuple[str, workers.Worker, str]] = [('scan', ours, 'scan')]
-    if settings.loop:
-      turns.append(('loop', ours, 'loop'))
-    theirs = _start_torch(settings, task, platform, stack, facts)
-    if theirs is not None:
-      turns.append(('torch', theirs, 'torch'))
-      turns.append(('torch_matmul', theirs, 'matmul'))
-    turns.append(('matmul', ours, 'matmul'))
-    warm_up = {key: worker.ask(do) for key, worker, do in turns}
-    rounds = [
-      {key: worker.ask(do) for key, worker, do in turns}
-      for _ in range(settings.repeats or 0)
-    ]
-    profile = ours.ask('profile') if settings.profile else None
-    stopped = ours.ask('stop')
-  raw = {**facts, 'warm_up': warm_up, 'rounds': rounds, 'cold': stopped}
-  return {**raw, 'profile': profile} if profile else raw
+def _in_torch(name: str, *arguments: Any) -> Any:
+  """Calls a function of the module that only PyTorch's process imports."""
+  worker = importlib.import_module('benchmarks.torch_worker')
+  return getattr(worker, name)(*arguments)
 
 
 def _start_torch(
-  settings: Settings,
-  task: dict[str, Any],
-  platform: str,
-  stack: contextlib.ExitStack,
-  facts: dict[str, Any],
-) -> workers.Worker | None:
-  """PyTorch's contestant, if there is one; `facts` is told of it."""
-  facts['torch'] = None
-  if settings.torch == 'no' or not torch_is_installed():
+  result: dict[str, Any], stack: contextlib.ExitStack
+) -> Callable[[], Turn] | None:
+  """What runs an epoch of PyTorch in its process; `result` is told of it."""
+  result['torch'] = record.torch_state(result['settings']['torch'])
+  if result['torch'] != 'takes part':
     return None
-  worker = stack.enter_context(workers.Worker('benchmarks.torch_worker'))
-  device = 'cpu' if platform == 'cpu' else 'cuda'
-  compiled = settings.torch_compile
+  context = multiprocessing.get_context('spawn')
+  pool = stack.enter_context(futures.ProcessPoolExecutor(1, context))
+  device = 'cpu' if jax.default_backend() == 'cpu' else 'cuda'
+  task = {**result['settings'], 'device': device, 'classes': CLASSES}
+  task |= {'image_shape': IMAGE_SHAPE, 'learning_rate': LEARNING_RATE}
   try:
-    facts['torch'] = worker.ask(
-      'start', task={**task, 'device': device, 'compile': compiled}
-    )
-    _same_network(facts)
-  except workers.WorkerError as error:
-    if settings.torch == 'yes':
-      raise
-    facts['torch'] = {'error': str(error)}
+    count = pool.submit(_in_torch, 'start', task).result()
+  except Exception as error:  # Of any kind: no CUDA, a library, no memory.
+    line = (str(error).splitlines() or [''])[0]
+    result['torch'] = f'failed: {type(error).__name__}: {line[:200]}'
     return None
-  return worker
+  if count != result['parameters']:
+    raise RuntimeError(f'{count} parameters in PyTorch')
+  return lambda: pool.submit(_in_torch, 'epoch').result()
 
 
-def _same_network(facts: dict[str, Any]) -> None:
-  for key in ('parameters', 'macs_per_image'):
-    ours, theirs = facts[key], facts['torch'][key]
-    if ours != theirs:
-      raise workers.WorkerError(
-        f'{key}: {ours} in JAX, {theirs} in PyTorch; nothing was compared'
-      )
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+  """Runs the whole benchmark; what the JSON file holds.
+
+  Args:
+    settings: the flags by name.
+  """
+  result: dict[str, Any] = {
+    'what': (__doc__ or '').strip(),
+    'settings': settings,
+    'environment': record.environment(),
+  }
+  chosen = {name: settings[name] for name in ('width', 'dtype')}
+  model = models.build('resnet18', CLASSES, IMAGE_SHAPE, **chosen)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(parallel.use(jax.devices()[:1]))
+    state = training.initialize(jax.random.key(settings['seed']), model)
+    leaves = jax.tree.leaves(state.params)
+    result['parameters'] = sum(leaf.size for leaf in leaves)
+    torch = _start_torch(result, stack)
+    result['rounds'] = _race(settings, model, state, torch)
+  return {**result, **summarize(result)}
 
 
-def summarize(result: dict[str, Any]) -> None:
-  """Adds medians, ranges and ratios to each model that was measured."""
-  done = [m for m in result['models'].values() if m.get('rounds')]
-  ceiling = max(
-    (
-      turn[key]['flops_per_second']
-      for model in done
-      for turn in [model['warm_up'], *model['rounds']]
-      for key in ('matmul', 'torch_matmul')
-      if key in turn
-    ),
-    default=None,
+def _race(
+  settings: dict[str, Any],
+  model: Model,
+  state: ModelState,
+  torch: Callable[[], Turn] | None,
+) -> list[dict[str, Turn]]:
+  """All turns, a round after the other; the first, which compiles, is cut."""
+  examples = synthetic(settings['images'], settings['seed'])
+  size = settings['batch_size']
+  others = {'loop': python_loop(model, state, examples, size)}
+  if torch:
+    others['torch'] = torch
+  rounds: list[dict[str, Turn]] = []
+  before = 0.0
+
+  def turn(epoch: training.Epoch) -> None:
+    """Epochs 1, 3, 5, … are `scan`, and those between are `again`."""
+    nonlocal before
+    own = {'seconds': epoch.seconds - before, 'loss': epoch.loss or 0.0}
+    before = epoch.seconds
+    if epoch.epoch % 2:
+      rounds.append({'scan': own, **{k: run() for k, run in others.items()}})
+    elif epoch.epoch:
+      rounds[-1]['again'] = own
+
+  training.fit(
+    jax.random.key(2),
+    model,
+    state,
+    [examples],
+    epochs=2 * (1 + settings['repeats']),
+    batch_sizes=[size],
+    optimizer=training.adam(LEARNING_RATE),
+    on_epoch=turn,
   )
-  result['matmul_flops_per_second'] = ceiling
-  batch = result['settings']['batch_size']
-  images = result['settings']['images'] // batch * batch
-  for model in done:
-    _summarize(model, images, ceiling)
-  result['warnings'] = _warnings(result)
+  return rounds[1:]
 
 
-def _summarize(
-  model: dict[str, Any], images: int, ceiling: float | None
-) -> None:
-  rounds = model['rounds']
+def synthetic(count: int, seed: int) -> Examples:
+  """Random uint8 images and labels on the device."""
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (count, *IMAGE_SHAPE), np.uint8)
+  labels = rng.integers(0, CLASSES, count, np.int32)
+  return jax.tree.map(jax.device_put, Examples.of(images, labels))
+
+
+def summarize(result: dict[str, Any]) -> dict[str, Any]:
+  """Ratios and rates, each as median, least and most over rounds."""
+  rounds, size = result['rounds'], result['settings']['batch_size']
+  images = result['settings']['images'] // size * size
   seconds = {
-    key: [turn[key]['seconds'] for turn in rounds]
-    for key in ('scan', 'loop', 'torch')
-    if key in rounds[0]
+    key: [turns[key]['seconds'] for turns in rounds] for key in rounds[0]
   }
-  speed = {
-    key: spread([images / s for s in column]) for key, column in seconds.items()
-  }
-  work = flops.training_flops(model['macs_per_image'])
-  rate = spread([work * images / s for s in seconds['scan']])
-  cached = model.get('cached')
-  model |= {
-    'images_per_epoch': images,
-    'training_flops_per_image': work,
-    'xla_flops_per_image': model['warm_up']
-    .get('loop', {})
-    .get('xla_flops_per_image'),
-    'images_per_second': speed,
-    'flops_per_second': rate,
-    'share_of_matmul': rate['median'] / ceiling if ceiling else None,
-    'compile_seconds': {
-      'cold': model['cold']['compile_seconds'],
-      'cached': cached and cached['compile_seconds'],
-    },
-    'peak_memory': cached and cached['memory'],
-    'steady': not any(
-      turn[key].get('compilations')
-      for turn in rounds
-      for key in ('scan', 'loop')
-      if key in turn
-    ),
-  }
-  if 'loop' in seconds:
-    model['time_scan_over_loop'] = _ratio(seconds['scan'], seconds['loop'])
-  if 'torch' in seconds:
-    model['speed_ours_over_torch'] = _ratio(seconds['torch'], seconds['scan'])
 
+  def ratio(above: str, below: str) -> dict[str, float]:
+    pairs = zip(seconds[above], seconds[below])
+    return record.spread([a / b for a, b in pairs])
 
-def _warnings(result: dict[str, Any]) -> list[str]:
-  """What makes the figures worth less, in words."""
-  host, found = result['environment']['host'], []
-  if host['load_average'][0] > 0.25 * host['cores']:
-    found.append(
-      f'the host was busy before the start (load {host["load_average"][0]:.1f}'
-      f' on {host["cores"]} cores): ratios to torch on the CPU mean nothing'
-    )
-  for name, model in result['models'].items():
-    if 'error' in (model.get('torch') or {}):
-      found.append(f'{name}: no PyTorch, {model["torch"]["error"]}')
-    if not model.get('steady', True):
-      found.append(f'{name}: something was compiled in a measured round')
-  return found
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
-  return spread([a / b for a, b in zip(above, below)])
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-  """Median, least and most.
-
-  Example:
-    >>> spread([3.0, 1.0, 2.0])
-    {'median': 2.0, 'min': 1.0, 'max': 3.0}
-  """
   return {
-    'median': statistics.median(values),
-    'min': min(values),
-    'max': max(values),
+    'speed_scan_over_torch': (
+      ratio('torch', 'scan') if 'torch' in seconds else None
+    ),
+    'time_scan_over_loop': ratio('scan', 'loop'),
+    'time_again_over_scan': ratio('again', 'scan'),
+    'images_per_second': {
+      key: record.spread([images / s for s in column])
+      for key, column in seconds.items()
+    },
   }
 
 
-def destination(values: Any) -> pathlib.Path | None:
-  """The JSON file that `--out` means.
-
-  Raises:
-    FlagError: it exists and may not be overwritten, or cannot be made.
-  """
-  if not values.out:
-    return None
-  path = pathlib.Path(values.out)
-  if path.is_dir() or path.suffix != '.json':
-    path = path / 'train_benchmark.json'
-  output.require(path, values)
-  return path
+def table(result: dict[str, Any]) -> str:
+  """The figures for people, medians with least and most in brackets."""
+  lines = [
+    'ResNet18 on {device}, width {width}, {dtype}, batch {batch_size},'
+    ' {images} images, {repeats} rounds'.format(
+      device=result['environment']['device'], **result['settings']
+    )
+  ]
+  ratios = {key: found for key, found in result.items() if '_over_' in key}
+  for key, found in result['images_per_second'].items():
+    ratios[f'images_per_second, {key}'] = found
+  for key, found in ratios.items():
+    cell = record.shown(found) if found else f'PyTorch {result["torch"]}'
+    lines.append(f'  {key.replace("_", " "):26} {cell}')
+  return '\n'.join(lines)
 
 
 def main() -> None:
   """Measures, shows, writes."""
-  values = absl_flags.FLAGS
-  names = [field.name for field in dataclasses.fields(Settings)]
-  chosen = {name: getattr(values, name) for name in names}
-  settings = Settings(**{**chosen, 'models': tuple(values.models)})
-  check(settings)
-  path = destination(values)
-  result = measure(settings, lambda so_far: output.write(path, so_far))
-  table.show(result)
-  failed = [n for n, found in result['models'].items() if 'error' in found]
-  if failed:
-    raise InputError(f'{", ".join(failed)} failed')
+  settings = vars(parse())
+  out = settings.pop('out')
+  result = measure(settings)
+  record.write(out, result)
+  print(table(result))
 
 
 if __name__ == '__main__':
-  define()
-  binary.run(main)
+  main()

@@ -465,17 +465,6 @@ def test_the_grid_shows_the_difference_times_ten_about_grey(channels):
   assert [axes.get_title() for axes in figure.axes[:2]] == ['cat', 'dog']
 
 
-def test_the_benchmark_measures_a_tiny_net():
-  from benchmarks import spd_gan as benchmark
-  from unlearn_jax.spd_gan import GeneratorSettings
-
-  settings = GeneratorSettings(epochs=3, batch_size=4, width=2)
-  found = benchmark.measure('cnn', 2, 8, settings)
-  assert len(found['rounds']) == 2
-  ratio = found['time_step_over_classifiers']
-  assert 0 < ratio['min'] <= ratio['median'] <= ratio['max']
-
-
 def test_the_null_follows_the_recipe_of_the_manifest():
   names = {row.optimizer.__name__ for row in pairs.RECIPES.values()}
   assert RECIPE['optimizer'] in names and len(names) == len(pairs.RECIPES)

@@ -1,0 +1,152 @@
+"""What both benchmarks share: flags, the machine, spreads, the JSON file."""
+
+import argparse
+from collections.abc import Callable, Sequence
+import contextlib
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+  """One with the flags of every benchmark."""
+  made = argparse.ArgumentParser(
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  made.add_argument('--repeats', type=at_least(1), help='interleaved rounds')
+  made.add_argument('--seed', type=at_least(0), default=0)
+  made.add_argument(
+    '--torch',
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help='let PyTorch take part where it is installed',
+  )
+  made.add_argument('--out', type=new_json, help='a new JSON file')
+  return made
+
+
+def at_least(least: float, kind: Callable = int) -> Callable[[str], Any]:
+  """Reads a number of this kind that is not below `least`."""
+
+  def read(text: str) -> Any:
+    with contextlib.suppress(ValueError):
+      if (value := kind(text)) >= least:
+        return value
+    raise argparse.ArgumentTypeError(f'{text}, allowed: {least} or more')
+
+  return read
+
+
+def new_json(text: str) -> pathlib.Path:
+  """Reads a path that can be written when it is time."""
+  path = pathlib.Path(text)
+  if path.suffix != '.json' or path.exists() or not path.parent.is_dir():
+    raise argparse.ArgumentTypeError(
+      f'{text}, allowed: a new .json file in a folder that exists'
+    )
+  return path
+
+
+def write(path: pathlib.Path | None, result: dict[str, Any]) -> None:
+  """Writes or replaces the JSON file, whole or not at all, if there is one."""
+  if path:
+    draft = path.with_suffix('.tmp')
+    draft.write_text(json.dumps(result, indent=1) + '\n')
+    draft.replace(path)
+
+
+def torch_state(wanted: bool) -> str:
+  """Whether PyTorch takes part, in words; says so where it is missing."""
+  if not wanted:
+    return 'not asked for'
+  if importlib.util.find_spec('torch'):
+    return 'takes part'
+  print('PyTorch is not installed: it takes no part.', file=sys.stderr)
+  return 'not installed'
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+  """Median, least and most."""
+  middle = statistics.median(values)
+  return {'median': middle, 'min': min(values), 'max': max(values)}
+
+
+def shown(found: dict[str, float]) -> str:
+  """A spread in three digits: 'median (least–most)'."""
+  return f'{found["median"]:.3g} ({found["min"]:.3g}–{found["max"]:.3g})'
+
+
+def environment() -> dict[str, Any]:
+  """Device, host, versions, command, and which source is measured."""
+  device, backend = jax.devices()[0], jax.default_backend()
+  installed = [name for name in _PACKAGES if importlib.util.find_spec(name)]
+  versions = {name: importlib.metadata.version(name) for name in installed}
+  now = datetime.datetime.now(datetime.UTC)
+  return {
+    'platform': backend,
+    'device': cpu_name() if backend == 'cpu' else device.device_kind,
+    'system': platform.platform(),
+    'cpu': cpu_name(),
+    'cores': cores(),
+    'load_average': list(os.getloadavg()),
+    'versions': {'python': platform.python_version(), **versions},
+    'commit': commit(),
+    'source_sha256': source_digest(),
+    'date': now.isoformat(timespec='seconds'),
+    'command': shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+  }
+
+
+def cores() -> int:
+  """Those that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def cpu_name() -> str:
+  """As the kernel says it, otherwise the architecture."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    text = ''
+  for line in text.splitlines():
+    if line.startswith('model name'):
+      return line.split(':', 1)[1].strip()
+  return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+  """The commit, `-dirty` if files differ from it; None outside of git."""
+  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
+  try:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  except OSError:
+    return None
+  return done.stdout.strip() or None
+
+
+def source_digest() -> str:
+  """SHA-256 over all that a benchmark runs, for a tree without git."""
+  digest = hashlib.sha256()
+  for folder in ('unlearn_jax', 'benchmarks'):
+    for path in sorted((ROOT / folder).rglob('*.py')):
+      digest.update(str(path.relative_to(ROOT)).encode())
+      digest.update(path.read_bytes())
+  return digest.hexdigest()
