@@ -54,15 +54,14 @@ def load(
   | `npz:FILE` | arrays x_train, y_train, x_test, y_test |
   | `folder:DIR` | DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE |
   | `cifar10`, `cifar100`, `mnist`, `fashion_mnist` | what TFDS prepared in \
-`data_dir`; if nothing is, it is downloaded (or taken from `raw_dir`) first |
+`data_dir`; if nothing is, their archives, downloaded or from `raw_dir` |
   | `NAME[/CONFIG][:VERSION]` | any other data set that TFDS prepared there |
 
   Args:
     name: see the table.
     data_dir: TFDS's data directory; default $TFDS_DATA_DIR or
-      ~/tensorflow_datasets.
-    raw_dir: archives downloaded by hand, see `prepare.prepare`; used only
-      where nothing is prepared yet.
+      ~/tensorflow_datasets. What was decoded is kept there.
+    raw_dir: archives downloaded by hand, see `prepare.read`.
     map_beyond: a split whose images have more bytes than this stays in its
       file, as an `np.memmap`, where it lies there uncompressed: in an npz by
       `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
@@ -98,12 +97,13 @@ def load(
       prepared.default_data_dir() if data_dir is None else data_dir
     )
     folder = prepared.find(name, root)
-    if folder is None:
-      if name not in prepare.NAMES:
-        raise base.InputError(_nothing_prepared(base.shown(name), root))
+    if folder is not None:
+      parts = prepared.read(folder, **storage)
+    elif name in prepare.NAMES:
       raw = None if raw_dir is None else _expanded(raw_dir)
-      folder = prepare.prepare(name, root, source_dir=raw)
-    parts = prepared.read(folder, **storage)
+      parts = prepare.read(name, root, raw, **storage)
+    else:
+      raise base.InputError(_nothing_prepared(base.shown(name), root))
   return _dataset(name, *parts, known_fingerprint)
 
 

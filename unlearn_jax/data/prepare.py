@@ -1,459 +1,266 @@
-"""Prepares CIFAR and (Fashion-)MNIST for TFDS, without TensorFlow.
+"""Decodes the stock archives of CIFAR and (Fashion-)MNIST, once.
 
-What stands in the prepared directory afterwards is what TFDS itself would
-write: same name, version, features, ids and order, as ArrayRecord files, so
-that `tfds.data_source(name, data_dir=..., download=False)` reads it too.
+They become what is read of a directory that TFDS prepared of them: the same
+images, labels, ids and class names in the same order, so the same fingerprint.
+TFDS orders a split by the MD5 of its name and the row in the archive, which
+takes a line here and nothing of TFDS.
 """
 
-from collections.abc import Callable, Iterator
 import dataclasses
 import gzip
 import hashlib
 import http.client
-import io
-import os
+import math
 import pathlib
 import tarfile
 import tempfile
 from typing import Any
-import urllib.error
 import urllib.request
 
 import numpy as np
 
 from unlearn_jax import base
+from unlearn_jax.data import local, prepared
 
 # Seconds without an answer after which a download has failed.
 TIMEOUT = 30
 
-_CHUNK = 1 << 20
-_IDX_IMAGES, _IDX_LABELS = 0x803, 0x801
+# No archive has as many bytes.
+_MOST = 1 << 28
+_Files = dict[str, tuple[tuple[str, int], ...]]
+_KINDS = ('images-idx3-ubyte', 'labels-idx1-ubyte')
 
 
 @dataclasses.dataclass(frozen=True)
-class Cifar:
-  """What is in a CIFAR archive.
+class Stock:
+  """Where a data set comes from, and what is in it.
 
   Attributes:
-    archive: file name of the tar.gz.
-    folder: the directory in it.
-    files: of each split, (file name, number of examples).
-    labels: of each label byte before the pixels, (feature name, file of the
-      class names, number of classes).
+    url: of CIFAR's archive, or of the folder of MNIST's.
+    sums: SHA-256 of each archive, one a line, as TFDS registers them.
+    files: of each split, (file, number of examples) of CIFAR's .bin files, or
+      of what the names of MNIST's two files begin with.
+    classes: the names of the classes; of CIFAR, how many there are.
+    folder: the directory in CIFAR's archive.
+    names: its file of class names.
+    label_bytes: what precedes the pixels in CIFAR; the last one counts.
   """
 
-  archive: str
-  folder: str
-  files: dict[str, tuple[tuple[str, int], ...]]
-  labels: tuple[tuple[str, str, int], ...]
-  side: int = 32
+  url: str
+  sums: str
+  files: _Files
+  classes: tuple[str, ...] | int
+  folder: str = ''
+  names: str = ''
+  label_bytes: int = 1
 
   @property
-  def needed(self) -> tuple[str, ...]:
-    """The files to download."""
-    return (self.archive,)
+  def archives(self) -> dict[str, str]:
+    """The files to download, and their URLs."""
+    urls = [self.url]
+    if not self.folder:
+      prefixes = [prefix for ((prefix, _),) in self.files.values()]
+      urls = [
+        f'{self.url}/{each}-{kind}.gz' for each in prefixes for kind in _KINDS
+      ]
+    return {url.rpartition('/')[2]: url for url in urls}
 
 
-@dataclasses.dataclass(frozen=True)
-class Idx:
-  """What is in MNIST's four files.
-
-  Attributes:
-    files: of each split, the prefix of its two files, and its size.
-    classes: the number of classes.
-    side: pixels along an image's edge.
-  """
-
-  files: dict[str, tuple[str, int]]
-  classes: int = 10
-  side: int = 28
-
-  @property
-  def needed(self) -> tuple[str, ...]:
-    """The files to download."""
-    return tuple(
-      f'{prefix}-{kind}-ubyte.gz'
-      for prefix, _ in self.files.values()
-      for kind in ('images-idx3', 'labels-idx1')
-    )
-
-
-_MNIST = Idx({'train': ('train', 60000), 'test': ('t10k', 10000)})
-STOCK: dict[str, Cifar | Idx] = {
-  'cifar10': Cifar(
-    'cifar-10-binary.tar.gz',
-    'cifar-10-batches-bin',
+_IDX: _Files = {'train': (('train', 60000),), 'test': (('t10k', 10000),)}
+_FASHION = 'T-shirt/top Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag'
+STOCK = {
+  'cifar10': Stock(
+    'https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz',
+    'c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd',
     {
       'train': tuple((f'data_batch_{n}.bin', 10000) for n in range(1, 6)),
       'test': (('test_batch.bin', 10000),),
     },
-    (('label', 'batches.meta.txt', 10),),
+    10,
+    'cifar-10-batches-bin',
+    'batches.meta.txt',
   ),
-  'cifar100': Cifar(
-    'cifar-100-binary.tar.gz',
-    'cifar-100-binary',
+  'cifar100': Stock(
+    'https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz',
+    '58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec',
     {'train': (('train.bin', 50000),), 'test': (('test.bin', 10000),)},
-    (
-      ('coarse_label', 'coarse_label_names.txt', 20),
-      ('label', 'fine_label_names.txt', 100),
-    ),
+    100,
+    'cifar-100-binary',
+    'fine_label_names.txt',
+    label_bytes=2,
   ),
-  'fashion_mnist': _MNIST,
-  'mnist': _MNIST,
+  'fashion_mnist': Stock(
+    'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com',
+    """3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84
+    a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845
+    346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073
+    67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5""",
+    _IDX,
+    (*_FASHION.split(), 'Ankle boot'),
+  ),
+  'mnist': Stock(
+    'https://storage.googleapis.com/cvdf-datasets/mnist',
+    """440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609
+    3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c
+    8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6
+    f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6""",
+    _IDX,
+    tuple('0123456789'),
+  ),
 }
 NAMES = tuple(STOCK)
 
-# A file of the data set by name -> its content, at most so many bytes of it.
-_Reader = Callable[[str, int], bytes]
 
-
-def prepare(
+def read(
   name: str,
-  data_dir: str | os.PathLike[str],
-  *,
-  source_dir: str | os.PathLike[str] | None = None,
-) -> pathlib.Path:
-  """Writes DATA_DIR/NAME/VERSION as TFDS would, from the stock archives.
+  data_dir: pathlib.Path,
+  source_dir: pathlib.Path | None = None,
+  **storage: Any,
+) -> local.Parts:
+  """A stock data set, decoded from its archives unless it was before.
 
-  They are downloaded from where TFDS gets them and checked against the sizes
-  and SHA-256 sums that TFDS registers. Files in `source_dir` are checked for
-  structure, sizes and label values instead, since distributions compress them
-  anew. Either the directory is complete afterwards or it is not there.
+  What was decoded is kept in DATA_DIR/NAME. Downloads are compared with their
+  SHA-256; files in `source_dir` are checked for structure, sizes and labels
+  instead, since distributions compress them anew.
 
   Args:
     name: one of `NAMES`.
     data_dir: TFDS's data directory; made if need be.
     source_dir: where files that were downloaded by hand lie: CIFAR's tar.gz
       or what is in it, MNIST's four idx files with or without .gz.
+    **storage: `map_beyond` and `verify`, see `npz.read`; for the images.
 
   Returns:
-    The prepared directory; if it was there before, it is left as it is.
+    The parts of the data set, see `local`.
 
   Raises:
-    InputError: an unknown name, a failed download, files that are missing or
-      not what they should be, or a `data_dir` that cannot be written.
+    InputError: a failed download, files that are missing or not what they
+      should be, or a `data_dir` that cannot be written.
   """
-  if name not in STOCK:
-    raise base.InputError(
-      f'{name}: cannot be prepared here; allowed are {", ".join(NAMES)}'
-    )
   stock = STOCK[name]
-  root = pathlib.Path(data_dir).expanduser()
-  builder = _builder(name, root)
-  target = pathlib.Path(builder.data_path)
-  if (target / 'dataset_info.json').is_file():
-    return target
+  cache = data_dir / name / prepared.CACHE_NAME, f'{name} of archives, 1'
+  if kept := prepared.read_cache(*cache, **storage):
+    return kept
   try:
-    if source_dir is not None:
-      folder = pathlib.Path(source_dir).expanduser()
-      if not folder.is_dir():
-        raise base.InputError(f'{folder}: no such folder (--raw_dir)')
-      _write(builder, stock, folder)
-      return target
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-      dir=root, prefix='.unlearn_jax_download-'
-    ) as downloads:
-      folder = pathlib.Path(downloads)
-      for file, (url, size, checksum) in _sources(name).items():
-        _download(url, size, checksum, folder / file)
-      _write(builder, stock, folder)
-    return target
+    if source_dir is None:
+      data_dir.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryDirectory(
+        dir=data_dir, prefix='.unlearn_jax_download-'
+      ) as temporary:
+        _download(stock, pathlib.Path(temporary))
+        parts = _decode(stock, pathlib.Path(temporary))
+    elif source_dir.is_dir():
+      parts = _decode(stock, source_dir)
+    else:
+      raise base.InputError(f'{source_dir}: no such folder (--raw_dir)')
+    cache[0].parent.mkdir(parents=True, exist_ok=True)
+    return prepared.keep(*cache, parts, **storage)
   except OSError as error:
-    if (target / 'dataset_info.json').is_file():
-      return target  # Another process was quicker.
     raise base.InputError(
-      f'{name}: cannot be prepared in {root} ({error})'
+      f'{name}: cannot be prepared in {data_dir} ({error})'
     ) from error
 
 
-def _sources(name: str) -> dict[str, tuple[str, int, str]]:
-  """(URL, bytes, SHA-256) of each file, as the installed TFDS registers them.
-
-  `builder_cls(name).url_infos` would say the same, but needs a package that
-  TFDS does not install.
-  """
-  from tensorflow_datasets.core import utils
-  from tensorflow_datasets.core.download import checksums
-
-  known = checksums.load_url_infos(utils.tfds_path(f'url_checksums/{name}.txt'))
-  by_file = {url.rsplit('/', 1)[-1]: (url, info) for url, info in known.items()}
-  sources = {}
-  for file in STOCK[name].needed:
-    url, info = by_file[file]
-    sources[file] = (url, int(info.size), info.checksum)
-  return sources
-
-
-def _download(url: str, size: int, checksum: str, file: pathlib.Path) -> None:
-  """Fetches `url` into `file` and checks it."""
-  digest, received = hashlib.sha256(), 0
-  reason = ''
-  try:
-    with (
-      urllib.request.urlopen(url, timeout=TIMEOUT) as answer,
-      file.open('wb') as stream,
-    ):
-      while received <= size and (chunk := answer.read(_CHUNK)):
-        received += len(chunk)
-        digest.update(chunk)
-        stream.write(chunk)
-  except urllib.error.HTTPError as error:
-    reason = f'HTTP status {error.code}'
-  except urllib.error.URLError as error:
-    reason = str(error.reason)
-  except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-    reason = str(error) or type(error).__name__
-  if not reason and received != size:
-    more = 'more than ' if received > size else ''
-    reason = f'{more}{min(received, size)} bytes came, not {size}'
-  if not reason and digest.hexdigest() != checksum:
-    reason = f'its SHA-256 is {digest.hexdigest()}, not {checksum}'
-  if reason:
-    raise base.InputError(
-      f'{url}: download failed ({" ".join(reason.split())}); download it by'
-      ' hand into a folder and name that with --raw_dir'
-    )
-
-
-def _builder(name: str, data_dir: pathlib.Path) -> Any:
-  """TFDS's own builder of `name`, quiet and without any way to the network."""
-  import types
-
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core import registered
-
-  stock = tfds.builder_cls(name)
-
-  def info(self: Any) -> Any:
-    result = stock._info(self)
-    # TFDS would look for the description in its cloud bucket.
-    result.initialize_from_bucket = lambda: None
-    return result
-
-  def split_generators(self: Any, dl_manager: Any) -> dict[str, Any]:
-    del dl_manager
-    return self.examples
-
-  members = {
-    '__module__': stock.__module__,
-    '_info': info,
-    '_split_generators': split_generators,
-    '_make_download_manager': lambda self, **_: types.SimpleNamespace(
-      downloaded_size=0
-    ),
-    # These two print.
-    '_log_download_bytes': lambda self: None,
-    '_log_download_done': lambda self: None,
-  }
-  with registered.skip_registration():
-    builder = type(stock.__name__, (stock,), members)
-  return builder(data_dir=str(data_dir))
-
-
-def _write(builder: Any, stock: Cifar | Idx, folder: pathlib.Path) -> None:
-  """Reads the raw files in `folder` and writes the prepared directory."""
-  import tensorflow_datasets as tfds
-  from tensorflow_datasets.core.utils import tqdm_utils
-
-  if isinstance(stock, Cifar):
-    read = _cifar_reader(stock, folder)
-    for feature, file, classes in stock.labels:
-      names = _class_names(read(file, _CHUNK), folder / file, classes)
-      builder.info.features[feature].names = names
-    contents = {
-      split: [
-        _cifar_content(stock, file, rows, read, folder) for file, rows in files
-      ]
-      for split, files in stock.files.items()
-    }
-    builder.examples = {
-      split: _cifar_examples(stock, split, content)
-      for split, content in contents.items()
-    }
-  else:
-    builder.examples = {
-      split: _idx_examples(*_idx_content(stock, prefix, rows, folder))
-      for split, (prefix, rows) in stock.files.items()
-    }
-  was_active = tqdm_utils._active
-  tqdm_utils.display_progress_bar(False)
-  try:
-    builder.download_and_prepare(
-      file_format='array_record',
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False),
-    )
-  finally:
-    tqdm_utils.display_progress_bar(was_active)
-
-
-def _cifar_reader(stock: Cifar, folder: pathlib.Path) -> _Reader:
-  """Reads from the extracted files if they are there, else the archive."""
-  for place in (folder / stock.folder, folder):
-    if (place / stock.labels[0][1]).is_file():
-
-      def from_file(file: str, limit: int, place: Any = place) -> bytes:
-        try:
-          base.require_file(place / file)
-          with (place / file).open('rb') as stream:
-            return stream.read(limit)
-        except FileNotFoundError:
-          raise base.InputError(f'{place / file}: no such file') from None
-
-      return from_file
-
-  archive = folder / stock.archive
-  if not archive.is_file():
-    raise base.InputError(
-      f'{folder}: neither {stock.archive} nor {stock.labels[0][1]} and the .bin'
-      ' files are in it; allowed is a folder of the binary version'
-    )
-
-  def from_archive(file: str, limit: int) -> bytes:
-    member = f'{stock.folder}/{file}'
+def _download(stock: Stock, folder: pathlib.Path) -> None:
+  """Fetches the archives into `folder` and checks them."""
+  for (file, url), checksum in zip(stock.archives.items(), stock.sums.split()):
+    reason = ''
     try:
-      with tarfile.open(archive, 'r:gz') as opened:
-        stream = opened.extractfile(member)
-        if stream is None:
-          raise KeyError
-        return stream.read(limit)
-    except KeyError:
+      with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+        content = answer.read(_MOST)
+      found = hashlib.sha256(content).hexdigest()
+      if found != checksum:
+        reason = f'{len(content)} bytes of SHA-256 {found}, not {checksum}'
+    except (OSError, http.client.HTTPException) as error:
+      reason = str(error) or type(error).__name__
+    if reason:
       raise base.InputError(
-        f'{archive}: has no file {member}; allowed is the binary version'
-      ) from None
-    except Exception as error:  # tarfile, gzip and zlib raise their own.
-      raise base.InputError(
-        f'{archive}: no intact tar.gz ({type(error).__name__}); download it'
-        ' again'
-      ) from None
-
-  return from_archive
-
-
-def _class_names(content: bytes, file: pathlib.Path, classes: int) -> list[str]:
-  lines = content.decode('utf-8', 'replace').split('\n')
-  names = [line.strip() for line in lines if line.strip()]
-  if len(names) != classes or len(set(names)) != classes:
-    raise base.InputError(
-      f'{file}: names {len(set(names))} classes; allowed are {classes}'
-    )
-  return names
-
-
-def _cifar_content(
-  stock: Cifar, file: str, rows: int, read: _Reader, folder: pathlib.Path
-) -> np.ndarray:
-  """uint8 `[rows, labels + 3 · side²]` of a .bin file."""
-  columns = len(stock.labels) + 3 * stock.side**2
-  content = read(file, rows * columns + 1)
-  if len(content) != rows * columns:
-    more = 'more than ' * (len(content) > rows * columns)
-    raise base.InputError(
-      f'{folder}: {file} has {more}{min(len(content), rows * columns)} bytes;'
-      f' allowed are {rows * columns}'
-    )
-  table = np.frombuffer(content, np.uint8).reshape(rows, columns)
-  for column, (feature, _, classes) in enumerate(stock.labels):
-    highest = int(table[:, column].max())
-    if highest >= classes:
-      raise base.InputError(
-        f'{folder}: {file} has the {feature} {highest}; allowed are'
-        f' 0..{classes - 1}'
+        f'{url}: download failed ({" ".join(reason.split())}); download it by'
+        ' hand into a folder and name that with --raw_dir'
       )
-  return table
+    (folder / file).write_bytes(content)
 
 
-def _cifar_examples(
-  stock: Cifar, split: str, tables: list[np.ndarray]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(key, example) as TFDS numbers and names them, over all files."""
-  index = 0
-  for table in tables:
-    for row in table:
-      example: dict[str, Any] = {
-        feature: int(row[column])
-        for column, (feature, _, _) in enumerate(stock.labels)
-      }
-      pixels = row[len(stock.labels) :].reshape(3, stock.side, stock.side)
-      example['image'] = _png(pixels.transpose(1, 2, 0))
-      example['id'] = f'{split}_{index:05d}'
-      yield index, example
-      index += 1
-
-
-def _idx_content(
-  stock: Idx, prefix: str, rows: int, folder: pathlib.Path
-) -> tuple[np.ndarray, np.ndarray]:
-  """Images uint8 `[rows, side, side, 1]` and labels uint8 `[rows]`."""
-  shape = (rows, stock.side, stock.side)
-  images = _read_idx(folder, f'{prefix}-images-idx3-ubyte', _IDX_IMAGES, shape)
-  labels = _read_idx(
-    folder, f'{prefix}-labels-idx1-ubyte', _IDX_LABELS, (rows,)
-  )
-  if labels.max() >= stock.classes:
-    raise base.InputError(
-      f'{folder}: {prefix}-labels-idx1-ubyte has the label {labels.max()};'
-      f' allowed are 0..{stock.classes - 1}'
-    )
-  return images[..., None], labels
-
-
-def _idx_examples(
-  images: np.ndarray, labels: np.ndarray
-) -> Iterator[tuple[int, dict[str, Any]]]:
-  """(key, example) as TFDS numbers them."""
-  for index, (image, label) in enumerate(zip(images, labels)):
-    yield index, {'image': _png(image[..., 0]), 'label': int(label)}
-
-
-def _png(pixels: np.ndarray) -> io.BytesIO:
-  """An image as TFDS stores it; to encode an array it needs TensorFlow."""
-  import PIL.Image
-
-  file = io.BytesIO()
-  PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(file, 'PNG')
-  file.seek(0)
-  return file
-
-
-def _read_idx(
-  folder: pathlib.Path, name: str, magic: int, shape: tuple[int, ...]
-) -> np.ndarray:
-  """A uint8 array of known shape from NAME.gz or NAME."""
-  header = np.array([magic, *shape], '>u4').tobytes()
-  size = len(header) + int(np.prod(shape))
-  file = folder / f'{name}.gz'
-  try:
-    if file.is_file():
-      with gzip.open(file) as stream:
-        content = stream.read(size + 1)
+def _decode(stock: Stock, folder: pathlib.Path) -> local.Parts:
+  """The data set of the archives or files in `folder`."""
+  classes = stock.classes
+  if isinstance(classes, int):
+    lines = _content(stock, folder, stock.names).decode('utf-8', 'replace')
+    names = tuple(line.strip() for line in lines.split('\n') if line.strip())
+    if not len(names) == len(set(names)) == classes:
+      raise base.InputError(
+        f'{folder}: {stock.names} names {len(set(names))} classes; allowed are'
+        f' {classes}'
+      )
+    classes = names
+  parts: list[Any] = []
+  for split, files in stock.files.items():
+    if stock.folder:
+      columns = stock.label_bytes + 3 * 32 * 32
+      table = np.concatenate(
+        [_array(stock, folder, file, (rows, columns)) for file, rows in files]
+      )
+      labels, pixels = np.split(table, [stock.label_bytes], axis=1)
+      labels = labels[:, -1]
+      images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     else:
-      file = folder / name
-      if file.exists():
-        base.require_file(file)
-      with file.open('rb') as stream:
-        content = stream.read(size + 1)
-  except FileNotFoundError:
-    raise base.InputError(
-      f'{folder}: neither {name}.gz nor {name} is in it'
-    ) from None
-  except base.InputError:
-    raise
-  except Exception as error:  # gzip raises OSError, EOFError and zlib.error.
-    raise base.InputError(
-      f'{file}: cannot be read ({type(error).__name__}); download it again'
-    ) from None
-  if not content.startswith(header):
-    found = np.frombuffer(
-      content[: len(header)].ljust(len(header), b'\0'), '>u4'
+      ((prefix, rows),) = files
+      first, second = (f'{prefix}-{kind}' for kind in _KINDS)
+      images = _array(stock, folder, first, (rows, 28, 28))[..., None]
+      labels = _array(stock, folder, second, (rows,))
+    if labels.max() >= len(classes):
+      raise base.InputError(
+        f'{folder}: {split} has the label {labels.max()}; allowed are'
+        f' 0..{len(classes) - 1}'
+      )
+    keys = [f'{split}{row}'.encode() for row in range(len(labels))]
+    order = sorted(
+      range(len(keys)), key=lambda row: hashlib.md5(keys[row]).digest()
     )
-    raise base.InputError(
-      f'{file}: its header says {found.tolist()}; allowed is'
-      f' {[magic, *shape]} (idx magic number and shape)'
-    )
-  if len(content) != size:
+    parts += [np.ascontiguousarray(images[order]), labels[order].astype('i4')]
+    if split == 'train':
+      ids = np.array([f'train_{row:05d}' for row in order])
+  return *parts, classes, ids if stock.folder else None
+
+
+def _array(
+  stock: Stock, folder: pathlib.Path, file: str, shape: tuple[int, ...]
+) -> np.ndarray:
+  """The uint8 array that is all of a file, but for the header of idx files."""
+  header = np.array([0x800 + len(shape), *shape], '>u4').tobytes()
+  header = b'' if stock.folder else header
+  size = len(header) + math.prod(shape)
+  content = _content(stock, folder, file, size + 1)
+  found = content[: len(header)]
+  if len(content) != size or found != header:
     more = 'more than ' * (len(content) > size)
     raise base.InputError(
-      f'{file}: holds {more}{min(len(content), size)} bytes; allowed are {size}'
+      f'{folder}: {file} holds {more}{min(len(content), size)} bytes (header'
+      f' {found.hex()!r}); allowed are {size} (header {header.hex()!r})'
     )
   return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
+
+
+def _content(
+  stock: Stock, folder: pathlib.Path, file: str, most: int = _MOST
+) -> bytes:
+  """The first bytes of a file: of the archive, or as it lies there."""
+  archive = next(iter(stock.archives)) if stock.folder else f'{file}.gz'
+  for place in (folder / stock.folder / file, folder / file, folder / archive):
+    if place.exists():
+      break
+  else:
+    raise base.InputError(f'{folder}: neither {archive} nor {file} is in it')
+  base.require_file(place)
+  try:
+    if stock.folder and place.name == archive:
+      with tarfile.open(place, 'r:gz') as opened:
+        stream: Any = opened.extractfile(f'{stock.folder}/{file}')
+        return stream.read(most)
+    with (gzip.open if place.name == archive else open)(place, 'rb') as stream:
+      return stream.read(most)
+  except Exception as error:  # tarfile, gzip and zlib raise their own.
+    raise base.InputError(
+      f'{place}: {file} cannot be read ({type(error).__name__}:'
+      f' {base.shown(error)}); download it again'
+    ) from None

@@ -4,7 +4,7 @@ A prepared data set is a directory DATA_DIR/NAME[/CONFIG]/VERSION of ArrayRecord
 files, or TFRecord files if an older TFDS made it. Nothing here downloads.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import hashlib
 import io
 import math
@@ -19,7 +19,7 @@ import zipfile
 import numpy as np
 
 from unlearn_jax import base
-from unlearn_jax.data import npz
+from unlearn_jax.data import local, npz
 
 # Decoding 60,000 small images takes 10 s, reading them decoded 0.2 s.
 CACHE_NAME = 'unlearn_jax_decoded.npz'
@@ -83,17 +83,9 @@ def find(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path | None:
 def read(
   folder: str | os.PathLike[str],
   *,
-  cache: bool = True,
   map_beyond: float = math.inf,
   verify: bool = True,
-) -> tuple[
-  np.ndarray,
-  np.ndarray,
-  np.ndarray,
-  np.ndarray,
-  tuple[str, ...],
-  np.ndarray | None,
-]:
+) -> local.Parts:
   """The images and labels of a prepared data set.
 
   The splits are `train` and `test`, or `validation` where there is no test
@@ -102,7 +94,6 @@ def read(
 
   Args:
     folder: as found by `find`.
-    cache: whether to use and to write the decoded arrays.
     map_beyond: see `npz.read`; for the decoded images.
     verify: see `npz.read`.
 
@@ -116,14 +107,13 @@ def read(
       of one size and 8 bits a channel.
   """
   folder = pathlib.Path(folder)
+  file = folder / CACHE_NAME
   try:
     import tensorflow_datasets as tfds  # Takes a second.
 
-    if cache:
-      key = _cache_key(folder)
-      cached = _read_cache(folder / CACHE_NAME, key, map_beyond, verify)
-      if cached is not None:
-        return cached
+    key = _cache_key(folder)
+    if kept := read_cache(file, key, map_beyond, verify):
+      return kept
     parts = _decode(tfds.builder_from_directory(folder), folder)
   except base.InputError:
     raise
@@ -134,16 +124,13 @@ def read(
       f' ({type(error).__name__}: {lines[0][:160]}); remove it and prepare it'
       ' again'
     ) from error
-  if cache:
-    _write_cache(folder / CACHE_NAME, key, parts)
-    if max(parts[0].nbytes, parts[2].nbytes) > map_beyond:
-      # None where it could not be written.
-      cached = _read_cache(folder / CACHE_NAME, key, map_beyond, verify)
-      return cached or parts
-  return parts
+  try:
+    return keep(file, key, parts, map_beyond, verify)
+  except OSError:  # A read-only directory or a full disk.
+    return parts
 
 
-def _decode(builder: Any, folder: pathlib.Path) -> tuple:
+def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
   """All examples of both splits; see `read`."""
   import tensorflow_datasets as tfds
 
@@ -333,10 +320,10 @@ def _cache_key(folder: pathlib.Path) -> str:
   return digest.hexdigest()
 
 
-def _read_cache(
+def read_cache(
   file: pathlib.Path, key: str, map_beyond: float, verify: bool
-) -> tuple | None:
-  """The decoded arrays; None where they are missing, stale or broken."""
+) -> local.Parts | None:
+  """What `keep` wrote; None where it is missing, broken or of another key."""
   try:
     base.require_file(file)
     with zipfile.ZipFile(file) as archive:
@@ -362,14 +349,21 @@ def _read_cache(
   )
 
 
-def _write_cache(file: pathlib.Path, key: str, parts: Sequence[Any]) -> None:
-  """Keeps the decoded arrays, in one step; gives up where it may not write."""
+def keep(
+  file: pathlib.Path,
+  key: str,
+  parts: local.Parts,
+  map_beyond: float,
+  verify: bool,
+) -> local.Parts:
+  """Writes decoded arrays in one step, so that others see all or nothing.
+
+  Returns `parts`, with the images mapped where `npz.read` would map them.
+  Raises OSError where it cannot be written; then nothing of it is left.
+  """
   images, labels, test_images, test_labels, names, ids = parts
-  temporary = None
+  handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f'.{file.name}-')
   try:
-    handle, temporary = tempfile.mkstemp(
-      dir=file.parent, prefix=f'.{file.name}-'
-    )
     with os.fdopen(handle, 'wb') as stream:
       np.savez(
         stream,
@@ -384,9 +378,11 @@ def _write_cache(file: pathlib.Path, key: str, parts: Sequence[Any]) -> None:
     # mkstemp lets the owner read only; others share prepared data.
     os.chmod(temporary, file.parent.stat().st_mode & 0o666)
     os.replace(temporary, file)
-  except OSError:  # A read-only directory or a full disk.
-    if temporary:
-      pathlib.Path(temporary).unlink(missing_ok=True)
+  finally:
+    pathlib.Path(temporary).unlink(missing_ok=True)
+  if max(images.nbytes, test_images.nbytes) > map_beyond:
+    return read_cache(file, key, map_beyond, verify) or parts
+  return parts
 
 
 def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
