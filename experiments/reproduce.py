@@ -2,54 +2,74 @@
 
   python -m experiments.reproduce --workdir=runs/smoke --preset=smoke
 
-writes `reproduction.md`, `reproduction.html` and `figures/` into the work
-directory, and says row by row what was reproduced. Run again, it goes on where
-it was. `--dry_run` prints the plan and what it costs; see docs/clusters.md for
-several machines that share one plan.
+writes `reproduction.md`, `reproduction.html`, `reproduction.json` and
+`figures/` into the work directory, and says row by row what was reproduced:
+two minutes on 2 CPU cores. Run again, it goes on where it was; --dry_run lists
+the stages, and --engine=dask lets a cluster carry them out (docs/clusters.md).
 """
 
-import time
+import dataclasses
+import pathlib
 
-from absl import flags as absl_flags
+from experiments import config
+from experiments.config import FlagError, Range, setting
+from experiments.reproduction import computing, page, paper, presets
+from experiments.reproduction.presets import FIRST_SWEEP_SEED, PRESETS
+from experiments.reproduction.tally import Tally
+from experiments.runtime import binary
+from experiments.workdir.directory import Workdir
+from unlearn_jax.strategies import closest
 
-from experiments import binary
-from experiments.reproduction import options, page, plan, runner
-from experiments.reproduction.bench import Bench
-from experiments.reproduction.claims import Claims
-from experiments.reproduction.costs import Calibration
-from experiments.reproduction.outlook import Outlook
 
+@dataclasses.dataclass(frozen=True)
+class Reproduce:
+  """What of Section IV, how large, and where."""
 
-def main() -> None:
-  """From flags to a page, as far as time allows."""
-  start = time.monotonic()
-  values = absl_flags.FLAGS
-  asked = options.read(values)
-  wanted = plan.make(asked.preset, asked.only)
-  bench = Bench(asked.root, asked.preset, values.data_dir, values.raw_dir)
-  if not asked.dry_run:
-    workdir = options.identity(asked.root, asked.preset)
-    workdir.claim(shared=True)  # As long as it is kept; workers share it.
-  left = runner.pending(wanted, bench)
-  costs = runner.estimate(
-    left, bench, Calibration(asked.root, asked.preset), not asked.dry_run
+  workdir: str | None = setting(
+    None, 'Where everything goes; default runs/reproduction-PRESET.'
   )
-  lines = runner.describe(wanted, costs, asked.worker.count)
+  preset: str = setting(
+    'smoke', f'One of {", ".join(PRESETS)}.', tuple(PRESETS)
+  )
+  only: str = setting(
+    ','.join(paper.ARTEFACTS), 'Of these, separated by commas; default all.'
+  )
+  seeds: int | None = setting(
+    None,
+    "Of tables and figures; default the preset's. One seed has no interval.",
+    Range(2, FIRST_SWEEP_SEED),
+  )
+  dry_run: bool = setting(False, 'List the stages only.')
+  archives: config.Archives = config.Archives()
+  execution: config.Engine = config.Engine()
+
+  @property
+  def artefacts(self) -> tuple[str, ...]:
+    """Those that are wanted, in the order of the page."""
+    named = [name.strip() for name in self.only.split(',')]
+    for name in named:
+      if name not in paper.ARTEFACTS:
+        raise FlagError('only', name, closest(name, paper.ARTEFACTS))
+    return tuple(name for name in paper.ARTEFACTS if name in named)
+
+
+def main(asked: Reproduce) -> None:
+  """From a preset to a page."""
+  preset, only = PRESETS[asked.preset], asked.artefacts
+  if asked.seeds is not None:
+    preset = dataclasses.replace(preset, seeds=asked.seeds)
+  root = pathlib.Path(asked.workdir or f'runs/reproduction-{preset.name}')
+  workdir = Workdir(root, {'preset': preset.name})
+  parts = presets.studies(preset, only)
+  own = {'archives': asked.archives, 'execution': asked.execution}
+  plans = computing.planned(parts, root, own)
+  wanted = computing.jobs(parts, plans)
   if asked.dry_run:
-    print('\n'.join(lines))
+    print('\n'.join(computing.listed(wanted)))
     return
-  print(lines[-1], flush=True)
-  deadline = options.deadline(asked, start)
-  outlook = Outlook(costs, len(wanted.tasks), asked.worker.count, deadline)
-  claims = Claims(asked.root / 'claims', asked.owner)
-  done = runner.run(wanted, bench, claims, outlook, asked.worker)
-  path = page.write(wanted, bench.outcomes, asked.root)
-  if not done:
-    print('Stopped in time; the same command goes on.')
-  print(f'Page: {path}')
+  found = computing.compute(wanted, plans, workdir)
+  print(f'Page: {page.write(Tally(preset, only, found), wanted, root)}')
 
 
 if __name__ == '__main__':
-  options.define()
-  absl_flags.adopt_module_key_flags(options)  # Those that --help shows.
-  binary.run(main)
+  binary.run(main, Reproduce)

@@ -12,58 +12,55 @@ shares, what one of them trained the other does not train again.
 
 import dataclasses
 
-from absl import flags as absl_flags
-
-from experiments import binary, flags, pipeline, problem, stages
-from experiments.progress import Progress
-from unlearn_jax import parallel
-from unlearn_jax.evaluation import compare
-from unlearn_jax.strategies import Settings
-
-SUBSETS = ('all', 'retain')
+from experiments import config
+from experiments.config import setting
+from experiments.runtime import binary
+from experiments.study import planning, study
+from experiments.workdir.directory import Workdir
+from unlearn_jax.strategies import parse
 
 
-def define() -> None:
-  """The flags of this binary alone."""
-  absl_flags.DEFINE_string(
-    'subset', 'all', 'all: the source, on D; retain: Retrain, on D_RE.'
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """One source, or one Retrain."""
+
+  data: config.Data = config.Data()
+  network: config.Network = config.Network()
+  training: config.Training = config.Training()
+  forget: config.Forget = config.Forget()
+  draws: config.Seeds = config.Seeds()
+  subset: str = setting(
+    'all', 'all: the source, on D; retain: Retrain, on D_RE.', ('all', 'retain')
   )
+  archives: config.Archives = config.Archives()
+  workdir: str | None = setting(
+    None, 'Where results go; default runs/DATASET-MODEL.'
+  )
+  execution: config.Engine = config.Engine()
+  processes: config.Processes = config.Processes()
 
 
-def main() -> None:
+def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
-  values = absl_flags.FLAGS
-  flags.check(values)
-  if values.subset not in SUBSETS:
-    allowed = flags.closest(values.subset, SUBSETS)
-    raise flags.FlagError('subset', values.subset, allowed)
-  setup = problem.set_up(values)
-  workdir = stages.Workdir(
-    flags.workdir(values), problem.identity(setup), values.save_seconds
-  )
-  splits = problem.draw(setup, 0)
-  problem.check_sizes(setup, splits)
-  parallel.by_first(workdir.claim)
-  wanted = 1 + (values.subset == 'retain')
-  progress = Progress(wanted, wanted * values.train_epochs)
-  source = pipeline.source_stage(setup, workdir, splits, 0, progress)
-  before = pipeline.source_predictions(source, splits)
-  stage, predictions = source, before
-  if values.subset == 'retain':
-    settings = dataclasses.replace(Settings(), batch_size=values.batch_size)
-    stage = pipeline.strategy_stage(
-      'retrain', setup, workdir, splits, source, None, settings, 0, progress
-    )
-    predictions = stage.predictions
-  result = compare(predictions, before, splits)
+  own = {
+    field.name: getattr(asked, field.name)
+    for field in dataclasses.fields(Train)
+    if field.name != 'subset'
+  }
+  whole = config.Study(**own, seeds=1)
+  root = study.root_of(whole)
+  chosen = parse('retrain') if asked.subset == 'retain' else []
+  plan = planning.plan(whole, root, chosen)
+  workdir = Workdir(root, study.identity(plan.setup))
+  found = study.compute(whole, plan, workdir)
+  (outcome,) = found.outcomes['retrain' if chosen else 'source']
+  assert outcome is not None  # A source or Retrain that diverged has raised.
   for part in ('forget', 'retain', 'test'):
-    share = getattr(result, f'{part}_accuracy')
+    share = outcome.values[f'{part}_accuracy']
+    assert share is not None
     print(f'{part:7} accuracy {100 * share:.2f} %')
-  print(f'Checkpoint: {stage.path}')
+  print(f'Checkpoint: {outcome.stage.path}')
 
 
 if __name__ == '__main__':
-  flags.define_data_and_model()
-  flags.define_processes()
-  define()
-  binary.run(main)
+  binary.run(main, Train)

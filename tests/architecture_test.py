@@ -1,119 +1,202 @@
 """docs/architecture.md and the imports say the same."""
 
 import ast
+import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import pytest
 
+import unlearn_jax
+
 ROOT = pathlib.Path(__file__).parent.parent
-PACKAGE = ROOT / 'unlearn_jax'
+PACKAGES = {'unlearn_jax': r'\d+', 'experiments': '[a-z]'}
+# Lines of Python, and of one module.
+MOST = {'unlearn_jax': 10_500, 'experiments': 6_500, 'benchmarks': 1_000}
+MOST_OF_ONE = 450
+# Of our modules that the main job loads before its flags are known.
+MOST_AT_START = 45
 
 
-def floors():
+def modules(package):
+  """Every module of a package by its dotted name."""
+  found = {}
+  for path in sorted((ROOT / package).rglob('*.py')):
+    parts = path.relative_to(ROOT).with_suffix('').parts
+    name = '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+    found[name] = path
+  return found
+
+
+ALL = {
+  name: path
+  for package in (*PACKAGES, 'benchmarks')
+  for name, path in modules(package).items()
+}
+
+
+def imports(name):
+  """The modules that a module of ours imports, inside of functions too."""
+  found, path = set(), ALL[name]
+  # `from . import x` counts from the package.
+  package = name if path.stem == '__init__' else name.rpartition('.')[0]
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      home = node.module or ''
+      if node.level:
+        above = package.rsplit('.', node.level - 1)[0]
+        home = f'{above}.{home}'.rstrip('.')
+      for alias in node.names:
+        inner = f'{home}.{alias.name}'
+        found.add(inner if inner in ALL else home)
+  return {own for own in found if own in ALL and own != name}
+
+
+def floors(package):
+  """What the page says: floors in order, by room."""
   text = (ROOT / 'docs' / 'architecture.md').read_text()
-  rows = re.findall(r'^\| (\d) \| `(\w+)` \|', text, re.MULTILINE)
-  return {room: int(floor) for floor, room in rows}
+  row = rf'^\| ({PACKAGES[package]}) \| (`\w+`(?:, `\w+`)*) \|'
+  found = {}
+  for floor, rooms in re.findall(row, text, re.MULTILINE):
+    for room in re.findall(r'\w+', rooms):
+      assert room not in found, f'{room} is on two floors'
+      found[room] = int(floor) if floor.isdigit() else ord(floor)
+  return found
 
 
-def rooms():
-  return sorted(
-    path.stem
-    for path in PACKAGE.iterdir()
-    if (path.suffix == '.py' or (path / '__init__.py').exists())
-    and path.stem != '__init__'
+def room(name):
+  """'data' of 'unlearn_jax.data.images'; '' of a package itself."""
+  return (name.split('.') + [''])[1]
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_every_room_has_a_floor(package):
+  rooms = {room(name) for name in modules(package)} - {''}
+  assert sorted(rooms) == sorted(floors(package))
+
+
+@pytest.mark.parametrize('package', PACKAGES)
+def test_imports_go_down(package):
+  table, climbs = floors(package), []
+  for name in modules(package):
+    for other in imports(name):
+      if other.split('.')[0] == package and room(other) != room(name):
+        if not table.get(room(other), -1) < table.get(room(name), -1):
+          climbs.append(f'{name} imports {other}')
+  assert not climbs
+
+
+@pytest.mark.parametrize('package', [*PACKAGES, 'benchmarks'])
+def test_no_modules_import_each_other(package):
+  names = modules(package)
+  graph = {name: imports(name) & set(names) for name in names}
+  while free := [name for name, own in graph.items() if not own]:
+    for name in free:
+      del graph[name]
+    for own in graph.values():
+      own -= set(free)
+  # What is left imports in a circle, or what does so.
+  circle = {
+    name for name in graph if any(name in own for own in graph.values())
+  }
+  assert not circle
+
+
+def attributes(tree):
+  """Dotted names as they are written, 'jax.random.key'."""
+  for node in ast.walk(tree):
+    parts = []
+    while isinstance(node, ast.Attribute):
+      parts.append(node.attr)
+      node = node.value
+    if parts and isinstance(node, ast.Name):
+      yield '.'.join([node.id, *reversed(parts)])
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    if isinstance(node, ast.ImportFrom):
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+      yield from re.findall(r'\bjax(?:lib)?(?:\.\w+)*\._\w+', node.value)
+
+
+def hidden(name):
+  parts = name.split('.')
+  ours = {'jax', 'jaxlib', 'jnp', 'flax', 'optax', 'orbax', 'ocp', 'nn'}
+  return parts[0] in ours and any(
+    part.startswith('_') and not part.endswith('__') for part in parts[1:]
   )
 
 
-def imports(room):
-  """The rooms that a room imports."""
-  path = PACKAGE / room
-  files = path.rglob('*.py') if path.is_dir() else [path.with_suffix('.py')]
-  found = set()
-  for file in files:
-    for node in ast.walk(ast.parse(file.read_text())):
-      if isinstance(node, ast.ImportFrom) and node.module:
-        parts = node.module.split('.')
-        if parts[0] != 'unlearn_jax':
-          continue
-        if len(parts) > 1:
-          found.add(parts[1])
-        else:
-          found.update(alias.name for alias in node.names)
-      elif isinstance(node, ast.Import):
-        for alias in node.names:
-          if alias.name.startswith('unlearn_jax.'):
-            found.add(alias.name.split('.')[1])
-  return found - {room}
+@pytest.mark.parametrize('name', ALL)
+def test_nothing_private_of_jax_is_used(name):
+  tree = ast.parse(ALL[name].read_text())
+  assert not [own for own in attributes(tree) if hidden(own)]
 
 
-def test_every_room_has_a_floor():
-  assert rooms() == sorted(floors())
-
-
-@pytest.mark.parametrize('room', rooms())
-def test_imports_go_down(room):
-  table = floors()
-  climbs = {other for other in imports(room) if table[other] >= table[room]}
-  assert not climbs, f'{room} imports {climbs}'
-
-
-def reproduction_rows():
-  text = (ROOT / 'docs' / 'architecture.md').read_text()
-  found = re.findall(r'^\| ([a-z]) \| (`.+?`) \|', text, re.MULTILINE)
-  return {
-    room: row for row, rooms in found for room in re.findall(r'\w+', rooms)
-  }
-
-
-def test_imports_of_the_reproduction_go_up_the_page():
-  table = reproduction_rows()
-  folder = ROOT / 'experiments' / 'reproduction'
-  files = [p for p in folder.glob('*.py') if p.stem != '__init__']
-  assert sorted(p.stem for p in files) == sorted(table)
-  for path in files:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-      if isinstance(node, ast.ImportFrom) and node.module:
-        if node.module == 'experiments.reproduction':
-          found |= {alias.name for alias in node.names}
-        elif node.module.startswith('experiments.reproduction.'):
-          found.add(node.module.split('.')[2])
-    climbs = {other for other in found if table[other] >= table[path.stem]}
-    assert not climbs, f'{path.stem} imports {climbs}'
+def test_what_is_private_would_be_found():
+  lines = 'import jax._src.core', 'from jax._src import xla', 'jax.a._b()'
+  for line in (*lines, "f('jax._src.config')", 'from jax import _src'):
+    assert any(map(hidden, attributes(ast.parse(line)))), line
+  assert not any(map(hidden, attributes(ast.parse('self._x; jax.__name__'))))
 
 
 def test_only_parallel_knows_pmap():
-  for path in PACKAGE.rglob('*.py'):
-    if path.stem != 'parallel':
-      assert 'jax.pmap(' not in path.read_text().replace(
-        'jax.pmap(axis_name', ''
-      ), path
+  for name, path in ALL.items():
+    if name != 'unlearn_jax.parallel':
+      assert 'jax.pmap' not in attributes(ast.parse(path.read_text())), name
 
 
-def test_the_library_never_imports_the_binaries_or_prints():
-  for path in PACKAGE.rglob('*.py'):
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-        assert node.func.id != 'print', path
-      if isinstance(node, ast.ImportFrom):
-        assert not (node.module or '').startswith('experiments'), path
+@pytest.mark.parametrize('name', modules('unlearn_jax'))
+def test_the_library_prints_nothing_and_knows_no_binary(name):
+  tree = ast.parse(ALL[name].read_text())
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+      assert node.func.id != 'print'
+  named = {own.split('.')[0] for own in attributes(tree)}
+  assert not named & {'experiments', 'benchmarks', 'absl', 'flags'}
 
 
 def test_every_public_function_has_an_example():
-  import inspect
-
-  import unlearn_jax
-
   for name in unlearn_jax.__all__:
     thing = getattr(unlearn_jax, name)
     if inspect.isfunction(thing):
       assert '>>> ' in (thing.__doc__ or ''), name
 
 
-def test_every_main_is_short():
+def test_every_main_fits_on_a_screen():
+  mains = []
   for path in (ROOT / 'experiments').glob('*.py'):
     for node in ast.parse(path.read_text()).body:
       if isinstance(node, ast.FunctionDef) and node.name == 'main':
+        mains.append(path.stem)
         assert node.end_lineno - node.lineno < 40, path
+  wanted = {'unlearn', 'train', 'evaluate', 'reproduce', 'table1'}
+  assert wanted <= set(mains)
+
+
+@pytest.mark.parametrize('package', MOST)
+def test_a_package_can_be_read(package):
+  lines = {
+    name: len(path.read_text().splitlines())
+    for name, path in modules(package).items()
+  }
+  assert sum(lines.values()) <= MOST[package]
+  assert not {n: size for n, size in lines.items() if size > MOST_OF_ONE}
+
+
+def test_the_main_job_loads_few_modules_before_it_knows_its_flags():
+  code = (
+    'import sys, experiments.unlearn\n'
+    "own = [m for m in sys.modules if m.split('.')[0] in"
+    " ('experiments', 'unlearn_jax')]\n"
+    'print(len(own))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert int(done.stdout) <= MOST_AT_START

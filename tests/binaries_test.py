@@ -5,773 +5,497 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
-import subprocess
-import sys
 
-from absl import flags as absl_flags
-from absl.testing import flagsaver
 import helpers
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import running
 
-from experiments import (
-  binary,
-  cluster,
-  divergence,
-  evaluate,
-  files,
-  flags,
-  generator_flags,
-  preemption,
-  train,
-  unlearn,
+from experiments.runtime import signals
+from experiments.workdir import finished as kept
+from unlearn_jax.recipes import RECIPES
+
+MINE = """
+from unlearn_jax.strategies import METHOD, Strategy, Term, retained
+
+def mine(alpha: float = 0.5):
+  '''Trains on D_RE, and that by alpha.'''
+  return Strategy('Mine', METHOD, terms=(Term(retained, weight=alpha),))
+"""
+# As somebody types them: the row's name, its label, and its folder's name.
+STRATEGIES = {
+  'retrain': ('retrain', 'Retrain', 'retrain'),
+  'finetune': ('finetune', 'Fine-tune only (K = 0)', 'finetune'),
+  'top_k(k=3)': ('top_k(k=3)', 'Top-K (k=3)', 'top_k'),
+  'top_k(k=0.05, epsilon=1)': (
+    'top_k(k=0.05, epsilon=1.0)',
+    'Top-K (k=0.05, epsilon=1.0)',
+    'top_k',
+  ),
+  'h7_own.method:mine(alpha=.3)': (
+    'h7_own.method:mine(alpha=0.3)',
+    'Mine (alpha=0.3)',
+    'h7_own.method.mine',
+  ),
+}
+DEGREE = (
+  *('--degree_epochs=1', '--degree_batch_size=4', '--degree_width=2'),
+  '--max_perturbation=none',
 )
-from unlearn_jax.strategies import STRATEGIES
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-flags.define_data_and_model()
-flags.define_unlearning()
-generator_flags.define_beside_unlearning()
-train.define()
-absl_flags.DEFINE_string('checkpoint', None, 'As experiments.evaluate has it.')
-
-
-def invoke(monkeypatch, capsys, main, *arguments):
-  """Runs a binary here: (exit status, stdout, stderr)."""
-  monkeypatch.setattr(sys, 'argv', ['binary', *map(str, arguments)])
-  capsys.readouterr()
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-    binary.run(main)
-  out, err = capsys.readouterr()
-  return end.value.code or 0, out, err
 
 
 @pytest.fixture(scope='module')
 def data_file(tmp_path_factory):
-  """Ten-pixel images of three classes: trained in a second."""
   return helpers.stripes_file(tmp_path_factory.mktemp('data'))
 
 
 def quick(data_file, workdir, *more):
-  return (
-    f'--dataset=npz:{data_file}',
-    f'--workdir={workdir}',
-    '--width=4',
-    '--batch_size=24',
-    '--train_epochs=6',
-    '--train_learning_rate=0.01',
-    '--epochs=2',
-    '--k=5',
-    '--sensitivity_examples=24',
-    *more,
+  names = f'--strategies={", ".join(STRATEGIES)}'
+  return running.training(
+    data_file, workdir, '--epochs=2', '--seeds=2', names, *more
   )
 
 
 @pytest.fixture(scope='module')
-def finished(data_file, tmp_path_factory):
+def main(data_file, tmp_path_factory):
   """A work directory in which the main job has run, its stdout, its report."""
-  workdir = tmp_path_factory.mktemp('runs') / 'main'
-  environment = {**os.environ, 'XLA_FLAGS': ''}
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'experiments.unlearn',
-      *quick(data_file, workdir, '--seeds=2'),
-    ],
-    cwd=ROOT,
-    env=environment,
-    capture_output=True,
-    text=True,
-    timeout=600,
-  )
-  assert done.returncode == 0, done.stderr
-  report = json.loads((workdir / 'report.json').read_text())
-  return workdir, done.stdout, report
+  own, workdir = (tmp_path_factory.mktemp('own') / n for n in ('code', 'run'))
+  (own / 'h7_own').mkdir(parents=True)
+  (own / 'h7_own' / 'method.py').write_text(MINE)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(own)
+    out = running.done('unlearn', *quick(data_file, workdir))
+    yield workdir, out, report_of(workdir)
 
 
-@pytest.fixture(autouse=True)
-def one_device():
-  """As in the subprocess, so that stages are the same."""
-  import jax
-
-  from unlearn_jax import parallel
-
-  with parallel.use(jax.devices()[:1]):
-    yield
+def report_of(workdir):
+  return json.loads((workdir / 'report.json').read_text())
 
 
-def test_the_report_has_every_row_and_number(finished):
-  workdir, out, report = finished
-  assert [row['strategy'] for row in report['rows']] == ['source', *STRATEGIES]
-  for row in report['rows']:
-    values = row['values']
-    for name in ('forget_accuracy', 'retain_accuracy', 'test_accuracy'):
-      assert all(0 <= value <= 1 for value in values[name])
-    if row['strategy'] == 'retrain':
-      assert values['gap_to_retrained'] == [0, 0]
-      assert values['acceleration'] == [1, 1]
-    if row['strategy'] == 'source':
-      assert values['forgetting_rate'] == [0, 0]
-    for name, interval in row['mean'].items():
-      assert interval['mean'] == pytest.approx(np.mean(values[name]))
-    if row['role'] in ('method', 'baseline'):
-      differences = np.subtract(
-        values['gap_to_retrained'],
-        report['rows'][2]['values']['gap_to_retrained'],
+def folder(workdir, name, seed=0):
+  """The first finished stage of this name."""
+  return next(iter(workdir.glob(f'checkpoints/seed{seed}-{name}-*')))
+
+
+def stages(workdir):
+  return {path.name for path in (workdir / 'checkpoints').iterdir()}
+
+
+# The main job.
+
+
+def test_each_strategy_has_a_row_a_label_and_a_stage_a_seed(main):
+  workdir, out, report = main
+  rows = report['rows'][1:]
+  found = [(row['strategy'], row['label']) for row in rows]
+  assert found == [own[:2] for own in STRATEGIES.values()]
+  for row, (*_, name) in zip(rows, STRATEGIES.values()):
+    for seed, path in enumerate(row['checkpoints']):
+      assert re.fullmatch(
+        rf'seed{seed}-{name}-[0-9a-f]{{12}}', pathlib.Path(path).name
       )
-      got = row['paired']['gap_to_retrained']['mean']
-      assert got == pytest.approx(differences.mean())
-  assert report['rows'][2]['strategy'] == 'finetune'
-  assert report['seeds'] == [0, 1]
-  assert report['config']['seeds'] == 2
-  assert 'Top-K' in out and 'Random-TopK' in out
-  for name in ('report.md', 'report.html'):
-    assert 'Top-K' in (workdir / name).read_text()
+      assert kept.manifest(pathlib.Path(path)).strategy == row['strategy']
+    assert len(row['checkpoints']) == len(row['curves']) == 2
+    assert row['strategy'] in out
+  assert len(stages(workdir)) == 2 * (1 + len(STRATEGIES))
+  assert rows[-1]['parameters']['alpha'] == 0.3
+  assert report['config']['seeds'] == 2 and report['seeds'] == [0, 1]
+
+
+def test_numbers_are_what_they_are_said_to_be(main):
+  rows = {row['strategy']: row for row in main[2]['rows']}
+  for row in rows.values():
+    for name, interval in row['mean'].items():
+      assert interval['mean'] == pytest.approx(np.mean(row['values'][name]))
+  assert rows['source']['values']['forgetting_rate'] == [0, 0]
+  assert rows['top_k(k=3)']['values']['scalars_changed'] == [3, 3]
+  assert rows['finetune']['values']['scalars_changed'] == [0, 0]
+  for name in ('source', 'finetune', 'retrain'):  # Seeds differ in all.
+    paths = [folder(main[0], name, seed) for seed in (0, 1)]
+    assert len({kept.manifest(path).state_sha256 for path in paths}) == 2
+    if name != 'source':
+      assert len({(path / 'forget.txt').read_text() for path in paths}) == 2
+
+
+def test_every_output_is_there_and_names_the_strategies(main):
+  workdir, out, _ = main
+  for name in ('report.md', 'report.html', 'report.csv', 'report.tex'):
+    assert 'Mine' in (workdir / name).read_text(), name
+  assert out.endswith(f'Report: {workdir / "report.html"}\n')
   assert len(list(workdir.glob('figures/*.png'))) == 3
 
 
-def test_the_same_command_does_nothing_twice(
-  finished, data_file, monkeypatch, capsys
-):
-  workdir, _, before = finished
-  folders = sorted((workdir / 'checkpoints').iterdir())
-  status, out, _ = invoke(
-    monkeypatch, capsys, unlearn.main, *quick(data_file, workdir, '--seeds=2')
-  )
-  assert status == 0
+def test_the_same_command_does_nothing_twice(main, data_file):
+  workdir, _, before = main
+  written = {
+    path: path.stat().st_mtime_ns
+    for path in helpers.files(workdir / 'checkpoints')
+  }
+  out = running.done('unlearn', *quick(data_file, workdir))
   assert out.count('done before') == 2 * (1 + len(STRATEGIES))
-  assert sorted((workdir / 'checkpoints').iterdir()) == folders
-  after = json.loads((workdir / 'report.json').read_text())
-  assert after['rows'] == before['rows']
-
-
-def test_a_changed_flag_redoes_what_depends_on_it(
-  finished, data_file, monkeypatch, capsys
-):
-  workdir = finished[0]
-  folders = set((workdir / 'checkpoints').iterdir())
-  arguments = quick(data_file, workdir, '--seeds=1', '--epsilon_top=-0.5')
-  status, out, _ = invoke(monkeypatch, capsys, unlearn.main, *arguments)
-  assert status == 0
-  new = {
-    path.name.rsplit('-', 1)[0]
-    for path in set((workdir / 'checkpoints').iterdir()) - folders
-  }
-  assert new == {'seed0-top_k', 'seed0-random_scalars'}
-  assert out.count('done before') == 1 + len(STRATEGIES) - 2
-
-
-def test_evaluate_gives_the_numbers_of_the_report_again(
-  finished, monkeypatch, capsys
-):
-  workdir, _, report = finished
-  folders = workdir / 'checkpoints'
-  for name in ('random_k', 'retrain'):
-    (folder,) = folders.glob(f'seed1-{name}-*')
-    status, out, err = invoke(
-      monkeypatch, capsys, evaluate.main, f'--checkpoint={folder}'
-    )
-    assert status == 0, err
-    got = json.loads(out)
-    (row,) = [r for r in report['rows'] if r['strategy'] == name]
-    for metric, value in got.items():
-      assert value == pytest.approx(row['values'][metric][1], abs=1e-6)
-
-
-def test_evaluate_equals_the_stages_own_predictions(
-  finished, monkeypatch, capsys
-):
-  from unlearn_jax import data
-
-  workdir = finished[0]
-  (folder,) = (workdir / 'checkpoints').glob('seed0-eu_k-*')
-  _, out, _ = invoke(
-    monkeypatch, capsys, evaluate.main, f'--checkpoint={folder}'
-  )
-  manifest = json.loads((folder / 'manifest.json').read_text())
-  dataset = data.load(manifest['dataset'])
-  rows = data.read_ids(folder / 'forget.txt', dataset)
-  with np.load(folder / 'predictions.npz', allow_pickle=False) as predictions:
-    chosen = predictions['forget'].argmax(-1)
-  accuracy = (chosen == dataset.train.labels[rows]).mean()
-  assert json.loads(out)['forget_accuracy'] == pytest.approx(accuracy)
-
-
-def test_train_shares_its_stages_and_feeds_unlearn(
-  finished, data_file, tmp_path, monkeypatch, capsys
-):
-  workdir = finished[0]
-  common = [a for a in quick(data_file, workdir) if 'epochs=2' not in a]
-  common = [a for a in common if not a.startswith(('--k=', '--sens'))]
-  status, out, err = invoke(monkeypatch, capsys, train.main, *common)
-  assert status == 0, err
-  assert 'done before' in out
-  source = re.search(r'Checkpoint: (.*)', out)[1]
-  status, out, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'other', '--seeds=1'),
-    f'--source_dir={source}',
-    '--strategies=finetune',
-  )
-  assert status == 0, err
-  assert f'from {source}' in out
-  assert not list((tmp_path / 'other' / 'checkpoints').glob('*source*'))
-
-
-def test_recipe_and_dtype_are_kept_with_the_model(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  def checkpoint(*more):
-    status, out, err = invoke(
-      monkeypatch,
-      capsys,
-      train.main,
-      f'--dataset=npz:{data_file}',
-      f'--workdir={tmp_path / "run"}',
-      '--width=4',
-      '--batch_size=24',
-      '--train_epochs=2',
-      *more,
-    )
-    assert status == 0, err
-    return pathlib.Path(re.search('Checkpoint: (.*)', out)[1])
-
-  plain = checkpoint()
-  other = checkpoint('--recipe=standard', '--dtype=bfloat16')
-  assert plain != other
-  settings = json.loads((other / 'manifest.json').read_text())
-  assert settings['dtype'] == 'bfloat16'
-  assert settings['settings'] == {
-    'optimizer': 'momentum',
-    'epochs': 2,
-    'learning_rate': 0.1,
-    'batch_size': 24,
-    'augment': True,
-  }
-  # A flag that is given counts for more than the recipe.
-  kept = checkpoint('--recipe=standard', '--noaugment')
-  settings = json.loads((kept / 'manifest.json').read_text())
-  assert settings['settings']['augment'] is False
-  # The same choices find the same model.
-  assert checkpoint('--recipe=standard', '--dtype=bfloat16') == other
-
-
-def test_streamed_data_give_the_model_of_resident_data(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  digests = []
-  for place, megabytes in (('resident', 1), ('streamed', 0)):
-    status, out, err = invoke(
-      monkeypatch,
-      capsys,
-      train.main,
-      *quick(data_file, tmp_path / place)[:1],
-      f'--workdir={tmp_path / place}',
-      '--width=4',
-      '--batch_size=24',
-      '--train_epochs=2',
-      f'--device_data_mb={megabytes}',
-    )
-    assert status == 0, err
-    folder = pathlib.Path(re.search('Checkpoint: (.*)', out)[1])
-    manifest = json.loads((folder / 'manifest.json').read_text())
-    accuracies = re.findall('accuracy .*', out)
-    digests.append((manifest['state_sha256'], accuracies))
-  assert digests[0] == digests[1]
-
-
-def test_train_makes_the_retrained_reference(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  workdir = tmp_path / 'run'
-  common = [
-    a
-    for a in quick(data_file, workdir)
-    if not a.startswith(('--k=', '--sens', '--epochs'))
-  ]
-  status, out, err = invoke(
-    monkeypatch, capsys, train.main, *common, '--subset=retain'
-  )
-  assert status == 0, err
-  retrained = re.search(r'Checkpoint: (.*)', out)[1]
-  assert 'retrain' in retrained
-  status, out, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, workdir, '--seeds=1', '--strategies=finetune'),
-    f'--retrained_dir={retrained}',
-  )
-  assert status == 0, err
-  report = json.loads((workdir / 'report.json').read_text())
-  assert [row['strategy'] for row in report['rows']] == [
-    'source',
-    'retrain',
-    'finetune',
-  ]
-  # Another forget set's reference is refused, and nothing is written.
-  before = sorted(workdir.rglob('*'))
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, workdir, '--seeds=1', '--strategies=finetune'),
-    f'--retrained_dir={retrained}',
-    '--split_seed=5',
-  )
-  assert status == 1
-  assert 'forget_sha256' in err
-  assert sorted(workdir.rglob('*')) == before
-
-
-def test_another_kind_of_checkpoint_is_refused(
-  finished, data_file, tmp_path, monkeypatch, capsys
-):
-  (other,) = (finished[0] / 'checkpoints').glob('seed0-random_k-*')
-  for flag in ('source_dir', 'retrained_dir'):
-    status, _, err = invoke(
-      monkeypatch,
-      capsys,
-      unlearn.main,
-      *quick(data_file, tmp_path / 'run', '--seeds=1'),
-      f'--{flag}={other}',
-    )
-    untouched(tmp_path, status, err, 1, 'holds a random_k model, allowed: ')
-
-
-def test_evaluate_refuses_other_parents_and_another_forget_set(
-  finished, tmp_path, monkeypatch, capsys
-):
-  folders = finished[0] / 'checkpoints'
-  (own,) = folders.glob('seed0-random_k-*')
-  (source,) = folders.glob('seed1-source-*')
-  (retrained,) = folders.glob('seed1-retrain-*')
-  file = tmp_path / 'forget.txt'
-  file.write_text('1\n')
-  for flag, status, line in (
-    (f'--source_dir={source}', 1, 'state_sha256'),
-    (f'--retrained_dir={retrained}', 1, 'forget_sha256'),
-    (f'--retrained_dir={own}', 1, "strategy='random_k'"),
-    (f'--forget_ids={file}', 2, 'has its own'),
-  ):
-    got, _, err = invoke(
-      monkeypatch, capsys, evaluate.main, f'--checkpoint={own}', flag
-    )
-    assert (got, err.count('\n')) == (status, 1), err
-    assert line in err
-
-
-def test_a_stop_flag_dates_retrain_anew_without_training_it(
-  finished, data_file, monkeypatch, capsys
-):
-  arguments = quick(data_file, finished[0], '--seeds=1', '--strategies=retrain')
-  status, out, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *arguments,
-    '--stop_js_change=1',
-    '--stop_retain_share=0',
-  )
-  assert status == 0, err
-  assert out.count('done before') == 2
-  report = json.loads((finished[0] / 'report.json').read_text())
-  assert report['rows'][1]['stop_epoch'] == [1]
-
-
-def test_what_diverges_is_named_while_the_others_go_on(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  workdir = tmp_path / 'run'
-  arguments = quick(
-    data_file,
-    workdir,
-    '--seeds=2',
-    '--strategies=retrain,finetune,random_k,cf_k',
-    '--epsilon_random=1e38',
-  )
-  status, out, err = invoke(monkeypatch, capsys, unlearn.main, *arguments)
-  assert status == 0, err
-  lines = [line for line in out.splitlines() if 'diverged in epoch' in line]
-  assert any(
-    'seed 0 · random_k diverged in epoch 1 at learning rate 0.001: ' in line
-    for line in lines
-  ), out
-  stages = [path.name for path in (workdir / 'checkpoints').glob('[!.]*')]
-  assert sorted({name.split('-')[1] for name in stages}) == [
-    'cf_k',
-    'finetune',
-    'retrain',
-    'source',
-  ]
-  report = json.loads((workdir / 'report.json').read_text())
-  rows = {row['strategy']: row for row in report['rows']}
-  failed = rows['random_k']
-  assert failed['label'] == 'Random-k (diverged: 2 of 2 seeds)'
-  assert (failed['values'], failed['mean'], failed['curves']) == ({}, {}, [])
-  assert len(failed['warnings']) == 2
-  assert rows['cf_k']['paired']['gap_to_retrained']
-  for name in ('report.md', 'report.html'):
-    text = (workdir / name).read_text().replace('&nbsp;', ' ')
-    assert 'Random-k (diverged: 2 of 2 seeds)' in text
-    assert 'diverged in epoch 1 at learning rate 0.001' in text
-
-
-def test_one_seed_that_diverges_leaves_no_mean(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  """The control: no other row may be compared with what is left of it."""
-  from experiments import pipeline
-
-  real = pipeline.strategy_stage
-
-  def second_fails(name, setup, workdir, splits, *rest):
-    if name == 'finetune' and rest[3] == 1:
-      raise divergence.StageDivergedError('seed 1 · finetune', 3, 0.5, 'x')
-    return real(name, setup, workdir, splits, *rest)
-
-  monkeypatch.setattr(pipeline, 'strategy_stage', second_fails)
-  workdir = tmp_path / 'run'
-  arguments = quick(
-    data_file, workdir, '--seeds=2', '--strategies=retrain,finetune,cf_k'
-  )
-  status, out, err = invoke(monkeypatch, capsys, unlearn.main, *arguments)
-  assert status == 0, err
-  report = json.loads((workdir / 'report.json').read_text())
-  rows = {row['strategy']: row for row in report['rows']}
-  control = rows['finetune']
-  assert control['label'].endswith('(diverged: 1 of 2 seeds)')
-  assert control['values']['test_accuracy'][0] > 0
-  assert control['values']['test_accuracy'][1] is None
-  assert control['mean'] == rows['cf_k']['paired'] == {}
-  assert rows['cf_k']['mean']['gap_to_retrained']
-  assert (
-    'CF-K: no verdict, because Fine-tune only'
-    in (workdir / 'report.md').read_text()
-  )
-
-
-def test_a_source_or_retrain_that_diverges_ends_the_run(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  import optax
-
-  from experiments import problem
-
-  def breaks_after(steps):
-    return lambda *_: optax.scale_by_schedule(
-      lambda step: jnp.where(step < steps, 0.0, jnp.inf)
-    )
-
-  for name, epochs in (('source', 3), ('retrain', 1)):
-    real = problem.optimizer
-    if name == 'source':
-      # Ten steps an epoch.
-      monkeypatch.setattr(problem, 'optimizer', breaks_after(25))
-    else:
-      monkeypatch.setattr(
-        problem,
-        'optimizer',
-        lambda values, examples: (
-          real(values, examples) if examples.size == 240 else breaks_after(0)()
-        ),
-      )
-    status, _, err = invoke(
-      monkeypatch,
-      capsys,
-      unlearn.main,
-      *quick(data_file, tmp_path / name, '--seeds=1', '--strategies=retrain'),
-    )
-    assert (status, err.count('\n')) == (1, 1), err
-    assert f'seed 0 · {name} diverged in epoch {epochs} at' in err
-    assert 'learning rate 0.01' in err
-    monkeypatch.setattr(problem, 'optimizer', real)
-    if name == 'source':
-      assert 'the last finite state, after epoch 2, is kept in' in err
-      (kept,) = (tmp_path / name / 'checkpoints').glob('.*/epoch-*')
-      assert kept.name == 'epoch-000002'
-    assert not (tmp_path / name / 'report.json').exists()
-
-
-def test_a_damaged_stage_is_named(
-  finished, data_file, tmp_path, monkeypatch, capsys
-):
-  import shutil
-
-  workdir = tmp_path / 'copy'
-  shutil.copytree(finished[0], workdir)
-  (folder,) = (workdir / 'checkpoints').glob('seed0-finetune-*')
-  (folder / 'record.json').write_text('{}')
-  status, _, err = invoke(
-    monkeypatch, capsys, unlearn.main, *quick(data_file, workdir, '--seeds=1')
-  )
-  assert (status, err.count('\n')) == (1, 1), err
-  assert 'is damaged' in err and 'record.json' in err
-
-
-# Bad input: one line, the right status, and nothing on disk.
-
-BAD_FLAGS = {
-  '--model=resnet_18': 'did you mean resnet18?',
-  '--strategies=topk': 'did you mean top_k?',
-  '--strategies=': 'one of retrain',
-  '--k=0': 'a whole number from 1',
-  '--k=-3': 'a whole number from 1',
-  '--k=many': 'a whole number from 1',
-  '--k=1.5': 'a share above 0 and at most 1',
-  '--k=99999999': '1 to ',
-  '--ratio=0': 'above 0 and at most 1',
-  '--ratio=1.01': 'above 0 and at most 1',
-  '--ratio=nan': 'above 0 and at most 1',
-  '--ratio=0.0001': 'shares of at least K',
-  '--k=0.5': 'shares of at least K',
-  '--last_k=0': '1 or more',
-  '--last_k=99': '1 to 11, the tensors',
-  '--forget_fraction=0': 'above 0 and below 1',
-  '--forget_fraction=1': 'above 0 and below 1',
-  '--forget_fraction=0.001': 'a share that comes to 1 to 239 of 240',
-  '--device_data_mb=-1': '0 or more',
-  '--save_seconds=-1': '0 or more',
-  '--save_seconds=nan': '0 or more',
-  '--dtype=float16': 'did you mean bfloat16?',
-  '--recipe=standart': 'did you mean standard?',
-  '--batch_size=0': 'a positive multiple',
-  '--batch_size=100000': 'at most the ',
-  '--seeds=0': '1 or more',
-  '--seed=-1': '0 to 2147483647',
-  '--epochs=-1': '0 or more',
-  '--epochs=two': 'epochs',
-  '--train_epochs=0': '1 or more',
-  '--width=0': '1 or more',
-  '--train_subset=0': '1 or more',
-  '--train_subset=241': '1 to 240',
-  '--learning_rate=0': 'above 0',
-  '--js_weight=-0.1': '0 or more',
-  '--js_weight=nan': '0 or more',
-  '--js_teacher=me': 'source, retrained, none',
-  '--epsilon_top=inf': 'a finite number',
-  '--granularity=tensor': 'scalar, leaf',
-  '--rule=Scale': 'did you mean scale?',
-  '--stop_retain_share=2': 'a share from 0 to 1',
-  '--no_such_flag=1': 'no_such_flag',
-  'stray': "'stray' is not a flag",
-}
-
-
-def untouched(tmp_path, status, err, wanted, line):
-  assert status == wanted, err
-  assert len(err.strip().splitlines()) == 1, err
-  assert err.startswith('error: ')
-  assert 'Traceback' not in err
-  assert line in err, err
-  assert not (tmp_path / 'run').exists()
-
-
-@pytest.mark.parametrize('flag', BAD_FLAGS)
-def test_bad_flags(flag, data_file, tmp_path, monkeypatch, capsys):
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run'),
-    flag,
-  )
-  untouched(tmp_path, status, err, 2, BAD_FLAGS[flag])
-  if flag.startswith('--') and 'no_such' not in flag and 'k=0.5' not in flag:
-    name, value = flag[2:].split('=')
-    assert name in err and value in err, err
-
-
-def test_a_batch_that_the_devices_cannot_share(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  import jax
-
-  from unlearn_jax import parallel
-
-  with parallel.use(jax.devices()):
-    status, _, err = invoke(
-      monkeypatch,
-      capsys,
-      unlearn.main,
-      *quick(data_file, tmp_path / 'run'),
-      '--batch_size=27',
-    )
-  untouched(
-    tmp_path, status, err, 2, '--batch_size=27, allowed: a positive multiple'
-  )
+  assert {path: path.stat().st_mtime_ns for path in written} == written
+  assert report_of(workdir)['rows'] == before['rows']
 
 
 @pytest.mark.parametrize(
-  'text, line',
+  'flags, kinds',
   [
-    ('1\n500\n', ':2: '),
-    ('1\n2\n1\n', ':3: '),
-    ('1\nx7\n', ':2: '),
-    ('', 'forget'),
-    ('# none\n\n', 'forget'),
+    (['--epochs=1'], {'finetune', 'top_k', 'h7_own.method.mine'}),
+    (['--unlearn_seed=9', '--strategies=finetune'], {'finetune'}),
+    (['--strategies=retrain, finetune, cf_k(k=2)'], {'cf_k'}),
   ],
 )
-def test_bad_forget_ids(text, line, data_file, tmp_path, monkeypatch, capsys):
-  file = tmp_path / 'forget.txt'
-  file.write_text(text)
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run'),
-    f'--forget_ids={file}',
-  )
-  untouched(tmp_path, status, err, 1, line)
-  assert f'--forget_ids={file}: ' in err
+def test_changed_flags_redo_what_depends_on_them(flags, kinds, main, data_file):
+  workdir = main[0]
+  before = stages(workdir)
+  running.done('unlearn', *quick(data_file, workdir, '--seeds=1'), *flags)
+  new = {name.rsplit('-', 1)[0] for name in stages(workdir) - before}
+  assert new == {f'seed0-{kind}' for kind in kinds}
 
 
-BAD_DATA = {
-  '--dataset=cifar11': 'cifar10',
-  '--dataset=npz:/no/such.npz': '/no/such.npz',
-  '--dataset=folder:/no/such': '/no/such',
-  '--forget_ids=/no/such.txt': '/no/such.txt',
-  '--source_dir=/no/such': '--source_dir=/no/such',
-  '--model=resnet18': 'sides of at least 8 pixels',
-}
-
-
-@pytest.mark.parametrize('flag', BAD_DATA)
-def test_bad_data(flag, data_file, tmp_path, monkeypatch, capsys):
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run', f'--data_dir={tmp_path}'),
-    flag,
-  )
-  untouched(tmp_path, status, err, 1, BAD_DATA[flag])
-  assert flag.split('=')[1].split(':')[-1] in err
-
-
-def test_a_source_of_another_model_is_refused(
-  finished, data_file, tmp_path, monkeypatch, capsys
-):
-  (source,) = (finished[0] / 'checkpoints').glob('seed0-source-*')
-  status, _, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run'),
-    '--width=5',
-    f'--source_dir={source}',
-  )
-  untouched(tmp_path, status, err, 1, 'width=4, allowed here: 5')
-
-
-def test_a_workdir_of_another_configuration_is_refused(
-  finished, data_file, monkeypatch, capsys
-):
-  workdir = finished[0]
-  before = sorted(workdir.rglob('*'))
-  status, _, err = invoke(
-    monkeypatch, capsys, unlearn.main, *quick(data_file, workdir), '--width=5'
-  )
-  assert status == 1
-  assert 'belongs to width=4, this run has width=5' in err
-  assert sorted(workdir.rglob('*')) == before
-
-
-@pytest.mark.parametrize('place', ['/proc/nowhere', '/dev/null/run'])
-def test_an_unwritable_workdir_is_refused(
-  place, data_file, monkeypatch, capsys
-):
-  status, _, err = invoke(
-    monkeypatch, capsys, unlearn.main, *quick(data_file, place)
-  )
-  assert status == 1
-  assert err.startswith(f'error: --workdir={place}, allowed: a directory')
-
-
-def test_a_folder_with_other_things_in_it_is_refused(
-  data_file, tmp_path, monkeypatch, capsys
-):
-  (tmp_path / 'thesis.tex').write_text('precious')
-  status, _, err = invoke(
-    monkeypatch, capsys, unlearn.main, *quick(data_file, tmp_path)
-  )
-  assert status == 1
-  assert 'an empty directory or one of this program' in err
-  assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
-
-
-def test_a_disk_that_takes_no_more_is_one_line(tmp_path, monkeypatch, capsys):
-  def full(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
-  status, _, err = invoke(
-    monkeypatch, capsys, lambda: files.replace(tmp_path / 'report.md', b'')
-  )
-  path = tmp_path / 'report.md'
-  assert (status, err) == (1, f'error: {path}: No space left on device\n')
-
-
-@pytest.mark.parametrize('several', [False, True])
-def test_another_error_of_the_system_is_our_bug(several, monkeypatch, capsys):
-  def broken():
-    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-  left = []
-  monkeypatch.setattr(sys, 'argv', ['binary'])
-  monkeypatch.setattr(cluster, 'several', lambda: several)
-  monkeypatch.setattr(cluster, 'leave', left.append)
-  with pytest.raises(OSError, match='Bad file descriptor'):
-    binary.run(broken)
-  # The others would wait for one that waits at its own end.
-  assert left == [1] * several
-
-
-def test_where_another_process_stops_first_this_one_was_stopped_too(
-  monkeypatch, capsys
-):
-  def main():
-    with preemption.deferred():
-      signal.raise_signal(signal.SIGTERM)
-      raise jax.errors.JaxRuntimeError('Connection closed by peer')
-
-  monkeypatch.setattr(cluster, 'several', lambda: True)
-  status, _, err = invoke(monkeypatch, capsys, main)
-  assert status == 143 and 'Connection' not in err
+def test_a_stop_flag_dates_retrain_anew_without_training_it(main, data_file):
+  more = '--seeds=1', '--strategies=retrain', '--stop_js_change=1'
+  own = quick(data_file, main[0], *more, '--stop_retain_share=0')
+  assert running.done('unlearn', *own).count('done before') == 2
+  assert report_of(main[0])['rows'][1]['stop_epoch'] == [1]
 
 
 def test_a_class_that_is_forgotten_whole_is_a_warning(
-  data_file, tmp_path, monkeypatch, capsys
+  main, data_file, tmp_path
 ):
   with np.load(data_file) as arrays:
     rows = np.flatnonzero(arrays['y_train'] == 1)
   file = tmp_path / 'forget.txt'
   file.write_text('\n'.join(map(str, rows)))
-  status, out, err = invoke(
-    monkeypatch,
-    capsys,
-    unlearn.main,
-    *quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=finetune'),
-    f'--forget_ids={file}',
-  )
-  assert status == 0, err
+  source = folder(main[0], 'source')
+  own = quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=finetune')
+  more = f'--forget_ids={file}', f'--source_dir={source}'
+  out = running.done('unlearn', *own, *more)
   assert "warning: class '1' has no retained example" in out
-  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
-  assert report['warnings']
+  assert len(report_of(tmp_path / 'run')['warnings']) == 1
+  named = folder(tmp_path / 'run', 'finetune') / 'forget.txt'
+  assert sorted(map(int, named.read_text().split())) == rows.tolist()
 
 
-def test_bad_evaluate_arguments(tmp_path, monkeypatch, capsys):
-  status, _, err = invoke(monkeypatch, capsys, evaluate.main)
-  assert (status, err.count('\n')) == (2, 1)
-  status, _, err = invoke(
-    monkeypatch, capsys, evaluate.main, f'--checkpoint={tmp_path}'
+def test_what_diverges_is_named_while_the_others_go_on(
+  main, data_file, tmp_path
+):
+  names = 'finetune, top_k(k=3, epsilon=1e38), cf_k(k=2)'
+  own = quick(data_file, tmp_path / 'run', f'--strategies={names}')
+  out = running.done('unlearn', *own)
+  assert 'warning: seed 0 · top_k(k=3, epsilon=1e+38) diverged in epoch' in out
+  rows = {row['name']: row for row in report_of(tmp_path / 'run')['rows']}
+  failed = rows['top_k']
+  assert failed['label'].endswith('(diverged: 2 of 2 seeds)')
+  assert (failed['values'], failed['mean'], failed['curves']) == ({}, {}, [])
+  assert len(failed['warnings']) == 2 and rows['cf_k']['mean']
+  for name in ('report.md', 'report.html'):
+    text = (tmp_path / 'run' / name).read_text().replace('\xa0', ' ')
+    assert '(diverged: 2 of 2 seeds)' in text and 'diverged in epoch' in text
+
+
+@pytest.mark.parametrize('name', ['source', 'retrain'])
+def test_a_source_or_retrain_that_diverges_ends_the_run(
+  name, data_file, tmp_path, monkeypatch
+):
+  def breaks(rate, steps):
+    # Ten steps an epoch on D, nine on D_RE.
+    after = {60: 25 if name == 'source' else 60, 54: 0}[steps]
+    return optax.scale_by_schedule(
+      lambda step: jnp.where(step < after, 0.0, jnp.inf)
+    )
+
+  paper = RECIPES['paper']._replace(optimizer=breaks)
+  monkeypatch.setitem(RECIPES, 'paper', paper)
+  own = quick(data_file, tmp_path / 'run', '--strategies=retrain', '--seeds=1')
+  line = running.refused('unlearn', *own, status=1)
+  epoch = {'source': 3, 'retrain': 1}[name]
+  assert line.startswith(f'error: seed 0 · {name} diverged in epoch {epoch}: ')
+  assert 'allowed: smaller learning rates' in line
+  if name == 'source':
+    assert 'the last finite state, after epoch 2, is kept in' in line
+    (saved,) = tmp_path.glob('run/checkpoints/.*/epoch-*')
+    assert saved.name == 'epoch-000002'
+  assert not (tmp_path / 'run' / 'report.json').exists()
+
+
+# One model.
+
+
+def test_train_shares_the_stages_of_unlearn_and_feeds_it(
+  main, data_file, tmp_path
+):
+  workdir = main[0]
+  before = stages(workdir)
+  found = {}
+  for subset in ('all', 'retain'):
+    own = running.training(data_file, workdir, f'--subset={subset}')
+    out = running.done('train', *own)
+    assert 'done before' in out and stages(workdir) == before
+    found[subset] = re.search(r'Checkpoint: (.*)', out)[1]
+    name = {'all': 'source', 'retain': 'retrain'}[subset]
+    (row,) = [r for r in main[2]['rows'] if r['strategy'] == name]
+    for part in ('forget', 'retain', 'test'):
+      value = 100 * row['values'][f'{part}_accuracy'][0]
+      assert f'{part:7} accuracy {value:.2f} %' in out
+  assert found['all'] == str(folder(workdir, 'source'))
+  more = '--seeds=1', '--strategies=finetune', '--epochs=1'
+  own = quick(data_file, tmp_path / 'run', *more)
+  given = f'--source_dir={found["all"]}', f'--retrained_dir={found["retain"]}'
+  running.done('unlearn', *own, *given)
+  rows = report_of(tmp_path / 'run')['rows']
+  assert [row['strategy'] for row in rows] == ['source', 'retrain', 'finetune']
+  for row, own in zip(rows[:2], main[2]['rows']):
+    for name in ('test_accuracy', 'mia_auc'):
+      assert row['values'][name] == own['values'][name][:1]
+  assert {name.split('-')[1] for name in stages(tmp_path / 'run')} == {
+    'finetune'
+  }
+
+
+def trained(*arguments):
+  out = running.done('train', *arguments)
+  return kept.manifest(pathlib.Path(re.search('Checkpoint: (.*)', out)[1]))
+
+
+def test_the_manifest_says_how_a_model_was_trained(data_file, tmp_path):
+  own = running.training(
+    data_file, tmp_path, '--recipe=standard', '--noaugment'
   )
-  assert (status, err.count('\n')) == (1, 1)
-  assert 'holds no checkpoint' in err
+  said = trained(*own, '--train_epochs=1', '--dtype=bfloat16')
+  assert (said.dtype, said.strategy, said.seed) == ('bfloat16', 'source', 0)
+  assert said.recipe == kept.Recipe('momentum', 1, 0.01, 24, False)
+
+
+def test_streamed_data_give_the_model_of_resident_data(
+  main, data_file, tmp_path
+):
+  said = trained(*running.training(data_file, tmp_path), '--device_data_mb=0')
+  resident = kept.manifest(folder(main[0], 'source'))
+  assert said.state_sha256 == resident.state_sha256
+
+
+# One checkpoint.
+
+
+@pytest.mark.parametrize('name', ['source', 'retrain', 'top_k(k=3)'])
+def test_evaluate_gives_the_numbers_of_the_report_again(name, main):
+  (row,) = [r for r in main[2]['rows'] if r['strategy'] == name]
+  path = row['checkpoints'][1]
+  more = []
+  if name == 'source':  # It belongs to no forget set of its own.
+    ids = folder(main[0], 'finetune', 1) / 'forget.txt'
+    more = [f'--forget_ids={ids}']
+  got = json.loads(running.done('evaluate', f'--checkpoint={path}', *more))
+  assert {'forget_accuracy', 'mia_auc', 'similarity'} <= set(got)
+  for metric, value in got.items():
+    wanted = row['values'].get(metric, [None, None])[1]
+    assert value == pytest.approx(wanted, abs=1e-6), metric
+
+
+@pytest.fixture(scope='module')
+def degree(main, data_file):
+  """The degrees of seed 0 as `unlearn` measures them."""
+  more = '--seeds=1', '--degree', '--strategies=retrain, top_k(k=3)', *DEGREE
+  out = running.done('unlearn', *quick(data_file, main[0]), *more)
+  (found,) = report_of(main[0])['degree']
+  return found, out
+
+
+def generators(found):
+  """Of each row, and of the null, without what a clock has told."""
+  rows = {row['strategy']: row['generators'] for row in found['rows']}
+  rows |= {f'{r["strategy"]} unseen': r['unseen'] for r in found['rows']}
+  return {**rows, 'null': found['null']}
+
+
+def test_the_report_has_every_degree_and_its_null(main, degree):
+  workdir = main[0]
+  found, out = degree
+  assert [row['strategy'] for row in found['rows']] == ['retrain', 'top_k(k=3)']
+  assert found['settings']['max_perturbation'] is None
+  for own in generators(found).values():
+    assert [len(runs) for runs in own] == [5]
+  for row in found['rows']:
+    held_out = [run['held_out'] for run in row['generators'][0]]
+    every = [
+      own['source_perturbed'] - own['unlearned_perturbed'] for own in held_out
+    ]
+    assert row['degree']['mean'] == pytest.approx(np.mean(every))
+    difference = row['degree']['mean'] - found['null_degree']['mean']
+    assert row['difference']['mean'] == pytest.approx(difference)
+  # M′ is the source of the next seed, which was there.
+  assert 'seed 1 · source' in out and out.count('done before') == 4
+  names = {path.stem for path in (workdir / 'figures').glob('degree*.png')}
+  assert names == {'degree_bars_unbounded', 'degree_images_unbounded'}
+
+
+def one_degree(main, workdir, *more, run=running.done):
+  path = f'--checkpoint={main[2]["rows"][3]["checkpoints"][0]}'
+  own = '--degree', path, f'--workdir={workdir}', *DEGREE
+  return run('evaluate', *own, *more)
+
+
+def measured(workdir):
+  record = json.loads((workdir / 'degree.json').read_text())
+  found = generators(record['degree'][0])
+  assert found.pop('retrained')  # Of the names that `of_unlearn` has.
+  return {name: runs for name, runs in found.items() if runs}
+
+
+def of_unlearn(found):
+  """What `evaluate --degree` of that strategy has to find."""
+  own = generators(found)
+  return {
+    'unlearned': own['top_k(k=3)'],
+    'unlearned unseen': own['top_k(k=3) unseen'],
+    'retrained unseen': own['retrain unseen'],
+    'null': own['null'],
+  }
+
+
+def test_evaluate_measures_the_degree_of_unlearn_and_goes_on(
+  main, degree, tmp_path, monkeypatch
+):
+  # Each generator is one epoch, a save at its end, and another of the pair.
+  answers = iter([None] * 12 + [signal.SIGTERM])
+  with monkeypatch.context() as patch:
+    patch.setattr(signals, 'requested', lambda: next(answers))
+    status, _, err = one_degree(main, tmp_path / 'run', run=running.run)
+  assert status == 128 + signal.SIGTERM and err.startswith('stopped by SIGTERM')
+  assert list(tmp_path.glob('run/checkpoints/*'))
+  out = one_degree(main, tmp_path / 'run')
+  assert 'done before' in out or 'goes on after' in out
+  assert measured(tmp_path / 'run') == of_unlearn(degree[0])
+  assert not list(tmp_path.glob('run/checkpoints/.*'))
+  assert not list(tmp_path.glob('run/checkpoints/*source*'))  # It was found.
+  for name in ('degree.md', 'degree.html'):
+    assert 'the null' in (tmp_path / 'run' / name).read_text(), name
+  again = one_degree(main, tmp_path / 'run')
+  assert again.count('done before') == 5
+  # Where another model is measured, nothing is overwritten.
+  other = folder(main[0], 'finetune')
+  line = one_degree(
+    main, tmp_path / 'run', f'--checkpoint={other}', run=running.refused
+  )
+  assert 'belongs to checkpoint=' in line
+
+
+def test_the_null_is_trained_as_the_source_was_or_named(main, degree, tmp_path):
+  alone, twin = tmp_path / 'alone', folder(main[0], 'source', 1)
+  for row in (0, 1, 3):  # Without the twin, and the model itself at last.
+    path = pathlib.Path(main[2]['rows'][row]['checkpoints'][0])
+    shutil.copytree(path, alone / path.name)
+  more = f'--checkpoint={alone / path.name}', '--nodegree_unseen'
+  known = {n: v for n, v in of_unlearn(degree[0]).items() if ' ' not in n}
+  out = one_degree(main, tmp_path / 'run', *more)
+  assert 'seed 1 · source' in out
+  said = kept.manifest(folder(tmp_path / 'run', 'source', 1))
+  assert said.state_sha256 == kept.manifest(twin).state_sha256
+  assert measured(tmp_path / 'run') == known
+  out = one_degree(main, tmp_path / 'run', f'--null_dir={twin}', *more)
+  assert '· source' not in out and out.count('done before') == 2
+  assert measured(tmp_path / 'run') == known
+
+
+# Bad input: one line, the right status, and nothing on disk.
+
+BAD_FLAGS = {
+  '--forget_fraction=0.001': 'a share that comes to 1 to 239 of 240',
+  '--batch_size=100000': 'at most the 216 retained examples',
+  '--train_subset=241': '1 to 240',
+  '--width=2000000': 'at most 2147483647 parameters',
+  '--train_epochs=2147483647': 'epochs; steps are counted',
+  '--degree_batch_size=99': 'at most 12, half of the forget set',
+  '--source_dir=x': '--degree=true, allowed: only with sources that',
+  '--no_such_flag=1': 'no_such_flag',
+  'stray': "'stray' is not a flag, allowed: --name=value",
+}
+
+
+@pytest.mark.parametrize('flag', BAD_FLAGS)
+def test_bad_flags(flag, main, data_file, tmp_path):
+  words = BAD_FLAGS[flag]
+  if flag == '--source_dir=x':
+    flag = f'--source_dir={folder(main[0], "source")}'
+  own = quick(data_file, tmp_path / 'run', '--degree', flag)
+  assert words in running.refused('unlearn', *own, status=2)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_batch_that_the_devices_cannot_share(data_file, tmp_path):
+  own = quick(data_file, tmp_path / 'run', '--batch_size=27')
+  line = running.refused('unlearn', *own, status=2, devices=4)
+  assert '--batch_size=27, allowed: a positive multiple of the 4' in line
+  assert not (tmp_path / 'run').exists()
+
+
+BAD_DATA = {
+  '--dataset=cifar11': 'cifar10',
+  '--dataset=npz:/no/such.npz': '/no/such.npz',
+  '--forget_ids=/no/such.txt': '--forget_ids=/no/such.txt: ',
+  '--source_dir=/no/such': '--source_dir=/no/such: ',
+  '--model=resnet18': 'sides of at least 8 pixels',
+  '--flagfile=/no/such': '--flagfile=/no/such: ',
+  '--flagfile=/dev/zero': '--flagfile=/dev/zero: ',
+}
+
+
+@pytest.mark.parametrize('flag', BAD_DATA)
+def test_bad_data(flag, data_file, tmp_path):
+  own = quick(data_file, tmp_path / 'run', f'--data_dir={tmp_path}', flag)
+  line = running.refused('unlearn', *own)
+  assert BAD_DATA[flag] in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_bad_arguments_of_evaluate(main, tmp_path):
+  line = running.refused('evaluate', status=2)
+  assert '--checkpoint=, allowed: a folder with a manifest.json' in line
+  line = running.refused('evaluate', f'--checkpoint={tmp_path}', status=1)
+  assert 'holds no checkpoint' in line
+  own = folder(main[0], 'finetune')
+  ids = f'--forget_ids={own / "forget.txt"}'
+  line = running.refused('evaluate', f'--checkpoint={own}', ids, status=2)
+  assert 'has its own' in line
+  source = folder(main[0], 'source')
+  line = running.refused('evaluate', f'--checkpoint={source}', status=2)
+  assert '--forget_ids=' in line and 'has none' in line
+
+
+NAMES = '$(touch x) -rf \'"ä☠%s{0}\x1b[31m<b>', '-n\nm,*'
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_any_path_can_be_used(name, main, data_file, tmp_path):
+  place = tmp_path / name
+  place.mkdir()
+  copy = place / 'data.npz'
+  shutil.copy(data_file, copy)
+  shutil.copytree(folder(main[0], 'source'), place / 'source')
+  more = '--seeds=1', '--strategies=finetune', '--epochs=1'
+  own = quick(copy, place / 'run', *more, f'--source_dir={place / "source"}')
+  out = running.done('unlearn', *own)
+  assert 'Report: ' in out
+  path = folder(place / 'run', 'finetune')
+  shutil.copytree(place / 'source', path.parent / 'source')
+  got = json.loads(running.done('evaluate', f'--checkpoint={path}'))
+  (row,) = report_of(place / 'run')['rows'][1:]
+  assert got['test_accuracy'] == row['values']['test_accuracy'][0]
+
+
+def test_a_disk_that_takes_no_more_is_one_line(
+  main, data_file, tmp_path, monkeypatch
+):
+  def full(path, *_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  shutil.copytree(main[0], tmp_path / 'run')
+  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  own = quick(data_file, tmp_path / 'run')
+  line = running.refused('unlearn', *own, status=1)
+  assert re.search(r'run/\S+: No space left on device\n$', line)

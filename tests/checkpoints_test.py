@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from unlearn_jax import checkpoints, parallel, training
+from unlearn_jax import checkpoints, training
 from unlearn_jax.base import InputError, ModelState
 
 
@@ -84,13 +84,13 @@ def test_nothing_is_overwritten(tmp_path, state):
 
 
 def test_one_save_is_under_way_at_a_time(tmp_path, state, monkeypatch):
-  written = parallel.gathered
+  written = checkpoints._digests
 
-  def slow(value, at=None):
-    time.sleep(0.2 if at else 0)
-    return written(value, at=at)
+  def slow(folder):
+    time.sleep(0.2)
+    return written(folder)
 
-  monkeypatch.setattr(parallel, 'gathered', slow)
+  monkeypatch.setattr(checkpoints, '_digests', slow)
   first = checkpoints.begin(tmp_path / 'a', state._asdict(), {})
   assert not first.done()
   second = checkpoints.begin(tmp_path / 'b', state._asdict(), {})
@@ -144,16 +144,32 @@ def test_every_flipped_byte_of_a_manifest_is_found(tmp_path, state):
 
 
 def test_a_flip_that_the_files_digest_does_not_know_is_found(tmp_path, state):
-  """As in a checkpoint of 0.1.0, whose manifest names no file of Orbax."""
   checkpoints.save(tmp_path / 'a', state, {})
-  path = tmp_path / 'a' / checkpoints.MANIFEST
-  manifest = json.loads(path.read_text())
-  del manifest['manifest_sha256']
-  manifest['files_sha256'] = {}
-  path.write_text(json.dumps(manifest))
+  forget_files(tmp_path / 'a')
   checkpoints.restore(tmp_path / 'a')
   helpers.flip(largest_file(tmp_path / 'a' / 'state'))
   with pytest.raises(InputError, match='is damaged'):
+    checkpoints.restore(tmp_path / 'a')
+
+
+def forget_files(folder):
+  """Leaves a manifest that names no file, and is whole."""
+  path = folder / checkpoints.MANIFEST
+  manifest = json.loads(path.read_text())
+  manifest['files_sha256'] = {}
+  manifest['manifest_sha256'] = checkpoints._own_digest(manifest)
+  path.write_text(json.dumps(manifest))
+
+
+def test_arrays_that_another_wrote_are_found_by_their_own_digest(tmp_path):
+  """Whole to Orbax, and still not those that the manifest speaks of."""
+  for name, value in (('a', 1.0), ('b', 2.0)):
+    state = ModelState({'w': np.full(3, value, np.float32)})
+    checkpoints.save(tmp_path / name, state, {})
+  shutil.rmtree(tmp_path / 'a' / 'state')
+  shutil.copytree(tmp_path / 'b' / 'state', tmp_path / 'a' / 'state')
+  forget_files(tmp_path / 'a')
+  with pytest.raises(InputError, match='arrays do not have the digest'):
     checkpoints.restore(tmp_path / 'a')
 
 

@@ -36,14 +36,16 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 def pytest_xdist_make_scheduler(config, log):
   """`pytest -n 2`: a file's tests share what they need, so one worker has them.
 
-  tests/fuzz as a whole is one worker's too, because it counts its cases.
+  tests/fuzz and tests/faults are one worker's each, because their files start
+  from one run.
   """
   from xdist.scheduler import LoadFileScheduling
 
   class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid):
       file = nodeid.split('::')[0]
-      return 'tests/fuzz' if file.startswith('tests/fuzz/') else file
+      folder = file.rpartition('/')[0]
+      return folder if folder.startswith('tests/') else file
 
   return ByFile(config, log)
 

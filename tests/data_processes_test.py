@@ -6,7 +6,6 @@ import json
 import mmap
 import os
 import socket
-import types
 import zipfile
 
 import numpy as np
@@ -14,7 +13,8 @@ import PIL.Image
 import processes_test
 import pytest
 
-from experiments import problem
+from experiments import config
+from experiments.study import setup as setups
 from unlearn_jax import base, data, parallel
 from unlearn_jax.data import images, npz, streaming
 
@@ -157,19 +157,12 @@ def test_a_told_fingerprint_is_taken_and_no_image_read(file):
 # What process 0 tells the others.
 
 
-def values(file, **changes):
-  return types.SimpleNamespace(
-    **{
-      'dataset': f'npz:{file}',
-      'data_dir': None,
-      'raw_dir': None,
-      'train_subset': None,
-      'model': 'cnn',
-      'width': 4,
-      'dtype': 'float32',
-      **changes,
-    }
-  )
+def set_up(dataset, train_subset=None):
+  """As a process of its own does, which remembers nothing."""
+  setups._set_up.cache_clear()
+  setups._placed.cache_clear()
+  which = config.Data(str(dataset), train_subset)
+  return setups.set_up(config.Study(which, config.Network(width=4)))
 
 
 @pytest.fixture
@@ -198,18 +191,16 @@ def other_process(monkeypatch):
   return run
 
 
-@pytest.mark.parametrize('limit', [None, 0])
-@pytest.mark.parametrize('train_subset', [None, 9])
+@pytest.mark.parametrize('limit, train_subset', [(None, 9), (0, None)])
 def test_one_process_hashes_for_all(file, other_process, limit, train_subset):
-  asked = values(file, train_subset=train_subset)
   with streaming.limit(limit):
-    first, second = other_process(lambda: problem.set_up(asked))
+    first, second = other_process(lambda: set_up(f'npz:{file}', train_subset))
   assert first.facts == second.facts
   assert first.dataset.fingerprint == second.dataset.fingerprint
-  assert len(first.facts['data_fingerprint']) == 64
+  assert len(first.facts.data_fingerprint) == 64
   mean, std = images.pixel_statistics(first.dataset.train)
-  assert first.facts['pixel_mean'] == [float(x) for x in mean]
-  assert first.facts['pixel_std'] == [float(x) for x in std]
+  assert first.facts.pixel_mean == [float(x) for x in mean]
+  assert first.facts.pixel_std == [float(x) for x in std]
   np.testing.assert_array_equal(
     first.dataset.train.images, second.dataset.train.images
   )
@@ -223,17 +214,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize('limit', [None, 0])
 @pytest.mark.parametrize('what', OTHERS)
-def test_another_data_set_than_that_of_process_0(
-  file, other_process, what, limit
-):
+def test_another_data_set_than_that_of_process_0(file, other_process, what):
   def change():
     file.unlink()
     np.savez(file, **arrays(**OTHERS[what]))
 
-  with streaming.limit(limit), pytest.raises(base.InputError) as caught:
-    other_process(lambda: problem.set_up(values(file)), change)
+  with streaming.limit(0), pytest.raises(base.InputError) as caught:
+    other_process(lambda: set_up(f'npz:{file}'), change)
   assert str(caught.value) == (
     f'--dataset=npz:{file}: {what} differ from those of process 0; allowed is'
     ' the same data set in all processes'
@@ -246,13 +234,12 @@ def test_other_ids(tmp_path, other_process):
       (tmp_path / split / name).mkdir(parents=True)
       image = PIL.Image.fromarray(np.zeros((4, 4), np.uint8))
       image.save(tmp_path / split / name / 'x.png')
-  asked = values('', dataset=f'folder:{tmp_path}')
 
   def rename():
     (tmp_path / 'train/a/x.png').rename(tmp_path / 'train/a/y.png')
 
   with pytest.raises(base.InputError, match='ids differ from those of'):
-    other_process(lambda: problem.load(asked.dataset, asked), rename)
+    other_process(lambda: set_up(f'folder:{tmp_path}'), rename)
 
 
 # Two real processes.
@@ -262,7 +249,8 @@ ROWS, SIDE = 1600, 64
 READING = """
 import json, re, types
 import jax.numpy as jnp
-from experiments import problem
+from experiments import config
+from experiments.study import setup as setups
 from streaming_test import OnHost
 from unlearn_jax import base, training
 from unlearn_jax.data import streaming
@@ -290,10 +278,10 @@ def note():
 model = base.stateless(
   lambda params, x: x.astype(jnp.float32).mean((1, 2)) * params['w']
 )
-values = types.SimpleNamespace(data_dir=None, raw_dir=None)
 found, before = [], read_so_far()
 with streaming.limit(0):
-  train = problem.load(f'npz:{out}/data.npz', values).train
+  which = config.Data(f'npz:{out}/data.npz')
+  train = setups.load(which, config.Archives()).train
   note()
   training.fit(
     jax.random.key(0),
@@ -335,9 +323,9 @@ def test_a_process_reads_what_its_devices_take(tmp_path, monkeypatch):
     json.loads((tmp_path / f'{number}.json').read_text()) for number in range(2)
   )
   # The first verifies the file, and hashes and looks at its images.
-  assert first[0] > images.nbytes and first[1] == ROWS + problem._LOOKED_AT
+  assert first[0] > images.nbytes and first[1] == ROWS + setups._LOOKED_AT
   # The other one has the labels, and looks at a few images.
-  assert second[0] < images.nbytes / 10 and second[1] == problem._LOOKED_AT
+  assert second[0] < images.nbytes / 10 and second[1] == setups._LOOKED_AT
   # An epoch is half of the images for each.
   assert trained[0] < images.nbytes / 2, trained
-  assert trained[1] == ROWS // 2 + problem._LOOKED_AT
+  assert trained[1] == ROWS // 2 + setups._LOOKED_AT

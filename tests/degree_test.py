@@ -7,11 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from unlearn_jax import pairs, parallel, training
+from unlearn_jax import degree, parallel, training
 from unlearn_jax.base import InputError, ModelState
 from unlearn_jax.calibration import calibrated_degree
-from unlearn_jax.degree import unlearning_degree
-from unlearn_jax.pairs import Standing
+from unlearn_jax.degree import Standing
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.timing import Stopwatch
 
@@ -46,21 +45,35 @@ def problem():
 
 @functools.cache
 def found():
-  model, splits, source, other, wrong = problem()
+  """By name, the degrees of pairs, and what was told while they were made."""
+  _, _, source, other, wrong = problem()
   told = []
-  result = unlearning_degree(
-    jax.random.key(0),
+  every = {
+    'unlearned': (wrong, 'known'),
+    'null': (other, 'known'),
+    'unseen': (wrong, 'unseen'),
+    'identity': (source, 'known'),
+  }
+  pairs = {
+    name: measured(model, part, on_epoch=lambda *epoch: told.append(epoch))
+    for name, (model, part) in every.items()
+  }
+  return pairs, told
+
+
+def measured(other, part='known', seed=0, seeds=5, **options):
+  model, splits, source, *_ = problem()
+  plan = degree.plan_pairs(jax.random.key(seed), splits, 40)
+  return degree.pair_degree(
+    plan.key,
     model,
     source,
-    wrong,
-    splits,
-    null=other,
-    retrained=other,
-    settings=SETTINGS,
-    limit=40,
-    on_epoch=lambda *epoch: told.append(epoch),
+    other,
+    getattr(plan, part),
+    SETTINGS,
+    seeds=seeds,
+    **options,
   )
-  return result, told
 
 
 def test_a_standing_by_hand():
@@ -71,82 +84,50 @@ def test_a_standing_by_hand():
 
 
 def test_the_sets_have_their_sizes_and_every_pair_its_generators():
-  result, told = found()
-  for name, pair in result._asdict().items():
-    if not isinstance(pair, pairs.Degree):
-      continue
-    assert [run.seed for run in pair.runs] == (
-      [0] if name == 'identity' else [0, 1, 2, 3, 4]
-    )
+  pairs, told = found()
+  for pair in pairs.values():
+    assert [run.seed for run in pair.runs] == [0, 1, 2, 3, 4]
     for run in pair.runs:
       assert (run.fitted.size, run.held_out.size) == (16, 17)
       assert (run.retain.size, run.test.size) == (40, 40)
       assert run.pixels.linf <= 8 / 255 + 1e-6
       assert len(run.history) == 3
-  epochs = [(name, seed, epoch.epoch) for name, seed, epoch in told]
-  assert epochs[:3] == [('unlearned', 0, epoch) for epoch in (0, 1, 2)]
-  assert len(epochs) == 21 * 3
-  assert {name for name, *_ in epochs} == {
-    *('unlearned', 'null', 'unseen', 'identity', 'retrained')
-  }
+  epochs = [(seed, epoch.epoch) for seed, epoch in told]
+  assert epochs[:4] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+  assert len(epochs) == 4 * 5 * 3
 
 
 def test_m_against_itself_is_exactly_0():
-  (run,) = found()[0].identity.runs
-  for standing in (run.held_out, run.fitted, run.retain, run.test):
-    assert standing.degree == standing.gap == standing.excess == 0
-
-
-def test_all_is_exactly_0_where_all_models_are_one():
-  model, splits, source, *_ = problem()
-  result = unlearning_degree(
-    jax.random.key(0),
-    model,
-    source,
-    source,
-    splits,
-    null=source,
-    settings=SETTINGS,
-    limit=40,
-  )
-  assert result.unlearned.values == result.null.values == [0] * 5
-  assert result.unseen.values == [0] * 5
-  assert result.retrained is None and result.calibrated_target is None
-  assert result.calibrated.difference == (0, 0, 0, 5)
-  assert result.calibrated.p_value == 1
-  assert result.calibrated.verdict == 'does not separate'
+  for run in found()[0]['identity'].runs:
+    for standing in (run.held_out, run.fitted, run.retain, run.test):
+      assert standing.degree == standing.gap == standing.excess == 0
 
 
 def test_a_model_that_is_always_wrong_separates():
-  result, _ = found()
-  for run in result.unlearned.runs:
+  pairs, _ = found()
+  for run in pairs['unlearned'].runs:
     assert run.held_out.degree == run.held_out.source_perturbed > 0.8
     assert run.held_out.gap > 0.8
-  assert result.calibrated.verdict == 'separates'
-  assert result.calibrated.p_value == pytest.approx(1 / 252)
-  expected = np.mean(result.unlearned.values) - np.mean(result.null.values)
-  assert result.calibrated.difference.mean == pytest.approx(expected)
-  # The target is M' itself here, so that it cannot be told from the null.
-  assert result.retrained.values == result.null.values
-  assert result.calibrated_target.difference.mean == 0
+  own, null = (pairs[name].values for name in ('unlearned', 'null'))
+  calibrated = calibrated_degree(own, null)
+  assert calibrated.verdict == 'separates'
+  assert calibrated.p_value == pytest.approx(1 / 252)
+  expected = np.mean(own) - np.mean(null)
+  assert calibrated.difference.mean == pytest.approx(expected)
 
 
-def halves(monkeypatch, seed=0, **changes):
+def fits(monkeypatch, part='known', seed=0):
   """(key, M_UL, images) of each fit, in their order."""
-  model, splits, source, other, wrong = problem()
   seen = []
-  real = pairs.fit_generator
+  real = degree.fit_generator
 
   def spy(key, model, source, unlearned, examples, *rest, **options):
     seen.append((key, unlearned, np.asarray(examples.images)))
     return real(key, model, source, unlearned, examples, *rest, **options)
 
-  monkeypatch.setattr(pairs, 'fit_generator', spy)
-  options = {'null': other, 'settings': SETTINGS, 'limit': 40, **changes}
-  unlearning_degree(
-    jax.random.key(seed), model, source, wrong, splits, **options
-  )
-  return seen, splits, wrong
+  monkeypatch.setattr(degree, 'fit_generator', spy)
+  measured(problem()[-1], part, seed, seeds=2)
+  return seen
 
 
 def images_of(examples):
@@ -155,68 +136,57 @@ def images_of(examples):
 
 
 def test_generators_are_fitted_on_half_of_d_ul_or_on_unseen_images(monkeypatch):
-  seen, splits, wrong = halves(monkeypatch)
-  forget, test = images_of(splits.forget), images_of(splits.test)
-  assert len(seen) == 16
-  for place, (_, unlearned, images) in enumerate(seen):
-    own = {row.tobytes() for row in images}
-    assert len(own) == 16
-    unseen = 10 <= place < 15
-    assert own <= (test if unseen else forget)
-    assert (unlearned is wrong) == (place < 5 or unseen)
-    assert own == {row.tobytes() for row in seen[place // 5 * 5][2]} or (
-      place == 15
-    )
-  keys = [jax.random.key_data(key).tolist() for key, *_ in seen]
-  # The same five starts in every pair.
-  assert keys[:5] == keys[5:10] == keys[10:15] and keys[15] == keys[0]
-  assert len({tuple(key) for key in keys}) == 5
+  _, splits, _, _, wrong = problem()
+  for part, allowed in (('known', splits.forget), ('unseen', splits.test)):
+    seen = fits(monkeypatch, part)
+    for _, unlearned, images in seen:
+      assert {row.tobytes() for row in images} <= images_of(allowed)
+      assert len(images) == 16 and unlearned is wrong
+    first, second = (jax.random.key_data(key).tolist() for key, *_ in seen)
+    assert first != second
+  # The same starts in every pair.
+  assert first == jax.random.key_data(fits(monkeypatch)[0][0]).tolist()
+
+
+def test_the_held_out_half_is_the_other_one():
+  _, splits, *_ = problem()
+  known = degree.plan_pairs(jax.random.key(0), splits, 40).known
+  fitted, held_out = images_of(known.fitted), images_of(known.held_out)
+  assert not fitted & held_out
+  assert fitted | held_out == images_of(splits.forget)
+
+
+def test_what_is_scored_beside_is_spread_evenly():
+  _, splits, *_ = problem()
+  known = degree.plan_pairs(jax.random.key(0), splits, 4).known
+  for name in ('retain', 'test'):
+    examples = getattr(splits, name)
+    rows = np.linspace(0, examples.size - 1, 4).round().astype(int)
+    want = np.asarray(examples.images)[np.asarray(examples.indices)[rows]]
+    np.testing.assert_array_equal(known.every.images[known.parts[name]], want)
 
 
 def test_another_key_takes_another_half(monkeypatch):
-  first = {row.tobytes() for row in halves(monkeypatch)[0][0][2]}
-  second = {row.tobytes() for row in halves(monkeypatch, seed=1)[0][0][2]}
+  first = {row.tobytes() for row in fits(monkeypatch)[0][2]}
+  second = {row.tobytes() for row in fits(monkeypatch, seed=1)[0][2]}
   assert first != second
 
 
-def test_retrain_as_the_unlearned_model_is_not_computed_twice(monkeypatch):
-  wrong = problem()[-1]
-  assert len(halves(monkeypatch, retrained=wrong)[0]) == 16
-
-
 def test_the_same_key_gives_the_same_numbers_and_nothing_compiles_again():
-  model, splits, source, other, wrong = problem()
-  before, _ = found()
-
-  def again(key):
-    return unlearning_degree(
-      jax.random.key(key),
-      model,
-      source,
-      wrong,
-      splits,
-      null=other,
-      settings=SETTINGS,
-      limit=40,
-    )
-
-  same = again(0)
-  for name in ('unlearned', 'null', 'unseen'):
-    for old, new in zip(getattr(before, name).runs, getattr(same, name).runs):
-      assert old.held_out == new.held_out and old.pixels == new.pixels
+  before, wrong = found()[0]['unlearned'], problem()[-1]
+  same = measured(wrong)
+  for old, new in zip(before.runs, same.runs):
+    assert old.held_out == new.held_out and old.pixels == new.pixels
   with Stopwatch() as watch:
-    again(3)
+    measured(wrong, seed=3)
   assert watch.compilations == 0
 
 
 def refused(message, error=InputError, **changes):
-  model, splits, source, other, wrong = problem()
-  arguments = {'source': source, 'unlearned': wrong, 'splits': splits}
-  options = {'null': other, 'settings': SETTINGS}
-  for name, value in changes.items():
-    (arguments if name in arguments else options)[name] = value
+  model, splits, source, *_ = problem()
+  known = {'source': source, 'splits': splits, 'settings': SETTINGS, **changes}
   with pytest.raises(error, match=message) as caught:
-    unlearning_degree(jax.random.key(0), model, **arguments, **options)
+    degree.require_measurable(model, **known)
   assert '\n' not in str(caught.value)
 
 
@@ -237,17 +207,21 @@ def test_a_source_no_better_than_chance_is_refused():
   refused('^the source has .* no better than chance', source=blank)
 
 
-def test_few_seeds_are_refused():
-  refused('^seeds=4, allowed: 5 or more', ValueError, seeds=4)
-
-
-def test_states_of_other_models_are_refused():
-  _, _, _, other, _ = problem()
-  head = {'kernel': np.zeros((6, 4)), 'bias': np.zeros(4)}
-  four = ModelState({**other.params, 'linear': head}, other.batch_stats)
-  refused("^null has tensors or shapes unlike source's", ValueError, null=four)
-  refused('^unlearned has tensors', ValueError, unlearned=four)
-  refused('^retrained has tensors', ValueError, retrained=four)
+def test_chance_is_the_share_of_the_commonest_class():
+  """Who always says the commonest class is right more often than 1 in C."""
+  _, splits, source, *_ = problem()
+  labels = splits.forget.own_labels
+  zeros, others = np.flatnonzero(labels == 0), np.flatnonzero(labels != 0)
+  rows = np.concatenate([zeros, others[: 16 - len(zeros)]])
+  assert len(zeros) >= 10 and len(rows) == 16
+  head = {
+    'kernel': np.zeros_like(source.params['linear']['kernel']),
+    'bias': np.float32([9, 0, 0]),
+  }
+  constant = ModelState({**source.params, 'linear': head}, source.batch_stats)
+  skewed = splits._replace(forget=splits.forget.take(rows))
+  message = f'has {len(zeros)} of 16 forgotten examples right, no better than'
+  refused(message, source=constant, splits=skewed)
 
 
 def test_batches_that_do_not_fit_the_devices_are_refused():

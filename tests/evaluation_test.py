@@ -1,15 +1,28 @@
-import helpers
+"""Every metric by hand, the table that all reports read, and the AUC."""
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from unlearn_jax import attacks, evaluation
-from unlearn_jax.base import Examples, Splits
-from unlearn_jax.evaluation import Predictions
+from unlearn_jax import attacks, evaluation, parallel
+from unlearn_jax.base import Examples, ModelState, Splits, stateless
+from unlearn_jax.calibration import calibrated_degree
+from unlearn_jax.evaluation import METRICS, Cost, Evidence, Metric, Predictions
+
+LABELS = np.arange(30, dtype=np.int32) % 3
+EVERY = Examples.of(np.zeros((30, 1), np.float32), LABELS)
+SPLITS = Splits(
+  EVERY.take(np.arange(20)),
+  EVERY.take(np.arange(10)),
+  EVERY.take(np.arange(10, 20)),
+  EVERY.take(np.arange(20, 30)),
+)
 
 
 def one_hot(labels, wrong=0):
-  """Certain and right, except on the first `wrong` examples."""
+  """Sure and right, except on the first `wrong` examples."""
   out = np.full((len(labels), 3), 0.05, np.float32)
   chosen = np.asarray(labels).copy()
   chosen[:wrong] = (chosen[:wrong] + 1) % 3
@@ -17,68 +30,158 @@ def one_hot(labels, wrong=0):
   return out
 
 
-def test_every_number_by_hand():
-  labels = np.arange(30, dtype=np.int32) % 3
-  every = Examples.of(np.zeros((30, 1), np.float32), labels)
-  splits = Splits(
-    every.take(np.arange(20)),
-    every.take(np.arange(10)),
-    every.take(np.arange(10, 20)),
-    every.take(np.arange(20, 30)),
+def made(forget, retain, test):
+  """Predictions of a model that is wrong on so many of ten in each part."""
+  return Predictions(
+    one_hot(LABELS[:10], forget),
+    one_hot(LABELS[10:20], retain),
+    one_hot(LABELS[20:], test),
   )
 
-  def made(forget, retain, test):
-    return Predictions(
-      one_hot(labels[:10], forget),
-      one_hot(labels[10:20], retain),
-      one_hot(labels[20:], test),
-    )
 
-  source, retrained = made(0, 0, 4), made(4, 0, 4)
-  got = evaluation.compare(made(2, 1, 5), source, splits, retrained)
-  assert got.forget_accuracy == pytest.approx(0.8)
-  assert got.retain_accuracy == pytest.approx(0.9)
-  assert got.test_accuracy == pytest.approx(0.5)
-  assert got.forgetting_rate == pytest.approx(0.2)
-  assert got.memory_retention_rate == pytest.approx(0.9)
-  # Two of ten forget and five of ten test losses are high, all others equal:
-  # P(low, high) + half the ties = 0.8·0.5 + 0.5·(0.8·0.5 + 0.2·0.5).
-  assert got.mia_auc == pytest.approx(0.65)
-  # Retrain: 0.6, 1.0, 0.6 and an AUC of 0.5.
-  assert got.gap_to_retrained == pytest.approx((0.2 + 0.1 + 0.1 + 0.15) / 4)
-  assert 0 < got.similarity < 1
-  same = evaluation.compare(retrained, source, splits, retrained)
-  assert (same.gap_to_retrained, same.similarity) == (0, pytest.approx(1))
-  alone = evaluation.compare(source, source, splits)
-  assert alone.similarity is None and alone.gap_to_retrained is None
-  assert alone.forgetting_rate == 0
+OWN, SOURCE, RETRAINED = made(2, 1, 5), made(1, 0, 4), made(4, 0, 4)
+COST = Cost(3.0, 1.5, 2, {'a': 4, 'b': 0, 'c': 1}, 0.125)
+EVIDENCE = Evidence(OWN, SOURCE, SPLITS, RETRAINED, COST,
+                    COST._replace(seconds=12.0))  # fmt: skip
+
+
+def js_where_one_is_wrong():
+  p, q = np.array([0.9, 0.05, 0.05]), np.array([0.05, 0.9, 0.05])
+  m = (p + q) / 2
+  return sum(0.5 * (r * np.log2(r / m)).sum() for r in (p, q))
+
+
+@pytest.mark.parametrize(
+  'name, value',
+  [
+    ('forget_accuracy', 0.8),
+    ('retain_accuracy', 0.9),
+    ('test_accuracy', 0.5),
+    # Two of ten forget and five of ten test losses are high, all others
+    # equal: P(low, high) + half the ties = 0.8·0.5 + 0.5·(0.8·0.5 + 0.2·0.5).
+    ('mia_auc', 0.65),
+    # Retrain: 0.6, 1.0, 0.6 and an AUC of 0.5.
+    ('gap_to_retrained', (0.2 + 0.1 + 0.1 + 0.15) / 4),
+    # The source has 0.9 of D_UL right, and all of D_RE.
+    ('forgetting_rate', 1 / 9),
+    ('memory_retention_rate', 1.0),
+    # They differ on two of ten examples.
+    ('similarity', 1 - 0.2 * js_where_one_is_wrong()),
+    ('scalars_changed', 5),
+    ('tensors_changed', 2),
+    ('perturbation_js', 0.125),
+    ('stop_epoch', 2),
+    ('seconds', 3.0),
+    ('compile_seconds', 1.5),
+    ('acceleration', 4.0),
+  ],
+)
+def test_every_metric_by_hand(name, value):
+  assert METRICS[name].measure(EVIDENCE) == pytest.approx(value, abs=1e-6)
+
+
+def test_no_metric_escapes():
+  (mark,) = test_every_metric_by_hand.pytestmark
+  assert [name for name, _ in mark.args[1]] == list(METRICS)
+  assert set(evaluation.measure(EVIDENCE)) == set(METRICS)
+
+
+def test_a_perfect_copy_of_retrain_has_no_gap():
+  same = evaluation.measure(EVIDENCE._replace(own=RETRAINED))
+  assert same['gap_to_retrained'] == 0
+  assert same['similarity'] == pytest.approx(1, abs=1e-6)
+  for name in ('forget_accuracy', 'mia_auc', 'forgetting_rate'):
+    alone = EVIDENCE._replace(own=RETRAINED, retrained=None)
+    assert same[name] == METRICS[name].measure(alone)
+
+
+@pytest.mark.parametrize('name', METRICS)
+def test_a_metric_says_none_without_what_it_needs_and_needs_no_more(name):
+  row, missing = METRICS[name], {'retrained': None, 'cost': None}
+  for need, changes in (
+    ('retrained', {'retrained': None, 'retrained_cost': None}),
+    ('cost', {'cost': None, 'retrained_cost': None}),
+  ):
+    found = row.measure(EVIDENCE._replace(**changes))
+    assert (found is None) == (need in row.needs), f'{name} without {need}'
+  bare = row.measure(EVIDENCE._replace(**missing, retrained_cost=None))
+  assert (bare is None) == bool(set(row.needs) & set(missing))
+  worse = EVIDENCE._replace(source=made(7, 7, 7))
+  changed = row.measure(worse) != row.measure(EVIDENCE)
+  assert changed == ('source' in row.needs), f'{name} and the source'
 
 
 def test_without_a_right_answer_before_there_is_no_rate():
-  every = Examples.of(np.zeros((4, 1), np.float32), np.zeros(4, np.int32))
-  splits = Splits.of(every, np.array([0, 1]), every)
-  source = Predictions(one_hot([1, 1]), one_hot([0, 0]), one_hot([0, 0, 0, 0]))
-  got = evaluation.compare(source, source, splits)
-  assert got.forget_accuracy == 0
-  assert got.forgetting_rate is None and got.memory_retention_rate is None
+  got = evaluation.measure(EVIDENCE._replace(source=made(10, 0, 0)))
+  assert got['forgetting_rate'] is None and got['memory_retention_rate'] is None
 
 
-def test_evaluate_predicts_every_split():
-  import jax
+def test_a_rule_that_never_held_has_no_epoch():
+  never = EVIDENCE._replace(cost=COST._replace(stop_epoch=None))
+  assert METRICS['stop_epoch'].measure(never) is None
 
-  from unlearn_jax import training
 
-  model, splits = helpers.model(), helpers.splits()
-  states = [
-    training.initialize(jax.random.key(seed), model) for seed in range(3)
-  ]
-  got = evaluation.evaluate(model, states[0], states[1], splits, states[2])
-  want = evaluation.compare(
-    *(evaluation.predict_splits(model, s, splits) for s in states[:2]),
-    splits,
-    evaluation.predict_splits(model, states[2], splits),
-  )
-  assert got == want
+def test_every_row_says_what_a_reader_needs_and_what_is_better():
+  for name, row in METRICS.items():
+    assert row.name == name and row.label and row.docs
+    assert (row.unit in ('%', 'points')) == (row.scale == 100)
+  assert len({row.label for row in METRICS.values()}) == len(METRICS)
+  better = {name: row.better for name, row in METRICS.items()}
+  higher = {name for name, word in better.items() if word == 'higher'}
+  lower = {name for name, word in better.items() if word == 'lower'}
+  assert higher == {'similarity', 'acceleration'}
+  assert lower == {
+    *('gap_to_retrained', 'stop_epoch', 'seconds', 'compile_seconds')
+  }
+
+
+def test_a_metric_is_added_by_a_row(monkeypatch):
+  def confidence(evidence):
+    return float(evidence.own.forget.max(1).mean())
+
+  row = Metric('confidence', 'Confidence', confidence, needs=())
+  monkeypatch.setitem(METRICS, row.name, row)
+  assert evaluation.measure(EVIDENCE)['confidence'] == pytest.approx(0.9)
+  assert list(evaluation.measure(EVIDENCE))[-1] == 'confidence'
+  found = evaluation.evaluate(*problem())
+  assert 0 < found['confidence'] <= 1
+
+
+def problem():
+  """Each model is a table of logits; D_UL are the first four of eight."""
+  eye = np.eye(12, dtype=np.float32)
+  labels = np.arange(12, dtype=np.int32) % 2
+  every = Examples.of(eye, labels)
+  splits = Splits.of(every.take(np.arange(8)), np.arange(4),
+                     every.take(np.arange(8, 12)))  # fmt: skip
+
+  def state(wrong):
+    chosen = labels.copy()
+    chosen[wrong] = 1 - chosen[wrong]
+    return ModelState(jnp.array(4 * np.eye(2)[chosen], jnp.float32))
+
+  model = stateless(lambda params, x: x @ params)
+  own, source, retrained = state([0, 4]), state([8]), state([0, 1, 8, 9])
+  return model, own, source, splits, retrained
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_evaluate_predicts_every_example_of_every_split(devices):
+  with parallel.use(jax.devices()[:devices]):
+    got = evaluation.evaluate(*problem())
+    alone = evaluation.evaluate(*problem()[:4])
+  assert set(got) == {n for n, r in METRICS.items() if 'cost' not in r.needs}
+  assert got['forget_accuracy'] == 0.75 and got['retain_accuracy'] == 0.75
+  assert got['test_accuracy'] == 1
+  assert got['forgetting_rate'] == 0.25 and got['memory_retention_rate'] == 0.75
+  # One of four members has the high loss, none of the others has.
+  assert got['mia_auc'] == pytest.approx(0.375)
+  # Retrain: 0.5, 1, 0.5 and an AUC of 0.5.
+  assert got['gap_to_retrained'] == pytest.approx((0.25 * 2 + 0.5 + 0.125) / 4)
+  assert 0 < got['similarity'] < 1
+  assert {n for n in got if alone[n] is None} == {
+    *('gap_to_retrained', 'similarity')
+  }
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -98,3 +201,16 @@ def test_auc_against_sklearn(seed):
 def test_auc_of_nothing_is_refused(members, others):
   with pytest.raises(ValueError, match='allowed: a vector of at least one'):
     attacks.loss_threshold_auc(np.array(members), np.array(others))
+
+
+# Calibration.
+
+
+def test_what_one_generator_says_alone_does_not_separate():
+  """The ranks are as clear as can be, but the interval contains 0."""
+  found = calibrated_degree([0.01, 0.01, 0.01, 0.01, 0.9], [0.0] * 5)
+  assert found.p_value == pytest.approx(1 / 252)
+  assert found.difference.low < 0 < found.difference.high
+  assert found.verdict == 'cannot tell'
+  steady = calibrated_degree([0.1, 0.11, 0.1, 0.11, 0.1], [0.0] * 5)
+  assert steady.verdict == 'separates' and steady.difference.low > 0

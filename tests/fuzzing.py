@@ -1,16 +1,13 @@
-"""What the fuzzing has in common: how many cases, and what each must do.
+"""What the fuzzing has in common: what each case must do.
 
 A case runs one reader, or the `main` of one binary, on input that was made up.
 It may accept the input, or refuse it in one line; it may not raise anything
 else, hang, or change a file.
 """
 
-import collections
 import contextlib
-import hashlib
 import io
 import os
-import pathlib
 import shutil
 import signal
 import stat
@@ -20,51 +17,21 @@ from unittest import mock
 from absl import flags as absl_flags
 from hypothesis import HealthCheck, settings
 
-from experiments import (
-  binary,
-  evaluate,
-  flags,
-  generator_flags,
-  locks,
-  pairs,
-  pipeline,
-  rendezvous,
-  reproduce,
-  spd_gan,
-  train,
-  unlearn,
-)
-from experiments.reproduction import costs, options
-from unlearn_jax import models
+from experiments import config, evaluate, reproduce, train, unlearn
+from experiments.runtime import binary, distributed, process
+from experiments.study import results
+from experiments.workdir.directory import Workdir
 from unlearn_jax.base import InputError
 
-# Cases of each kind; their sum is what a run of the tests promises.
-CASES = {
-  'flags of unlearn': 300,
-  'flags of train': 120,
-  'flags of evaluate': 80,
-  'flags of spd_gan': 160,
-  'flags of reproduce': 120,
-  'forget ids': 350,
-  'npz': 350,
-  'folders': 160,
-  'manifests': 200,
-  'checkpoints of binaries': 120,
-  'partial saves': 60,
-  'outcomes': 120,
-  'claims': 60,
-}
-# UNLEARN_JAX_FUZZ=10 makes ten times as many, of other seeds.
+# UNLEARN_JAX_FUZZ=10 makes ten times as many cases, of other seeds.
 MORE = int(os.environ.get('UNLEARN_JAX_FUZZ', '1'))
 SECONDS = 60  # After which a case hangs; a tenth of a second is usual.
 
-ran: collections.Counter = collections.Counter()
 
-
-def profile(kind):
-  """Hypothesis' settings for a kind of case, the same cases in each run."""
+def cases(count):
+  """Hypothesis' settings for so many cases, the same in each run."""
   return settings(
-    max_examples=MORE * CASES[kind],
+    max_examples=MORE * count,
     derandomize=MORE == 1,
     database=None,
     deadline=None,  # `case` has an alarm, which also ends what hangs.
@@ -86,15 +53,12 @@ def _hangs(*_):
 
 
 @contextlib.contextmanager
-def case(kind, *trees, workdir=None):
-  """Counts a case; it has to end in time and leave these folders alone.
+def case(*trees, workdir=None):
+  """A case has to end in time and leave these folders alone.
 
-  What a flag says is the work directory may come to be, or fill if it is empty.
+  What a flag says is the work directory may come to be.
   """
-  ran[kind] += 1
   before = [snapshot(tree) for tree in trees]
-  empty = workdir is not None and os.path.isdir(workdir)
-  empty = empty and not os.listdir(workdir)
   new = workdir is not None and not os.path.lexists(workdir)
   old = signal.signal(signal.SIGALRM, _hangs)
   signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -103,30 +67,22 @@ def case(kind, *trees, workdir=None):
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, old)
-  if new or empty:
+  if new:
     shutil.rmtree(workdir, ignore_errors=True)
-  if empty:
-    os.mkdir(workdir)
   assert [snapshot(tree) for tree in trees] == before
 
 
 def snapshot(tree):
-  """Every entry below a folder: its kind, and of a file its content.
-
-  Of a lock, which says who had it last, nothing.
-  """
+  """Every entry below a folder: its kind, and of a file its content."""
   found = {}
   for folder, names, files in os.walk(os.fsencode(tree)):
-    for name in names + files:
-      if name == os.fsencode(locks.NAME):
-        continue
-      path = os.path.join(folder, name)
-      status = os.lstat(path)
-      content = None
-      if stat.S_ISREG(status.st_mode):
+    for path in (os.path.join(folder, name) for name in names + files):
+      mode = os.lstat(path).st_mode
+      content = b''
+      if stat.S_ISREG(mode):
         with open(path, 'rb') as file:
-          content = hashlib.file_digest(file, 'blake2b').digest()
-      found[path] = stat.S_IFMT(status.st_mode), content
+          content = file.read()
+      found[path] = stat.S_IFMT(mode), hash(content)
   return found
 
 
@@ -147,72 +103,24 @@ def refused(read, *arguments):
   return None
 
 
-# ------------------------------------------------------------------ Binaries.
-
-
-def _define_unlearn():
-  flags.define_data_and_model()
-  flags.define_unlearning()
-  generator_flags.define_beside_unlearning()
-
-
-def _define_train():
-  flags.define_data_and_model()
-  train.define()
-
-
-# Of each binary: what defines its flags, its main, and what it does first when
-# all checks are passed. Nothing that checks input comes after that.
+# Of each its main and what it takes.
 BINARIES = {
-  'unlearn': (_define_unlearn, unlearn.main, [(pipeline, '_one_run')]),
-  'train': (_define_train, train.main, [(pipeline, 'source_stage')]),
-  'evaluate': (evaluate.define, evaluate.main, [(evaluate, 'evaluate')]),
-  'spd_gan': (
-    spd_gan.define,
-    spd_gan.main,
-    [(spd_gan, '_pairs'), (pairs, 'train_null')],
-  ),
-  'reproduce': (options.define, reproduce.main, [(costs, 'calibrate')]),
+  'unlearn': (unlearn.main, config.Study),
+  'train': (train.main, train.Train),
+  'evaluate': (evaluate.main, evaluate.Evaluate),
+  'reproduce': (reproduce.main, reproduce.Reproduce),
 }
-
-
-def defined(define):
-  """The flags of a binary, as an object of their own."""
-  own = absl_flags.FlagValues()
-  absl_flags.disclaim_key_flags()
-  with contextlib.ExitStack() as stack:
-    for name in dir(absl_flags):
-      if name.startswith('DEFINE_'):
-        stack.enter_context(
-          mock.patch.object(
-            absl_flags, name, _into(getattr(absl_flags, name), own)
-          )
-        )
-    define()
-  absl_flags.DEFINE_string('flagfile', '', 'absl’s.', flag_values=own)
-  return own
-
-
-def _into(real, own):
-  def wrapped(*arguments, **named):
-    return real(*arguments, **{**named, 'flag_values': own})
-
-  return wrapped
+# What each does first when all checks are passed.
+SEAMS = ((Workdir, 'claim'), (evaluate, 'evaluate'), (distributed, '_join'))
 
 
 def quick(root):
   """A run of `unlearn` on the data in a folder; its work directory is there."""
   return [
-    f'--dataset=npz:{root / "stripes.npz"}',
-    f'--workdir={root / "run"}',
-    '--width=2',
-    '--batch_size=12',
-    '--train_epochs=6',
-    '--train_learning_rate=0.01',
-    '--epochs=1',
-    '--seeds=1',
-    '--k=5',
-    '--sensitivity_examples=12',
+    *(f'--dataset=npz:{root}/stripes.npz', f'--workdir={root}/run'),
+    *('--width=2', '--batch_size=12', '--train_epochs=6'),
+    *('--train_learning_rate=0.01', '--epochs=1', '--seeds=1'),
+    '--strategies=retrain, top_k(k=5, examples=12)',
   ]
 
 
@@ -222,60 +130,46 @@ def stage(root, name):
   return path
 
 
-def run_binary(name, arguments, whole=False, out=None):
+def run_binary(name, arguments, whole=False):
   """Runs a binary here: (exit status, stderr); (0, '') if it accepts all.
 
-  With `whole` it computes as well, otherwise it ends where that would begin.
-  Its stdout goes to `out`.
+  It ends where computing would begin; with `whole`, where reporting would.
   """
-  define, main, seams = BINARIES[name]
+  main, kind = BINARIES[name]
+  own, read = absl_flags.FlagValues(), config.read
+  config.define(kind, own)
+  absl_flags.DEFINE_string('flagfile', '', 'absl’s.', flag_values=own)
   if not absl_flags.FLAGS.is_parsed():
     absl_flags.FLAGS.mark_as_parsed()
-  out, err = out or io.StringIO(), io.StringIO()
+  err = io.StringIO()
   with contextlib.ExitStack() as stack:
-    for room, function in [] if whole else [*seams, (rendezvous, 'meet')]:
+    for room, function in [(results, 'measured')] if whole else SEAMS:
       stack.enter_context(
         mock.patch.object(room, function, side_effect=AcceptedError)
       )
-    stack.enter_context(mock.patch.object(absl_flags, 'FLAGS', defined(define)))
-    argv = ['binary', *arguments]
-    stack.enter_context(mock.patch.object(sys, 'argv', argv))
-    stack.enter_context(contextlib.redirect_stdout(out))
+    for room, thing, value in (
+      (absl_flags, 'FLAGS', own),
+      (config, 'read', lambda kind, _=None: read(kind, own)),
+      (process, 'prepare', lambda: None),
+      (sys, 'argv', ['binary', *arguments]),
+    ):
+      stack.enter_context(mock.patch.object(room, thing, value))
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
     stack.enter_context(contextlib.redirect_stderr(err))
     try:
-      binary.run(main)
+      binary.run(main, kind)
     except AcceptedError:
-      status = 0
+      return 0, err.getvalue()
     except SystemExit as end:
-      status = end.code or 0
-  return status, err.getvalue()
+      return end.code or 0, err.getvalue()
+  return 0, err.getvalue()
 
 
 def check_binary(name, arguments):
-  """Runs a binary and checks how it ended; its status."""
+  """Runs a binary and checks how it ended: (status, stderr)."""
   status, text = run_binary(name, arguments)
   assert status in (0, 1, 2), (status, text)
   if status:
     assert text.count('\n') == 1 and text.startswith('error: '), text
     check_line(text)
   return status, text
-
-
-_build = models.build
-_built = {}
-
-
-def build(name, num_classes, image_shape, **named):
-  """`models.build`, which is a pure function, once for the same arguments."""
-  key = repr((name, num_classes, image_shape, named))
-  if key not in _built:
-    _built[key] = _build(name, num_classes, image_shape, **named)
-  return _built[key]
-
-
-def fresh(folder):
-  """Folders that no case has used yet."""
-  for number in range(10**9):
-    path = pathlib.Path(folder) / str(number)
-    path.mkdir()
-    yield path

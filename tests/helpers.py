@@ -3,8 +3,9 @@
 from flax import linen as nn
 import numpy as np
 
-from unlearn_jax import models
-from unlearn_jax.base import Examples, Splits
+from unlearn_jax import finetuning, models, objectives, training
+from unlearn_jax.base import Context, Examples, Splits
+from unlearn_jax.models import layers
 
 
 class Clock:
@@ -16,7 +17,7 @@ class Clock:
     return self.now
 
 
-class Tiny(models.layers.Classifier):
+class Tiny(layers.Classifier):
   """Two convolutions under BatchNorm, and a classifier."""
 
   num_classes: int = 3
@@ -26,7 +27,7 @@ class Tiny(models.layers.Classifier):
   def __call__(self, x, train):
     x = nn.relu(self.norm(self.conv(4, 3, name='conv1')(x), train, 'bn1'))
     x = nn.relu(self.norm(self.conv(6, 3, 2, 'conv2')(x), train, 'bn2'))
-    return self.classify(models.layers.mean_over_pixels(x))
+    return self.classify(layers.mean_over_pixels(x))
 
 
 def model():
@@ -90,3 +91,15 @@ def stripes_file(folder, train=240, test=60):
     y_test=labels[train:],
   )
   return path
+
+
+def finetune(key, model, state, splits, *, teacher, js_weight=0.1, **options):
+  """JS-guided fine-tuning of a state, with any teacher or none."""
+  options = {'optimizer': training.adam(1e-3), **options}
+  guide = 'none' if teacher is None else 'source'
+  return finetuning.minimize(
+    Context(key, model, teacher or state, splits),
+    state,
+    objectives.guided(js_weight, guide),
+    **options,
+  )

@@ -1,6 +1,9 @@
 """Reports whose outside strings are hostile: they are shown, and do nothing."""
 
+import csv
+import dataclasses
 import html.parser
+import io
 import re
 from unittest import mock
 
@@ -8,27 +11,27 @@ from matplotlib.text import Text
 import numpy as np
 import pytest
 import report_test
+from rich.console import Console
 
-from experiments import (
+from experiments.report import (
   degree,
-  degree_figures,
   figures,
   files,
-  kept_pairs,
-  report,
-  results,
+  model,
+  pages,
+  pictures,
+  rendering,
+  tables,
 )
-from experiments.reproduction import page, plan
-from experiments.reproduction.outcomes import Outcomes
-from experiments.reproduction.presets import PRESETS
+from experiments.report.sections import Section, Table
 from unlearn_jax.base import shown
-from unlearn_jax.spd_gan import GeneratorSettings
 
 NASTY = (
   '<script>alert(1)</script> "><img src=x onerror=alert(2)> \' onload=x '
   '</style></title></pre></td><style>*{display:none}</style> <!-- ]]> &amp; '
   '&#60;b&#62; a|b ``` `code` **x** [l](javascript:alert(3)) $x$ $\\frac{$ \\( '
-  '{{7*7}} \n# head\n- item\n\n| a | b |\n\u202eabc\u202c \udcff \x1b[31m end'
+  '{{7*7}} {% raw %} \\end{document} \\input{/etc/passwd} ^^41 #1 ~ %\n# head'
+  '\n- item\n\n| a | b |\n\u202eabc\u202c \udcff \x1b[31m\x9b31m \a [bold]x end'
 )
 
 
@@ -57,11 +60,6 @@ def words(text):
   return ' '.join(text.replace('\xa0', ' ').split())
 
 
-def in_file(text):
-  """As `report.write` encodes what UTF-8 cannot hold."""
-  return text.encode('utf-8', 'backslashreplace').decode()
-
-
 class Strings:
   """Strings from outside, each unlike the others."""
 
@@ -74,89 +72,62 @@ class Strings:
     return text
 
 
-HOW = ('clean', 'perturbed')
-RUN = {
-  **{
-    part: {
-      **{f'{who}_{how}': 0.5 for who in ('source', 'unlearned') for how in HOW},
-      **dict.fromkeys(('degree', 'gap', 'excess'), 0.25),
-      'size': 8,
-    }
-    for part in ('held_out', 'fitted', 'retain', 'test')
-  },
-  'seed': 0,
-  'pixels': {'linf': 0.03, 'rms': 0.01, 'psnr': 30.0, 'ssim': 0.9},
-  'took_off': False,
-  'curve': [
-    {'epoch': 0, 'loss': 1.0, 'source_loss': 1.0, 'unlearned_loss': 1.0}
-  ],
-}
-INTERVAL = {'mean': 0.25, 'low': 0.2, 'high': 0.3, 'count': 5}
-CALIBRATED = {
-  'difference': INTERVAL,
-  'p_value': 0.01,
-  'verdict': 'separates',
-}
+def facts_of(string, unseen=True):
+  """The degree of one strategy, two seeds of three generators."""
 
+  def seeds(level):
+    return [[generator(level + s / 100, n) for n in range(3)] for s in (0, 1)]
 
-def degree_of(string):
-  """One entry of `report['degree']`."""
-  names = ('degree', 'gap', 'excess', 'fitted', 'retain', 'test', 'unseen')
-  row = {
-    'strategy': 'top_k',
-    'label': string('degree-label'),
-    'role': 'method',
-    **dict.fromkeys(names, INTERVAL),
-    'calibrated': CALIBRATED,
-    'took_off': 0,
-    'runs': [[RUN]],
-    'unseen_runs': [[RUN]],
-  }
-  return {
-    'settings': {'max_perturbation': 8 / 255},
-    'generators': 5,
-    'seeds': 1,
-    'null': {'degree': INTERVAL, 'runs': [[RUN]]},
-    'identity': {'runs': [[RUN]]},
-    'rows': [row],
-  }
+  def generator(level, number):
+    found = model.Standing(*(level, 0.02, level - 0.02, 0.9, 0.8, 0.7, 0.6))
+    return model.Generator(number, *[found] * 4, 0.03, 0.01, None, 0.9, False)
+
+  found = [model.Estimate(x, x - 0.02, x + 0.02) for x in (0.3, 0.02, 0.28)]
+  row = model.DegreeRow(
+    *('top_k', string('degree-label'), 'method', seeds(0.3)),
+    *(seeds(0.29) if unseen else [], *found),
+    *(found[0] if unseen else None, found[0], 0.01, 'separates'),
+  )
+  null = seeds(0.05)
+  return model.DegreeFacts(8 / 255, {}, 3, 2, null, found[1], [row])
 
 
 def report_of(string):
   """A report with a string from outside wherever one can be."""
-  made = report_test.fake_report()
-  made['dataset']['name'] = string('dataset')
-  made['dataset']['fingerprint'] = string('fingerprint')
-  made['command'] = string('command')
-  made['stop_rule']['text'] = string('rule')
-  made['model']['name'] = string('model')
-  made['model']['dtype'] = string('dtype')
-  made['config'][string('config-key')] = string('config')
-  made['environment']['device'] = string('cpu')
-  made['environment']['git_commit'] = string('git')
-  made['warnings'] = [string('warning')]
-  made['notes'] = [string('note')]
-  for row in made['rows']:
-    row['label'] = string(row['strategy'])
-    row['warnings'] = [string(f'{row["strategy"]}-warning')]
-    row['settings'] = {'k': 45}
-  made['rows'][4]['settings'] = {string('setting-key'): string('setting')}
-  made['degree'] = [degree_of(string)]
-  return made
-
-
-def same_structure(hostile, plain):
-  hostile, plain = Reader(hostile), Reader(plain)
-  assert hostile.elements == plain.elements
-  return words(' '.join(hostile.text))
+  made = report_test.report_of()
+  rows = [
+    dataclasses.replace(
+      row,
+      strategy=string(f'{row.strategy}-spelled'),
+      label=string(row.strategy),
+      parameters={string('parameter-key'): string('parameter')},
+      warnings=[string('row-warning')],
+    )
+    for row in made.rows
+  ]
+  sizes = {string(path): size for path, size in made.model.tensor_sizes.items()}
+  return dataclasses.replace(
+    made,
+    rows=rows,
+    command=string('command'),
+    config={string('config-key'): string('config')},
+    environment={'device': string('cpu')},
+    dataset=dataclasses.replace(made.dataset, name=string('dataset')),
+    model=dataclasses.replace(
+      made.model, name=string('model'), dtype=string('d'), tensor_sizes=sizes
+    ),
+    stop_rule=dataclasses.replace(made.stop_rule, text=string('rule')),
+    warnings=[string('warning')],
+    notes=[string('note')],
+    degree=[facts_of(string)],
+  )
 
 
 def same_lines(hostile, plain):
   """Markdown of the same lines, cells and marks."""
 
   def marks(text):
-    block = r'<pre>.*?</pre>|^```json$.*?^```$'
-    text = re.sub(block, '', text, flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r'<pre>.*?</pre>', '', text, flags=re.DOTALL)
     found = []
     for line in text.splitlines():
       assert '$' not in line and '<script' not in line and '<img' not in line
@@ -174,135 +145,126 @@ def written(tmp_path_factory):
   for name, nasty in (('hostile', NASTY), ('plain', '')):
     string = Strings(nasty)
     made = report_of(string)
-    blank = figures.blank(1, 1)
-    more = dict.fromkeys(('degree_bars_8_255', 'degree_images_8_255'), blank)
+    grid = {degree.name_of(made.degree[0], 'images'): figures.blank(1, 1)}
     with mock.patch.object(figures, 'DPI', 40):
-      paths = report.write(made, tmp_path_factory.mktemp(name), more)
-    found.append((string.given, {n: p.read_bytes() for n, p in paths.items()}))
+      paths = files.write(made, tmp_path_factory.mktemp(name), grid)
+    data = {form: path.read_bytes() for form, path in paths.items()}
+    found.append((string.given, data, made, paths))
   return found
 
 
 def test_the_page_has_no_element_of_theirs_and_shows_them_verbatim(written):
-  (given, hostile), (_, plain) = written
-  text = same_structure(hostile['html'].decode(), plain['html'].decode())
+  (given, hostile, *_), (_, plain, *_) = written
+  first, second = (Reader(f['html'].decode()) for f in (hostile, plain))
+  assert first.elements == second.elements
+  text = words(' '.join(first.text))
   for string in given:
-    # A setting lies in JSON, which has its own way to write quotes.
-    if string.startswith('setting'):
-      string = string.split()[0]
-    assert words(in_file(string)) in text, string[:20]
+    # A parameter lies in JSON, which has its own way to write quotes; of
+    # tensors and spellings only some are shown.
+    if not re.match('parameter|layer|.*-spelled', string):
+      string = string.encode('utf-8', 'backslashreplace').decode()
+      assert words(string) in text, string[:20]
 
 
 def test_markdown_has_no_line_of_theirs(written):
-  (given, hostile), (_, plain) = written
+  (_, hostile, *_), (_, plain, *_) = written
   same_lines(hostile['markdown'].decode(), plain['markdown'].decode())
+  assert not re.search(rb'[\x00-\x08\x0b-\x1f]', hostile['markdown'])
   # Command and configuration are HTML there too.
   pattern = re.compile(rb'<pre>.*?</pre>', re.DOTALL)
-  blocks = [
+  first, second = (
     Reader(b''.join(pattern.findall(f['markdown'])).decode())
     for f in (hostile, plain)
-  ]
-  assert blocks[0].elements == blocks[1].elements
+  )
+  assert first.elements == second.elements
 
 
 def test_json_reads_back(written):
-  (given, hostile), _ = written
-  assert b'\x1b' not in hostile['json'] and hostile['json'].isascii()
+  (_, hostile, _, paths), _ = written
+  assert b'\x1b' not in hostile['json']
+  assert model.read(paths['json']).dataset.name.startswith('dataset <script>')
 
 
-def parsed_as_formula(figure):
-  return [
-    text.get_text()
-    for text in figure.findobj(Text)
-    if text.get_parse_math() and '$x' in text.get_text()
-  ]
+def test_csv_has_as_many_fields_and_no_formula(written):
+  made = written[0][2]
+  for lead in '=+-@':
+    made.rows[0] = dataclasses.replace(made.rows[0], label=f'{lead}cmd()\n"x",')
+    lines = list(csv.reader(io.StringIO(tables.csv(made))))
+    assert {len(line) for line in lines} == {9 + 3}
+    assert lines[1][1].startswith("'") and '\n' not in lines[1][1]
+  assert not any(c in tables.csv(made) for c in '\x1b\x9b\a\u202e')
+
+
+def test_latex_compiles_and_has_no_command_of_theirs(written, tmp_path):
+  (_, hostile, _, paths), (_, plain, *_) = written
+  first, second = (
+    re.findall(r'\\(?:begin|end|input|def)\b|&|\\\\', re.sub(r'\\&', '', text))
+    for text in (hostile['tex'].decode(), plain['tex'].decode())
+  )
+  assert first == second
+  report_test.compiled(paths['tex'], tmp_path)
+
+
+@pytest.mark.parametrize('width', [40, 80, 120, None])
+def test_the_terminal_obeys_none_of_them(written, width):
+  text = report_test.on_terminal(written[0][2], width)
+  assert all(c.isprintable() or c == '\n' for c in text)
+  assert '[bold]x' in text and '[31m' in text
+  file = io.StringIO()
+  more = {'width': width, 'force_terminal': True} if width else {}
+  sections = pages.page(written[0][2])
+  rendering.terminal(sections, Console(file=file, color_system=None, **more))
+  assert all(c.isprintable() or c == '\n' for c in file.getvalue())
+
+
+def test_a_table_of_judgements_colours_verdicts_and_nothing_else():
+  head = ['The paper says', 'Verdict', 'By']
+
+  def page(text):
+    body = [[text, 'reproduced', text], [text, 'not reproduced', text]]
+    body.append([text, 'not decidable', text])
+    section = Section(text, [text], [text], [Table.of(head, body)], [text])
+    more = Section('x', kind='details', pairs=[(text, [('', text)])])
+    return text, text, [section, more]
+
+  first, second = (Reader(rendering.html(*page(t))) for t in (NASTY, 'x'))
+  assert first.elements == second.elements
+  cells = [dict(attrs) for tag, attrs, _ in first.elements if tag == 'td']
+  classes = [cell.get('class') for cell in cells]
+  verdicts = ['reproduced', 'not-reproduced', None]
+  assert classes[::2] == verdicts and set(classes[1::2]) == {None}
+  made = [rendering.markdown(*page(text)) for text in (f'x {NASTY}', 'x x')]
+  same_lines(*made)
+  folded = rendering.markdown('', '', [Section(NASTY, ['x'], kind='details')])
+  (line,) = (line for line in folded.splitlines() if 'alert(1)' in line)
+  assert line.endswith('end</summary>') and '$' not in line
 
 
 def test_no_picture_typesets_or_stumbles_over_them():
-  made = files.plain(report_of(Strings(NASTY)))
-  drawn = [draw(made) for draw in figures.FIGURES.values()]
-  bars = [degree_figures.Bar(files.plain(NASTY), [0.1, 0.2], 'method')]
-  drawn.append(degree_figures.bars(bars, [0.0, 0.1], 3))
-  curves = {
-    'pairs': {'unlearned': {'label': files.plain(NASTY), 'runs': [RUN]}}
-  }
-  drawn.append(degree_figures.curves(curves))
+  made = report_of(Strings(NASTY))
   image = np.zeros((1, 4, 4, 1))
-  title = shown(NASTY, 24)
-  drawn.append(degree_figures.image_grid(image, image, [title]))
-  assert '$' in NASTY and title.isprintable()
+  drawn = list(pages.drawn(made).values())
+  drawn.append(figures.image_grid(image, image, [NASTY]))
+  titles = [a.get_title() for a in drawn[-1].axes if a.get_title()]
+  assert titles == [shown(NASTY, 24)]
+  assert len(drawn) == len(pictures.PICTURES) + 2
   with mock.patch.object(figures, 'DPI', 40):
     for figure in drawn:
       assert figures.png(figure).startswith(b'\x89PNG')
-      assert not parsed_as_formula(figure)
+      for text in figure.findobj(Text):
+        assert not (text.get_parse_math() and '$x' in text.get_text())
 
 
-def test_a_class_name_is_one_short_line_above_its_image():
-  image = np.zeros((1, 4, 4, 1), np.uint8)
-  pair = kept_pairs.Pair({}, image, image.astype(np.float32), np.array([0]))
-  grid = kept_pairs.grid(pair, [NASTY])
-  titles = [axes.get_title() for axes in grid.axes if axes.get_title()]
-  assert titles == [shown(NASTY, 24)]
-  assert not parsed_as_formula(grid) and figures.png(grid)
-
-
-def degree_report(string):
-  pair = {
-    'label': 'x',
-    **dict.fromkeys(('degree', 'gap', 'excess'), INTERVAL),
-    'took_off': 0,
-    'runs': [RUN] * 5,
-  }
-  found = degree.assemble(
-    {name: pair for name in ('unlearned', 'null', 'unseen', 'identity')},
-    GeneratorSettings(),
+def test_the_degree_says_nothing_of_unseen_images_that_were_not_measured():
+  known, without = (
+    degree.section(facts_of(Strings(''), unseen)) for unseen in (True, False)
   )
-  return {
-    **found,
-    'command': string('command'),
-    'checkpoints': {'source': string('path')},
-    'dataset': string('dataset'),
-    'environment': {'device': string('cpu')},
-    'warnings': [string('warning')],
-  }
-
-
-def test_the_degree_s_own_report(tmp_path):
-  texts = []
-  for name, nasty in (('hostile', NASTY), ('plain', '')):
-    with mock.patch.object(figures, 'DPI', 40):
-      paths = degree.write(
-        degree_report(Strings(nasty)), figures.blank(1, 1), 3, tmp_path / name
-      )
-    texts.append(paths['markdown'].read_text('utf-8'))
-  same_lines(*texts)
-  for text in texts:  # The block of JSON ends where it should.
-    fences = [line for line in text.splitlines() if line.startswith('```')]
-    assert fences == ['```json', '```']
-
-
-def test_the_page_of_a_reproduction(tmp_path):
-  """What failed, and why, and on which machine: all of it from outside."""
-  pages = []
-  for name, nasty in (('hostile', NASTY), ('plain', '')):
-    string = Strings(nasty)
-    wanted = plan.make(PRESETS['smoke'], ('table2',))
-    root = tmp_path / name
-    outcomes = Outcomes(root)
-    for number, task in enumerate(wanted.tasks[:3]):
-      outcome = {'title': 'x', 'error': string(f'error-{number}')}
-      outcomes.write(task.key, outcome)
-    with mock.patch.object(
-      results, 'environment', lambda: {'device': string('cpu')}
-    ):
-      path = page.write(wanted, outcomes, root)
-    pages.append((string.given, path, path.with_suffix('.md')))
-  (given, hostile, markdown), (_, plain, plain_markdown) = pages
-  text = same_structure(hostile.read_text('utf-8'), plain.read_text('utf-8'))
-  for string in given:
-    if not string.startswith('cpu'):
-      assert words(in_file(string)) in text
-  same_lines(markdown.read_text('utf-8'), plain_markdown.read_text('utf-8'))
-
-
-def test_json_of_ours_holds_what_utf_8_cannot():
-  assert files.to_json({'a': NASTY}).isascii()
+  assert 'not resolvably more' in known.sentences[0]
+  assert 'nseen' in str(known.tables) and 'nseen' in str(known.notes)
+  assert 'nseen' not in str(without) and 'no model saw' not in str(without)
+  (columns, (line, *_)) = known.tables[0].columns, known.tables[0].lines
+  cells = dict(zip((column.header for column in columns[1:]), line.cells))
+  assert cells['Degree, points'] == '30.0 ± 2.0' and cells['p'] == '0.010'
+  assert cells['Plain gap'] == '2.0 ± 2.0' and cells['Took off'] == '0 of 6'
+  bars = degree.bars(facts_of(Strings('')), 10)
+  assert bars.axes[0].get_xlim()[1] > 90

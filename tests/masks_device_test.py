@@ -12,9 +12,9 @@ from masks_test import SHAPES, VALUES, large_tree, make, reference, tree_size
 import numpy as np
 import pytest
 
-from unlearn_jax import masks, perturbation
-from unlearn_jax.masks import host, keys, pieces, spmd, top
-from unlearn_jax.masks.plans import Plan
+from unlearn_jax import masks
+from unlearn_jax.masks import host, keys, pieces, scalars, spmd
+from unlearn_jax.masks.pieces import Plan
 
 PLANS = {
   'loop': Plan(loop=True, whole=True),
@@ -26,7 +26,7 @@ PLANS = {
 def on_device(grads, k, plan):
   leaves, treedef = jax.tree.flatten(grads)
   numbers = jnp.array([k], jnp.uint32)
-  found, _ = top._topk_on_device(leaves, numbers, plan=plan)
+  found, _ = scalars._topk_on_device(leaves, numbers, plan=plan)
   return jax.tree.unflatten(treedef, found)
 
 
@@ -104,7 +104,7 @@ def test_the_mask_is_on_the_device_of_the_gradients():
 
 
 def test_another_k_is_not_compiled_again():
-  count = top._topk_on_device._cache_size
+  count = scalars._topk_on_device._cache_size
   grads = {'w': jnp.arange(11.0)}
   on_device(grads, 3, PLANS['anywhere'])
   before = count()
@@ -126,7 +126,7 @@ def test_another_k_is_not_compiled_again():
 def test_memory_beyond_the_mask_is_small(dtype, name):
   shape = jax.ShapeDtypeStruct((4096, 4096), jnp.dtype(dtype))
   k = jax.ShapeDtypeStruct((1,), jnp.uint32)
-  lowered = top._topk_on_device.lower([shape], k, plan=PLANS[name])
+  lowered = scalars._topk_on_device.lower([shape], k, plan=PLANS[name])
   memory = lowered.compile().memory_analysis()
   assert memory.output_size_in_bytes <= 2**24 + 1024
   # XLA:CPU copies the bits of bfloat16.
@@ -221,7 +221,7 @@ def test_no_parameter_travels_between_devices(axis_type, way):
     plan = spmd.plan_for(leaves)
     assert plan.mesh == mesh
     one = jnp.ones(1, jnp.uint32)
-    lowered = top._topk_on_device.lower(leaves, one, plan=plan)
+    lowered = scalars._topk_on_device.lower(leaves, one, plan=plan)
     texts.append(lowered.compile().as_text())
   assert 'all-gather' not in texts[1]
   for text in texts:
@@ -267,29 +267,3 @@ def test_blocks_and_reductions_count_alike():
   ]
   expected = [int((abs(x) >= b).sum()) for b in (0.1, 0.5, 1.0, 3.0)]
   assert counts[0].tolist() == counts[1].tolist() == expected
-
-
-@pytest.mark.parametrize('donate', [True, False])
-def test_the_fused_step_is_choosing_then_perturbing(donate):
-  grads = large_tree()
-  params = jax.tree.map(lambda x: jnp.asarray(x) + 1, grads)
-  expected = perturbation.perturb(
-    params, masks.topk_mask(params, grads, 500), epsilon=-1.0
-  )
-
-  def choose(params, grads, k):
-    return masks.topk_mask(params, grads, k)
-
-  step = perturbation.fused(choose, epsilon=-1.0, donate=donate)
-  chex.assert_trees_all_equal(step(params, grads, 500), expected)
-  gone = [x.is_deleted() for x in jax.tree.leaves(params)]
-  assert all(gone) if donate else not any(gone)
-
-
-def test_the_fused_step_takes_no_memory():
-  shape = {'w': jax.ShapeDtypeStruct((4096, 1024), jnp.float32)}
-  k = jax.ShapeDtypeStruct((), jnp.int32)
-  step = perturbation.fused(masks.topk_mask, epsilon=-1.0)
-  memory = step.lower(shape, shape, k).compile().memory_analysis()
-  size = 4096 * 1024
-  assert memory.alias_size_in_bytes >= 4 * size

@@ -46,7 +46,11 @@ CHOICES = {
   'random': lambda g: masks.randomk_mask(key, g, 400),
   'both': lambda g: masks.random_topk_mask(key, g, g, 400, 45),
 }
-for axis_type in (AxisType.Auto, AxisType.Explicit):
+FOUND = {name: choose(dense) for name, choose in CHOICES.items()}
+for axis_type, names in (
+  (AxisType.Auto, ('top', 'both')),
+  (AxisType.Explicit, ('leaf', 'random')),
+):
   mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(axis_type,) * 2)
   sharded = {
     name: jax.make_array_from_callback(
@@ -55,8 +59,7 @@ for axis_type in (AxisType.Auto, AxisType.Explicit):
     for name, x in dense.items()
   }
   with jax.set_mesh(mesh):
-    for choose in CHOICES.values():
-      expected = choose(dense)
+    for choose, expected in ((CHOICES[n], FOUND[n]) for n in names):
       outside = axis_type == AxisType.Auto
       found = (choose if outside else jax.jit(choose))(sharded)
       for name, mask in found.items():
@@ -67,8 +70,8 @@ np.savez(
   f'{out}/{process}.npz',
   **{
     f'{way}-{name}': np.asarray(mask)
-    for way, choose in CHOICES.items()
-    for name, mask in choose(dense).items()
+    for way, masks_found in FOUND.items()
+    for name, mask in masks_found.items()
   },
 )
 """

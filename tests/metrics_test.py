@@ -164,23 +164,3 @@ def test_interval_errors():
   for confidence in (0, 1, 95, -0.5, np.nan):
     with pytest.raises(ValueError, match=f'confidence is {confidence}; allow'):
       metrics.mean_interval([1.0, 2.0], confidence)
-
-
-def test_selection_stability_by_hand():
-  a = {'x': np.array([1, 1, 0, 0], bool), 'y': np.array([[1]], bool)}
-  b = {'x': np.array([0, 1, 1, 0], bool), 'y': np.array([[1]], bool)}
-  c = {'x': np.array([0, 0, 0, 1], bool), 'y': np.array([[0]], bool)}
-  assert metrics.selection_stability([a, a]) == 1
-  assert metrics.selection_stability([a, b]) == 0.5
-  # a and b share 2 of 4; nothing is shared with c.
-  assert metrics.selection_stability([a, b, c]) == pytest.approx(0.5 / 3)
-
-
-def test_selection_stability_errors():
-  a = {'x': np.array([1, 0], bool)}
-  with pytest.raises(ValueError, match='masks has 1; allowed are 2 or more'):
-    metrics.selection_stability([a])
-  with pytest.raises(ValueError, match=r'masks\[1\] chooses nothing'):
-    metrics.selection_stability([a, {'x': np.zeros(2, bool)}])
-  with pytest.raises(AssertionError):
-    metrics.selection_stability([a, {'x': np.ones(3, bool)}])

@@ -1,3 +1,5 @@
+import json
+import pathlib
 from typing import NamedTuple
 
 import helpers
@@ -9,6 +11,9 @@ import pytest
 
 from unlearn_jax import models
 from unlearn_jax.base import ModelState, tensor_paths
+from unlearn_jax.models import densenet, googlenet
+
+STORED = pathlib.Path(__file__).with_name('models.json')
 
 # name: (image shape, tensors, parameters, in the last 5, in the last 10).
 SIZES = {
@@ -147,3 +152,173 @@ def test_digits_are_learned_to_97_percent():
   )
   chosen = predict(model, fit.state, digits.test).argmax(-1)
   assert (chosen == digits.test.labels).mean() >= 0.97
+
+
+# What they compute: worked by hand, and stored.
+
+
+def waves(tree, scale=1.0):
+  """Values in the place of drawn ones: the same wherever and whenever."""
+  leaves, treedef = jax.tree.flatten(tree)
+  return treedef.unflatten(
+    [
+      np.sin(np.arange(leaf.size) * 1.3 + number).reshape(leaf.shape)
+      * (scale / max(1, np.prod(leaf.shape[:-1])) ** 0.5)
+      for number, leaf in enumerate(leaves)
+    ]
+  )
+
+
+def waved(name):
+  """A narrow model: kernels are waves, BatchNorm's numbers are near 1."""
+  model = models.build(name, 3, SIZES[name][0], width=4)
+  state = jax.eval_shape(model.init, jax.random.key(0))
+
+  def value(path, leaf, wave):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    return wave + 1 if name.endswith(('scale', 'var')) else wave
+
+  waved = jax.tree_util.tree_map_with_path(
+    value, state, ModelState(waves(state.params, 2.0), waves(state[1], 0.3))
+  )
+  return model, jax.tree.map(jnp.float32, waved)
+
+
+def computed(name):
+  """Logits in evaluation mode; in training mode, with the new statistics."""
+  model, state = waved(name)
+  shape = (2, *SIZES[name][0])
+  images = np.uint8(127 + 127 * np.sin(np.arange(np.prod(shape)) * 0.7))
+  images = images.reshape(shape)
+
+  def both(state, images):
+    logits, _ = model.apply(state, images, False)
+    return logits, *model.apply(state, images, True)
+
+  # Compiling costs far more than running.
+  quick = {'xla_backend_optimization_level': '0'}
+  program = jax.jit(both, compiler_options=quick)
+  logits, trained, stats = program(state, images)
+  sums = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(stats)]
+  return {
+    'logits': np.ravel(logits).tolist(),
+    'training': np.ravel(trained).tolist(),
+    'statistics': [sums[0], sums[-1], sum(sums)],
+  }
+
+
+@pytest.mark.parametrize('name', SIZES)
+def test_models_compute_what_they_did(name):
+  """To store them anew: `json.dumps({n: computed(n) for n in SIZES})`."""
+  stored = json.loads(STORED.read_text())[name]
+  for what, values in computed(name).items():
+    np.testing.assert_allclose(
+      values, stored[what], rtol=2e-3, atol=2e-3, err_msg=f'{name}: {what}'
+    )
+  assert np.std(stored['logits']) > 1e-2, 'these say nothing'
+
+
+def with_kernels(state, kernels, **scalars):
+  """All else 0, BatchNorm the identity, but for its 1e-5 under the root."""
+
+  def value(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    for ending, array in kernels.items():
+      if name.endswith(ending):
+        return jnp.broadcast_to(jnp.float32(array), leaf.shape)
+    return jnp.full(leaf.shape, float(name.endswith(('scale', 'var'))))
+
+  return ModelState(
+    *(jax.tree_util.tree_map_with_path(value, tree) for tree in state)
+  )
+
+
+# A 3×3 kernel that hands on what is at its centre.
+CENTRE = np.zeros((3, 3, 1, 1))
+CENTRE[1, 1] = 1
+
+
+def blank(name):
+  model = models.build(name, 2, (32, 32, 1), width=1, mean=(0,), std=(1,))
+  return model, jax.eval_shape(model.init, jax.random.key(0))
+
+
+def test_resnet18_without_residuals_hands_its_input_on():
+  """Through eight shortcuts, of which three are convolutions of 1×1."""
+  model, state = blank('resnet18')
+  state = with_kernels(state, {'linear/kernel': 1})
+  state.params['conv1']['kernel'] = jnp.float32(CENTRE)
+  for stage, wide in enumerate((1, 2, 4), 2):
+    kernel = np.zeros((1, 1, wide, 2 * wide), np.float32)
+    kernel[0, 0, 0, 0] = 1
+    state.params[f'layer{stage}_0']['shortcut_conv']['kernel'] = kernel
+  logits, _ = model.apply(state, np.full((1, 32, 32, 1), 255, np.uint8), False)
+  np.testing.assert_allclose(logits, [[1, 1]], rtol=1e-4)
+
+
+def test_vgg19_pools_by_the_maximum():
+  """One bright pixel is as bright behind five pools; its mean is 1/1024."""
+  model, state = blank('vgg19')
+  state = with_kernels(state, {'linear/kernel': 1})
+  for path in tensor_paths(state.params):
+    if path.startswith('conv') and path.endswith('kernel'):
+      layer = state.params[path.split('/')[0]]
+      kernel = np.zeros(layer['kernel'].shape, np.float32)
+      kernel[1, 1, 0, 0] = 1
+      layer['kernel'] = kernel
+  image = np.zeros((1, 32, 32, 1), np.uint8)
+  image[0, 9, 20] = 255
+  logits, _ = model.apply(state, image, False)
+  np.testing.assert_allclose(logits, [[1, 1]], rtol=1e-3)
+
+
+def test_a_bottleneck_normalises_and_rectifies_before_each_convolution():
+  """−1 is cut off; were it not, a kernel of −1 would hand on 1."""
+  block = densenet.Bottleneck(growth=1)
+  state = jax.eval_shape(
+    lambda: block.init(jax.random.key(0), jnp.ones((1, 4, 4, 1)), False)
+  )
+  kernels = {
+    'conv1/kernel': -1,
+    'conv2/kernel': np.broadcast_to(CENTRE, (3, 3, 4, 1)),
+  }
+  made = with_kernels(
+    ModelState(state['params'], state['batch_stats']), kernels
+  )
+  variables = {'params': made.params, 'batch_stats': made.batch_stats}
+  for value in (-1.0, 1.0):
+    out = block.apply(variables, jnp.full((1, 4, 4, 1), value), False)
+    assert out[..., 0].tolist() == np.zeros((1, 4, 4)).tolist()
+    assert (out[..., 1] == value).all()
+
+
+def test_the_pooled_branch_of_an_inception_pools():
+  """A bright pixel spreads to the nine around it in the last branch only."""
+  block = googlenet.Inception(features=(1, 1, 1, 1, 1, 1))
+  state = jax.eval_shape(
+    lambda: block.init(jax.random.key(0), jnp.ones((1, 5, 5, 1)), False)
+  )
+  kernels = {
+    'b1_conv/kernel': 1, 'in_conv/kernel': 1, 'b4_conv/kernel': 1,
+    'conv/kernel': CENTRE,
+  }  # fmt: skip
+  made = with_kernels(
+    ModelState(state['params'], state['batch_stats']), kernels
+  )
+  x = jnp.zeros((1, 5, 5, 1)).at[0, 2, 2].set(1.0)
+  out = block.apply(
+    {'params': made.params, 'batch_stats': made.batch_stats}, x, False
+  )
+  assert (out > 0.5).sum((0, 1, 2)).tolist() == [1, 1, 1, 9]
+
+
+@pytest.mark.parametrize('name', ['cnn', 'resnet18'])
+def test_statistics_move_by_a_tenth_a_step(name):
+  """Of constant activations the variance is 0: 0.9 remain of 1."""
+  model = models.build(name, 3, SIZES[name][0], width=4)
+  state = with_kernels(jax.eval_shape(model.init, jax.random.key(0)), {})
+  images = np.zeros((1, *SIZES[name][0]), np.uint8)
+  _, stats = jax.jit(lambda s: model.apply(s, images, True))(state)
+  for path, leaf in zip(tensor_paths(stats), jax.tree.leaves(stats)):
+    want = 0.9 if path.endswith('var') else 0.0
+    np.testing.assert_allclose(leaf, want, atol=1e-6, err_msg=path)

@@ -1,4 +1,4 @@
-"""Each model is trained for an epoch on real images, saved and restored."""
+"""Small models are trained for an epoch on real images, saved and restored."""
 
 import jax
 import numpy as np
@@ -9,19 +9,9 @@ from unlearn_jax.base import Examples
 from unlearn_jax.data import images
 from unlearn_jax.prediction import predict
 
-# A width that compiles and trains in seconds; the layers are all there.
-WIDTHS = {
-  'cnn': 4,
-  'resnet9': 8,
-  'resnet18': 4,
-  'vgg19': 4,
-  'densenet121': 4,
-  'googlenet': 4,
-}
-
-
-def test_no_model_escapes():
-  assert set(WIDTHS) == set(models.FAMILIES)
+# A width that compiles and trains in seconds. The others are held to stored
+# numbers by `models_test`: their training is the same loop, and dear.
+WIDTHS = {'cnn': 4, 'resnet9': 8}
 
 
 def digits(count=96):

@@ -27,16 +27,16 @@ if count > 1:
 assert len(jax.devices()) == 4, jax.devices()
 
 import helpers
-from unlearn_jax import evaluation, training, unlearning
-from unlearn_jax.strategies import Settings
+from unlearn_jax import evaluation, strategies, training, unlearning
+from unlearn_jax.finetuning import Budget
 
 model, splits = helpers.model(), helpers.splits()
 source = training.train(
   jax.random.key(0), model, splits.train, epochs=3, batch_size=16
 ).state
-settings = Settings(k=5, epochs=1, batch_size=16, sensitivity_examples=30)
+strategy, budget = strategies.top_k(5, examples=30), Budget(1, 1e-3, 16)
 result = unlearning.unlearn(
-  jax.random.key(1), model, source, splits, 'top_k', settings
+  jax.random.key(1), model, source, splits, strategy, budget
 )
 predictions = evaluation.predict_splits(model, result.state, splits)
 leaves = jax.tree.leaves((result.state, predictions))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax import parallel, snapshots, spd_gan, training
+from unlearn_jax import metrics, parallel, snapshots, spd_gan, training
 from unlearn_jax.base import Batch, Examples, InputError, ModelState, stateless
 from unlearn_jax.spd_gan import GeneratorSettings, fit_generator
 from unlearn_jax.timing import Stopwatch
@@ -101,7 +101,7 @@ def loss_of(eta, cap, bias):
   state = ModelState(players, spd_gan._Carried({}, jnp.zeros((1, 4))))
   batch = Batch(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2, jnp.int32))
   value, carried = spd_gan._loss(classifier, eta, cap, cap or 1.0, 1)(
-    generator, state, (batch,)
+    generator, state, (batch,), jnp.int32(0)
   )
   return float(value), carried.sums[0].tolist()
 
@@ -364,20 +364,21 @@ def test_pixel_change_by_hand():
   before = np.zeros((1, 8, 8, 1), np.uint8)
   after = np.zeros((1, 8, 8, 1), np.float32)
   after[0, 0, 0, 0] = 51.0
-  change = spd_gan.pixel_change(before, after)
+  change = metrics.pixel_change(before, after)
   assert change.linf == pytest.approx(0.2)
   assert change.rms == pytest.approx(0.2 / 8)
   assert change.psnr == pytest.approx(-20 * math.log10(0.025), rel=1e-5)
   assert change.ssim < 1
-  same = spd_gan.pixel_change(before, before)
-  assert same == (0.0, 0.0, None, pytest.approx(1.0))
+  same = metrics.pixel_change(before, before)
+  assert same == dataclasses.replace(same, linf=0, rms=0, psnr=None)
+  assert same.ssim == pytest.approx(1)
 
 
 def test_ssim_of_constant_images_by_the_formula():
   """Without variance it is (2ab + c1) / (a² + b² + c1), c1 = 0.01²."""
   for side in (2, 12):
     images = np.full((3, side, side, 3), 51.0)
-    got = spd_gan.pixel_change(images, 2 * images).ssim
+    got = metrics.pixel_change(images, 2 * images).ssim
     expected = (2 * 0.2 * 0.4 + 1e-4) / (0.04 + 0.16 + 1e-4)
     assert got == pytest.approx(expected, rel=1e-4), side
 

@@ -9,13 +9,18 @@ import pytest
 
 from unlearn_jax import (
   epoch,
-  finetuning,
   normalization,
   parallel,
   timing,
   training,
 )
-from unlearn_jax.base import Examples, ModelState, stateless, tensor_paths
+from unlearn_jax.base import (
+  Examples,
+  Model,
+  ModelState,
+  stateless,
+  tensor_paths,
+)
 from unlearn_jax.prediction import per_example_loss, predict
 from unlearn_jax.timing import Stopwatch
 
@@ -168,7 +173,7 @@ def test_finetuning_with_two_sets_compiles_in_its_first_epoch_only():
   seen = []
 
   def run(seed):
-    finetuning.finetune(
+    helpers.finetune(
       jax.random.key(seed),
       MODEL,
       fresh(seed),
@@ -419,6 +424,24 @@ def test_reestimation_behind_frozen_layers_by_hand(devices):
     np.testing.assert_allclose(
       got.batch_stats['bn2'][part], value, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_statistics_are_those_of_all_devices(devices):
+  """Of a model that does not average them itself; one batch of 0 to 7."""
+
+  def apply(state, x, train):
+    mean = x.mean(0) if train else state.batch_stats['mean']
+    return x, {'mean': 0.75 * state.batch_stats['mean'] + 0.25 * mean}
+
+  x = np.arange(8, dtype=np.float32)[:, None]
+  with parallel.use(jax.devices()[:devices]):
+    got = normalization.reestimate(
+      Model(apply),
+      ModelState({}, {'mean': jnp.full(1, 99.0)}),
+      Examples.of(x, np.zeros(8, np.int32)),
+    )
+  assert got.batch_stats['mean'].tolist() == pytest.approx([3.5])
 
 
 def test_without_batchnorm_reestimation_is_the_identity():

@@ -58,6 +58,19 @@ def _printable(character: str) -> str:
   return character.encode('unicode_escape').decode()
 
 
+def require(name: str, value: Any, holds: bool, allowed: str) -> None:
+  """Raises a `ValueError` unless an argument is what it has to be.
+
+  Example:
+    >>> require('ratio', 2, False, 'above 0 and at most 1')
+    Traceback (most recent call last):
+    ...
+    ValueError: ratio=2, allowed: above 0 and at most 1
+  """
+  if not holds:
+    raise ValueError(f'{name}={shown(repr(value))}, allowed: {allowed}')
+
+
 def require_file(path: str | os.PathLike) -> None:
   """Refuses what is no file: reading a pipe or a device may never end.
 
@@ -147,6 +160,11 @@ class Examples(NamedTuple):
   def size(self) -> int:
     """M, the number of examples in the set."""
     return self.indices.shape[0]
+
+  @property
+  def own_labels(self) -> np.ndarray:
+    """int32 `[M]` on the host: of the set's examples, in its order."""
+    return np.asarray(self.labels)[np.asarray(self.indices)]
 
   @classmethod
   def of(cls, images: Array, labels: Array) -> 'Examples':
@@ -262,6 +280,38 @@ def stateless(
     apply=lambda state, x, train: (apply(state.params, x), state.batch_stats),
     **fields,
   )
+
+
+class Context(NamedTuple):
+  """All that an unlearning method may look at.
+
+  Attributes:
+    key: typed PRNG key of the unlearning, see `keys`.
+    model: the classifier.
+    source: M, trained on D.
+    splits: D_UL, D_RE and held-out data.
+    retrained: M_RE, or None where there is none.
+  """
+
+  key: Key
+  model: Model
+  source: ModelState
+  splits: Splits
+  retrained: ModelState | None = None
+
+  @property
+  def keys(self) -> 'Keys':
+    """The keys of an unlearning, one a purpose."""
+    return Keys(*jax.random.split(self.key, 4))
+
+
+class Keys(NamedTuple):
+  """Typed PRNG keys: to choose, to change, to initialise, and to train."""
+
+  choose: Key
+  change: Key
+  fresh: Key
+  train: Key
 
 
 def tensor_paths(tree: Params) -> tuple[str, ...]:

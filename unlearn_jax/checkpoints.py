@@ -13,8 +13,10 @@ them, and when all have written, process 0 adds the rest and renames. They have
 to see the same file system. Each restores on its own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
+import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
@@ -25,6 +27,7 @@ import tempfile
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -41,26 +44,15 @@ MANIFEST = 'manifest.json'
 _STATE = 'state'
 # The manifest's digest of itself.
 _OWN = 'manifest_sha256'
-# What the entries are that programs look into, where they are there.
-_KINDS: dict[str, tuple[type, ...]] = {
-  'state_sha256': (str,),
-  'files_sha256': (dict,),
-  'config': (dict,),
-  'settings': (dict,),
-  'strategy': (str,),
-  'parent_sha256': (str,),
-  'forget_sha256': (str,),
-  'dataset': (str,),
-  'data_fingerprint': (str,),
-  'train_subset': (int,),
-  'model': (str,),
-  'dtype': (str,),
-  'width': (int,),
-  'num_classes': (int,),
-  'image_shape': (list,),
-  'pixel_mean': (list,),
-  'pixel_std': (list,),
-}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Core:
+  """What every manifest holds, whatever else is in it."""
+
+  state_sha256: str
+  files_sha256: dict[str, str]
+  manifest_sha256: str
 
 
 # Errors of the system that say nothing of the file that was to be read.
@@ -109,12 +101,47 @@ def save(
   return save_tree(directory, state._asdict(), manifest, files)
 
 
-# Of a save under way: `result()` waits for its end and returns the digest of
-# the tree, or raises an InputError; `done()` says whether it would wait.
-Saving = futures.Future[str]
-# Under way. Orbax numbers the saves of a process and keeps one number, by
+class Saving:
+  """A save under way."""
+
+  def __init__(self, finish: Callable[[], str]):
+    """Runs `finish` in a thread, or, with several processes, when asked to.
+
+    What processes tell each other has an order, that of their main threads.
+    """
+    self._finish = finish
+    self._found: str | InputError | None = None
+    self._future: futures.Future[str] | None = None
+    if parallel.processes() == 1:
+      executor = futures.ThreadPoolExecutor(1, 'save')
+      self._future = executor.submit(finish)
+      executor.shutdown(wait=False)
+
+  def done(self) -> bool:
+    """Whether `result` would not wait; a guess with several processes."""
+    return self._future is None or self._future.done()
+
+  def result(self) -> str:
+    """Waits for the end: the digest of the tree.
+
+    Raises:
+      InputError: it could not be written.
+    """
+    if self._future is not None:
+      return self._future.result()
+    if self._found is None:
+      try:
+        self._found = self._finish()
+      except InputError as error:
+        self._found = error
+    if isinstance(self._found, InputError):
+      raise self._found
+    return self._found
+
+
+# The last one. Orbax numbers the saves of a process and keeps one number, by
 # which the processes of a run find each other: it must not change under a save.
-_under_way: list[Saving] = []
+_last: list[Saving] = []
 
 
 def save_tree(
@@ -143,7 +170,8 @@ def begin(
     files: as in `save`.
 
   Returns:
-    The save under way. If the process ends first, nothing is there.
+    The save under way: `result` waits for its end. If the process ends first,
+    nothing is there.
 
   Raises:
     InputError: `directory` exists, or cannot be written.
@@ -152,7 +180,9 @@ def begin(
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
-  futures.wait(_under_way)
+  for before in _last:
+    with contextlib.suppress(InputError):  # Told to whoever began it.
+      before.result()
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
   several = parallel.processes() > 1
   try:
@@ -184,19 +214,15 @@ def begin(
     try:
       with checkpointer:
         checkpointer.wait_until_finished()
-      # Not in turn with what the main thread tells the other processes.
-      parallel.gathered('written', at=draft.name)
-      return parallel.by_first(name, at=draft.name)
+      parallel.gathered('written')
+      return parallel.by_first(name)
     except Exception as error:
       raise _unwritten(target, error) from error
     finally:
       _forget(draft)
 
-  executor = futures.ThreadPoolExecutor(1, 'save')
-  saving = executor.submit(finish)
-  executor.shutdown(wait=False)
-  _under_way.append(saving)
-  saving.add_done_callback(_under_way.remove)
+  saving = Saving(finish)
+  _last[:] = [saving]
   return saving
 
 
@@ -274,27 +300,15 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def _require_manifest(manifest: Any, path: pathlib.Path) -> None:
-  if not isinstance(manifest, dict) or 'state_sha256' not in manifest:
-    raise InputError(f'{path} is not a manifest: it names no state_sha256')
-  if _is_sealed(manifest) and manifest.get(_OWN) != _own_digest(manifest):
+  try:
+    core = msgspec.convert(manifest, _Core)
+  except msgspec.ValidationError as error:
+    raise InputError(f'{path} is not a manifest: {shown(error)}') from error
+  if core.manifest_sha256 != _own_digest(manifest):
     raise InputError(f'{path} is damaged: it does not have its own digest')
-  for name, kinds in _KINDS.items():
-    value = manifest.get(name)
-    if value is not None and not isinstance(value, kinds):
-      allowed = ' or '.join(kind.__name__ for kind in kinds)
-      raise InputError(
-        f'{path}: {name} is {shown(repr(value))}, allowed: {allowed}'
-      )
-  for name in manifest.get('files_sha256') or {}:
+  for name in core.files_sha256:
     if pathlib.PurePath(name).is_absolute() or '..' in name.split('/'):
       raise InputError(f'{path}: names the file {shown(name)} outside of it')
-
-
-def _is_sealed(manifest: dict[str, Any]) -> bool:
-  """Whether it was written with a digest of itself: 0.1.0 knew none."""
-  files = manifest.get('files_sha256')
-  named = isinstance(files, dict) and any('/' in name for name in files)
-  return _OWN in manifest or named
 
 
 def restore(
@@ -339,7 +353,7 @@ def restore_tree(
       )
   folder = pathlib.Path(directory).absolute()
   try:
-    for name, wanted in (manifest.get('files_sha256') or {}).items():
+    for name, wanted in manifest['files_sha256'].items():
       if not (folder / name).is_file():
         raise ValueError(f'{name} is missing')
       if _sha256(folder / name) != wanted:

@@ -26,8 +26,11 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.data import streaming
 
-# `(model, state, batches) -> (loss, batch_stats)`, a mean over the batches.
-Loss = Callable[[Model, ModelState, tuple[Batch, ...]], tuple[jax.Array, Any]]
+# `(model, state, batches, t) -> (loss, batch_stats)`, a mean over the batches;
+# t is the number of the step, counted over all epochs.
+Loss = Callable[
+  [Model, ModelState, tuple[Batch, ...], jax.Array], tuple[jax.Array, Any]
+]
 # `(key, images) -> images`, a whole batch of pixels at once.
 Augment = Callable[[Key, jax.Array], jax.Array]
 
@@ -99,8 +102,9 @@ def program(
 
   Returns:
     `(state, sets, movable, span, images) -> (state, losses)`, compiled once.
-    `span` is int32 `[3]`: the first step, the step after the last one, and the
-    step that `images`, the rows of streamed sets, begin with. `losses` is
+    `span` is int32 `[4]`: the first step, the step after the last one, the
+    step that `images`, the rows of streamed sets, begin with, and how many
+    epochs came before. `losses` is
     float32 `[steps]`, of which those in the span are set: to NaN if parameters
     or statistics are not finite afterwards. The key of the state is that of
     the epoch until its last step.
@@ -114,7 +118,8 @@ def program(
     leaves, treedef = jax.tree.flatten(state.model.params)
     frozen = [leaf for leaf, moves in zip(leaves, trained) if not moves]
     moving = [leaf for leaf, moves in zip(leaves, trained) if moves]
-    first, last, begin = (0, steps, 0) if whole else span
+    first, last, begin = (0, steps, 0) if whole else span[:3]
+    before = span[3] * steps
     next_key, augment_key, orders = _plan(
       state.key, [s.size for s in sets], sizes, steps
     )
@@ -144,8 +149,8 @@ def program(
 
       def objective(moving):
         params = merge(moving, frozen, treedef)
-        value, new = loss(model, ModelState(params, batch_stats), batches)
-        return value, new
+        own = ModelState(params, batch_stats)
+        return loss(model, own, batches, before + number)
 
       (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(
         moving
@@ -242,12 +247,7 @@ class _Reader:
 
 
 class Runner:
-  """Runs the steps of epochs over some sets, of which some may be streamed.
-
-  Attributes:
-    steps: of an epoch.
-    sets: as they are to lie on the devices, without streamed images.
-  """
+  """Runs the steps of epochs over some sets, of which some may be streamed."""
 
   def __init__(
     self,
@@ -280,6 +280,7 @@ class Runner:
     movable: Any,
     first: int,
     last: int,
+    epochs: int,
   ) -> tuple[TrainState, jax.Array, int]:
     """Starts some steps, without waiting for them.
 
@@ -289,6 +290,7 @@ class Runner:
       movable: what `update_mask` leaves of the trained tensors.
       first: in [0, steps).
       last: the step after the last that may be run, in (first, steps].
+      epochs: how many are over.
 
     Returns:
       The state afterwards, float32 `[steps]` with the losses of the steps that
@@ -299,7 +301,7 @@ class Runner:
     if self._reader:
       block = self._reader.block(first, state.key)
       begin, images, last = block.first, block.images, min(last, block.last)
-    span = parallel.replicate(np.array([first, last, begin], np.int32))
+    span = parallel.replicate(np.array([first, last, begin, epochs], np.int32))
     whole = (
       runs_whole() and not self._reader and (first, last) == (0, self.steps)
     )

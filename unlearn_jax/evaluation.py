@@ -1,6 +1,11 @@
-"""What is left of D_UL: one report of a model against source and Retrain."""
+"""What is left of D_UL: the table of metrics, and one report of a model.
 
-from typing import NamedTuple
+A new metric is one function and one row of `METRICS`; reports in every format
+are made from that table.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -24,81 +29,271 @@ class Predictions(NamedTuple):
   test: np.ndarray
 
 
-class Evaluation(NamedTuple):
-  """How a model stands to the source and to Retrain; shares in [0, 1].
+class Cost(NamedTuple):
+  """What making a model took.
 
   Attributes:
-    forget_accuracy: on D_UL. Lower is not better: the goal is Retrain's.
-    retain_accuracy: on D_RE.
-    test_accuracy: on data that no model has seen.
-    forgetting_rate: Eq. 17, relative to the *source* on D_UL; None where
-      the source has none of D_UL right.
-    memory_retention_rate: Eq. 18, on D_RE relative to the source on *D_UL*;
-      None likewise.
-    mia_auc: loss-threshold membership inference, D_UL against test; 0.5 is
-      no leak.
-    similarity: 1 − mean JS divergence to Retrain on D_UL, in bits; None
-      without a retrained model.
-    gap_to_retrained: mean |Δ| to Retrain over forget, retain and test
-      accuracy and `mia_auc`; None without a retrained model.
+    seconds: until the stop rule held, or of all epochs; no compilation.
+    compile_seconds: of compilation.
+    stop_epoch: when the stop rule held first; None if it never did.
+    by_tensor: scalars that were changed before the training, by tensor.
+    perturbation_js: bits by which that still moved held-out outputs.
   """
 
-  forget_accuracy: float
-  retain_accuracy: float
-  test_accuracy: float
-  forgetting_rate: float | None
-  memory_retention_rate: float | None
-  mia_auc: float
-  similarity: float | None
-  gap_to_retrained: float | None
+  seconds: float
+  compile_seconds: float
+  stop_epoch: int | None
+  by_tensor: Mapping[str, int]
+  perturbation_js: float
+
+
+class Evidence(NamedTuple):
+  """All that a metric of one model may look at.
+
+  Attributes:
+    own: the model's predictions.
+    source: those of M.
+    splits: what was predicted.
+    retrained: those of M_RE, or None.
+    cost: what the model took; None of the source and of foreign models.
+    retrained_cost: what M_RE took, or None.
+  """
+
+  own: Predictions
+  source: Predictions
+  splits: Splits
+  retrained: Predictions | None = None
+  cost: Cost | None = None
+  retrained_cost: Cost | None = None
+
+
+class Metric(NamedTuple):
+  """A row of the table.
+
+  Attributes:
+    name: key in reports and files.
+    label: what a reader sees.
+    measure: `evidence -> value`; None where it does not apply.
+    unit: as shown; empty for plain numbers.
+    scale: what a value is multiplied with to be in that unit.
+    digits: decimals shown.
+    better: what a reader should wish for; empty where nothing is better.
+    needs: what it looks at beside the model's own predictions.
+    of_retrained: whether Retrain's own value says anything.
+    shown: 'mean' and interval over seeds, or 'range' of whole numbers.
+    docs: one sentence of explanation.
+  """
+
+  name: str
+  label: str
+  measure: Callable[[Evidence], float | None]
+  unit: str = ''
+  scale: float = 1.0
+  digits: int = 0
+  better: Literal['', 'nearer to Retrain', 'lower', 'higher'] = ''
+  needs: tuple[Literal['source', 'retrained', 'cost'], ...] = ()
+  of_retrained: bool = True
+  shown: Literal['mean', 'range'] = 'mean'
+  docs: str = ''
+
+
+def _accuracy(part: str) -> Callable[[Evidence], float]:
+  def measure(evidence: Evidence) -> float:
+    labels = getattr(evidence.splits, part).own_labels
+    return metrics.accuracy(getattr(evidence.own, part), labels)
+
+  return measure
+
+
+def _attack_auc(evidence: Evidence) -> float:
+  losses = [
+    per_example_loss(getattr(evidence.own, part), examples.own_labels)
+    for part, examples in (
+      ('forget', evidence.splits.forget),
+      ('test', evidence.splits.test),
+    )
+  ]
+  return attacks.loss_threshold_auc(*losses)
+
+
+def _gap(evidence: Evidence) -> float | None:
+  if evidence.retrained is None:
+    return None
+  reference = evidence._replace(own=evidence.retrained)
+  return metrics.gap(*(_compared(e) for e in (evidence, reference)))
+
+
+def _compared(evidence: Evidence) -> dict[str, float | None]:
+  return {name: METRICS[name].measure(evidence) for name in metrics.COMPARED}
+
+
+def _source_accuracy(evidence: Evidence) -> float:
+  """Of the source on D_UL, by which FR and MRR divide."""
+  return _accuracy('forget')(evidence._replace(own=evidence.source))
+
+
+def _forgetting_rate(evidence: Evidence) -> float | None:
+  before = _source_accuracy(evidence)
+  own = _accuracy('forget')(evidence)
+  return metrics.forgetting_rate(before, own) if before else None
+
+
+def _retention_rate(evidence: Evidence) -> float | None:
+  before = _source_accuracy(evidence)
+  own = _accuracy('retain')(evidence)
+  return metrics.memory_retention_rate(own, before) if before else None
+
+
+def _similarity(evidence: Evidence) -> float | None:
+  if evidence.retrained is None:
+    return None
+  return similarity(evidence.own.forget, evidence.retrained.forget)
+
+
+def _acceleration(evidence: Evidence) -> float | None:
+  own, its = evidence.cost, evidence.retrained_cost
+  if own is None or its is None:
+    return None
+  return metrics.acceleration(its.seconds, own.seconds)
+
+
+def _of_cost(read: Callable[[Cost], float | None]):
+  def measure(evidence: Evidence) -> float | None:
+    return None if evidence.cost is None else read(evidence.cost)
+
+  return measure
+
+
+METRICS = {
+  metric.name: metric
+  for metric in (
+    Metric(
+      'forget_accuracy',
+      'Forget accuracy',
+      _accuracy('forget'),
+      *('%', 100, 1, 'nearer to Retrain'),
+      docs='on D_UL, all of it',
+    ),
+    Metric(
+      'retain_accuracy',
+      'Retain accuracy',
+      _accuracy('retain'),
+      *('%', 100, 1, 'nearer to Retrain'),
+      docs='on D_RE, all of it',
+    ),
+    Metric(
+      'test_accuracy',
+      'Test accuracy',
+      _accuracy('test'),
+      *('%', 100, 1, 'nearer to Retrain'),
+      docs='on data that no model has seen',
+    ),
+    Metric(
+      'mia_auc',
+      'Attack AUC',
+      _attack_auc,
+      *('0.5 = chance', 1, 3, 'nearer to Retrain'),
+      docs='loss-threshold membership inference, D_UL against test data',
+    ),
+    Metric(
+      'gap_to_retrained',
+      'Gap to Retrain',
+      _gap,
+      *('points', 100, 2, 'lower', ('retrained',), False),
+      docs='mean |difference| to Retrain over the three accuracies and the'
+      ' attack AUC',
+    ),
+    Metric(
+      'forgetting_rate',
+      'FR',
+      _forgetting_rate,
+      *('%', 100, 1, 'nearer to Retrain', ('source',)),
+      docs='forgetting rate (Zuo et al., Eq. 17), relative to the source on'
+      ' D_UL',
+    ),
+    Metric(
+      'memory_retention_rate',
+      'MRR',
+      _retention_rate,
+      *('%', 100, 1, 'nearer to Retrain', ('source',)),
+      docs='memory retention rate (Eq. 18): D_RE, relative to the source on'
+      ' D_UL',
+    ),
+    Metric(
+      'similarity',
+      'Similarity to Retrain',
+      _similarity,
+      *('%', 100, 1, 'higher', ('retrained',), False),
+      docs='1 − mean JS divergence to Retrain on D_UL, in bits',
+    ),
+    Metric(
+      'scalars_changed',
+      'Scalars changed',
+      _of_cost(lambda cost: sum(cost.by_tensor.values())),
+      needs=('cost',),
+      of_retrained=False,
+      docs='before the training',
+    ),
+    Metric(
+      'tensors_changed',
+      'Tensors touched',
+      _of_cost(lambda cost: sum(n > 0 for n in cost.by_tensor.values())),
+      needs=('cost',),
+      of_retrained=False,
+      docs='tensors in which any scalar was changed',
+    ),
+    Metric(
+      'perturbation_js',
+      'Effect left',
+      _of_cost(lambda cost: cost.perturbation_js),
+      *('bits', 1, 4, '', ('cost',), False),
+      docs='by which the change still moved held-out outputs once BatchNorm was'
+      ' re-estimated',
+    ),
+    Metric(
+      'stop_epoch',
+      'Rule met',
+      _of_cost(lambda cost: cost.stop_epoch),
+      *('epoch', 1, 0, 'lower', ('cost',)),
+      shown='range',
+      docs='the first epoch at which the stop rule held',
+    ),
+    Metric(
+      'seconds',
+      'Unlearn time',
+      _of_cost(lambda cost: cost.seconds),
+      *('s', 1, 1, 'lower', ('cost',)),
+      docs='until the stop rule held, compilation apart',
+    ),
+    Metric(
+      'compile_seconds',
+      'Compile time',
+      _of_cost(lambda cost: cost.compile_seconds),
+      *('s', 1, 1, 'lower', ('cost',)),
+      docs='of compilation',
+    ),
+    Metric(
+      'acceleration',
+      'Speed-up',
+      _acceleration,
+      *('× Retrain', 1, 1, 'higher', ('retrained', 'cost'), False),
+      docs='Retrain’s time divided by the strategy’s own',
+    ),
+  )
+}
+
+
+def measure(evidence: Evidence) -> dict[str, float | None]:
+  """Every metric of the table by its name; None where it does not apply."""
+  return {name: row.measure(evidence) for name, row in METRICS.items()}
 
 
 def predict_splits(
   model: Model, state: ModelState, splits: Splits
 ) -> Predictions:
   """Predicts every example of D_UL, D_RE and the test set."""
-  return Predictions(
-    *(
-      predict(model, state, examples)
-      for examples in (splits.forget, splits.retain, splits.test)
-    )
-  )
-
-
-def compare(
-  unlearned: Predictions,
-  source: Predictions,
-  splits: Splits,
-  retrained: Predictions | None = None,
-) -> Evaluation:
-  """`evaluate`, for predictions that are already there.
-
-  Args:
-    unlearned: of the model that is evaluated.
-    source: of M.
-    splits: what was predicted.
-    retrained: of M_RE, or None.
-
-  Returns:
-    The `Evaluation`.
-  """
-  own = _standing(unlearned, splits)
-  before = _standing(source, splits)['forget_accuracy']
-  likeness = gap = None
-  if retrained is not None:
-    likeness = similarity(unlearned.forget, retrained.forget)
-    gap = metrics.gap(own, _standing(retrained, splits))
-  forgetting = retention = None
-  if before > 0:
-    forgetting = metrics.forgetting_rate(before, own['forget_accuracy'])
-    retention = metrics.memory_retention_rate(own['retain_accuracy'], before)
-  return Evaluation(
-    forgetting_rate=forgetting,
-    memory_retention_rate=retention,
-    similarity=likeness,
-    gap_to_retrained=gap,
-    **own,
-  )
+  parts: tuple[Examples, ...] = (splits.forget, splits.retain, splits.test)
+  return Predictions(*(predict(model, state, part) for part in parts))
 
 
 def evaluate(
@@ -107,7 +302,7 @@ def evaluate(
   source: ModelState,
   splits: Splits,
   retrained: ModelState | None = None,
-) -> Evaluation:
+) -> dict[str, float | None]:
   """Evaluates a model on every example of every split.
 
   Args:
@@ -118,7 +313,8 @@ def evaluate(
     retrained: M_RE, or None where there is no reference.
 
   Returns:
-    The `Evaluation`.
+    By the names of `METRICS`, those that need no costs: shares in [0, 1];
+    None where one does not apply, such as the gap without `retrained`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -130,32 +326,14 @@ def evaluate(
     >>> knows_all = ModelState(9 * jnp.eye(4))
     >>> knows_3 = ModelState(9 * jnp.eye(4).at[3, 3].set(-1))
     >>> result = evaluate(model, knows_3, knows_all, splits, knows_3)
-    >>> result.forgetting_rate, result.test_accuracy, result.gap_to_retrained
-    (1.0, 0.75, 0.0)
+    >>> result['forgetting_rate'], result['gap_to_retrained']
+    (1.0, 0.0)
   """
-  return compare(
+  evidence = Evidence(
     predict_splits(model, unlearned, splits),
     predict_splits(model, source, splits),
     splits,
     None if retrained is None else predict_splits(model, retrained, splits),
   )
-
-
-def _standing(predictions: Predictions, splits: Splits) -> dict[str, float]:
-  """The numbers that need no other model."""
-
-  def labels(examples: Examples) -> np.ndarray:
-    return np.asarray(examples.labels)[np.asarray(examples.indices)]
-
-  parts = ('forget', 'retain', 'test')
-  own = {
-    f'{part}_accuracy': metrics.accuracy(
-      getattr(predictions, part), labels(getattr(splits, part))
-    )
-    for part in parts
-  }
-  own['mia_auc'] = attacks.loss_threshold_auc(
-    per_example_loss(predictions.forget, labels(splits.forget)),
-    per_example_loss(predictions.test, labels(splits.test)),
-  )
-  return own
+  found = measure(evidence)
+  return {n: v for n, v in found.items() if 'cost' not in METRICS[n].needs}

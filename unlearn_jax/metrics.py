@@ -1,19 +1,19 @@
 """Numbers for a report, made once, on the host, from what was measured."""
 
 from collections.abc import Mapping, Sequence
-import itertools
+import dataclasses
 import math
 from typing import NamedTuple
 
 import chex
-import jax
 import numpy as np
 import scipy.stats
 
-from unlearn_jax.base import Array, Mask
+from unlearn_jax.base import Array
 
+_LOOKED_AT = 256  # images behind an SSIM
 # What two models are compared by: each a share in [0, 1].
-_COMPARED = ('forget_accuracy', 'retain_accuracy', 'test_accuracy', 'mia_auc')
+COMPARED = ('forget_accuracy', 'retain_accuracy', 'test_accuracy', 'mia_auc')
 
 
 class Interval(NamedTuple):
@@ -165,7 +165,7 @@ def gap(
     0.25
   """
   differences = []
-  for name in _COMPARED:
+  for name in COMPARED:
     a, b = metrics_a.get(name), metrics_b.get(name)
     if a is not None and b is not None:
       _check_accuracy(f'metrics_a[{name!r}]', a)
@@ -174,9 +174,61 @@ def gap(
   if not differences:
     raise ValueError(
       f'metrics_a has {sorted(metrics_a)} and metrics_b {sorted(metrics_b)}; '
-      f'allowed are mappings that share one of {", ".join(_COMPARED)}.'
+      f'allowed are mappings that share one of {", ".join(COMPARED)}.'
     )
   return float(np.mean(differences))
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelChange:
+  """How far perturbed images are from the originals.
+
+  Attributes:
+    linf: the largest change of a pixel, in [0, 1] of the pixel range.
+    rms: root of the mean squared change, in the same unit.
+    psnr: −20 · log₁₀(rms), in dB; None where nothing changed.
+    ssim: mean structural similarity, at most 1; Gaussian window of 11 pixels,
+      or the largest odd number that fits the image.
+  """
+
+  linf: float
+  rms: float
+  psnr: float | None
+  ssim: float
+
+
+def pixel_change(before: np.ndarray, after: np.ndarray) -> PixelChange:
+  """How far images moved.
+
+  Args:
+    before: `[M, height, width, channels]`, in [0, 255].
+    after: the same shape.
+
+  Returns:
+    The `PixelChange`; SSIM, by dm_pix, over at most 256 images evenly spaced.
+
+  Example:
+    >>> images = np.full((2, 8, 8, 1), 100.0)
+    >>> change = pixel_change(images, images + 25.5)
+    >>> round(change.linf, 4), round(change.rms, 4), round(change.psnr, 3)
+    (0.1, 0.1, 20.0)
+  """
+  import dm_pix  # Only needed here.
+
+  before, after = (np.asarray(x, np.float32) / 255 for x in (before, after))
+  change = after - before
+  rms = math.sqrt(np.mean(np.square(change, dtype=np.float64)))
+  count = min(len(before), _LOOKED_AT)
+  rows = np.linspace(0, len(before) - 1, count).round().astype(int)
+  side = min(11, *before.shape[1:3])
+  window = side - (side + 1) % 2
+  ssim = dm_pix.ssim(before[rows], after[rows], filter_size=window)
+  return PixelChange(
+    linf=float(np.abs(change).max()),
+    rms=rms,
+    psnr=-20 * math.log10(rms) if rms else None,
+    ssim=float(np.mean(ssim)),
+  )
 
 
 def mean_interval(
@@ -245,45 +297,6 @@ def paired_interval(
       f'has, {len(values)}.'
     )
   return mean_interval([v - c for v, c in zip(values, control)], confidence)
-
-
-def selection_stability(masks: Sequence[Mask]) -> float:
-  """How alike several selections are: their mean Jaccard overlap.
-
-  |A ∩ B| / |A ∪ B|, averaged over all pairs. The Top-K of one draw of examples
-  are not those of another; this says by how much.
-
-  Args:
-    masks: two boolean trees or more, of one structure, none of them all false.
-
-  Returns:
-    In [0, 1]; 1 if all selections are the same.
-
-  Raises:
-    ValueError: fewer than two masks, or one that chooses nothing.
-
-  Example:
-    >>> import numpy as np
-    >>> masks = [{'w': np.array(m, bool)} for m in ([1, 1, 0], [0, 1, 1])]
-    >>> round(selection_stability(masks), 3)
-    0.333
-  """
-  if len(masks) < 2:
-    raise ValueError(f'masks has {len(masks)}; allowed are 2 or more.')
-  chex.assert_trees_all_equal_shapes_and_dtypes(*masks)
-  chosen = [_true(mask) for mask in masks]
-  for i, number in enumerate(chosen):
-    if not number:
-      raise ValueError(f'masks[{i}] chooses nothing; allowed is 1 or more.')
-  overlaps = []
-  for i, j in itertools.combinations(range(len(masks)), 2):
-    both = _true(jax.tree.map(lambda a, b: a & b, masks[i], masks[j]))
-    overlaps.append(both / (chosen[i] + chosen[j] - both))
-  return float(np.mean(overlaps))
-
-
-def _true(mask: Mask) -> int:
-  return sum(int(np.count_nonzero(leaf)) for leaf in jax.tree.leaves(mask))
 
 
 def _check_accuracy(name: str, value: float, positive: bool = False) -> None:

@@ -5,21 +5,18 @@ un-replicated by hand.
 
 Under `jax.distributed` every process computes the same and must therefore
 take the same branches. What only one of them can know (whether a file is
-there, whether a signal came) they agree on by `by_first` and `gathered`, over
-the coordination service: a collective on the devices would be compiled, and
-may not wait for a process that is writing. With one process both cost nothing.
+there, whether a signal came) they agree on by `by_first` and `gathered`. With
+one process both cost nothing.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
 import functools
-import itertools
 import json
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed
 from jax.experimental import multihost_utils
 import numpy as np
 
@@ -32,12 +29,6 @@ _chosen: contextvars.ContextVar[tuple[jax.Device, ...] | None] = (
 )
 
 
-# Of what processes tell each other; alike in all, since all take part in all.
-_rounds = itertools.count()
-# Milliseconds. Who is dead is found out elsewhere; who lives may be slow.
-_PATIENCE = 24 * 3600 * 1000
-
-
 def processes() -> int:
   """How many processes compute together; 1 without `jax.distributed`."""
   return jax.process_count() if jax.distributed.is_initialized() else 1
@@ -48,15 +39,13 @@ def is_first() -> bool:
   return processes() == 1 or jax.process_index() == 0
 
 
-def by_first(function: Callable[[], T], at: str | None = None) -> T:
+def by_first(function: Callable[[], T]) -> T:
   """What `function` returns in process 0, which alone calls it.
 
   All processes have to call this, in the same order; they wait for process 0.
 
   Args:
     function: what it returns has to be JSON.
-    at: a name that is used once, for a call from another thread: it is not
-      in order with those of the main one.
 
   Returns:
     The same in all processes.
@@ -70,27 +59,26 @@ def by_first(function: Callable[[], T], at: str | None = None) -> T:
   """
   if processes() == 1:
     return function()
-  client, name = _client(), f'unlearn_jax/first/{at or next(_rounds)}'
-  if is_first():
-    try:
-      value = function()
-    except Exception as error:
-      client.key_value_set(name, json.dumps({'error': str(error)}))
-      raise
-    client.key_value_set(name, json.dumps({'value': value}))
-    return value
-  told = json.loads(client.blocking_key_value_get(name, _PATIENCE))
-  if 'error' in told:
-    raise InputError(told['error'])
-  return told['value']
+  if not is_first():
+    told = gathered(None)[0] or {}
+    if 'error' in told:
+      raise InputError(told['error'])
+    return told['value']
+  try:
+    value = function()
+  except Exception as error:
+    gathered({'error': str(error)})
+    raise
+  gathered({'value': value})
+  return value
 
 
-def gathered(value: T, at: str | None = None) -> list[T]:
+def gathered(value: Any) -> list[Any]:
   """The `value` of every process, in their order.
 
   Args:
-    value: JSON; all processes have to call this, in the same order.
-    at: as in `by_first`.
+    value: JSON; all processes have to call this, in the same order, in the
+      main thread: it is a collective on all devices.
 
   Example:
     >>> gathered(3)
@@ -98,17 +86,16 @@ def gathered(value: T, at: str | None = None) -> list[T]:
   """
   if processes() == 1:
     return [value]
-  client, name = _client(), f'unlearn_jax/all/{at or next(_rounds)}'
-  client.key_value_set(f'{name}/{jax.process_index()}', json.dumps(value))
-  keys = (f'{name}/{number}' for number in range(processes()))
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size))
+  # Few sizes, so that few programs are compiled.
+  padded = np.zeros(max(64, 1 << int(max(sizes)).bit_length()), np.uint8)
+  padded[: text.size] = text
+  rows = np.asarray(multihost_utils.process_allgather(padded))
   return [
-    json.loads(client.blocking_key_value_get(key, _PATIENCE)) for key in keys
+    json.loads(row[:size].tobytes())
+    for row, size in zip(rows, np.asarray(sizes))
   ]
-
-
-def _client() -> Any:
-  # JAX has no public way to the coordination service; Orbax takes this one.
-  return distributed.global_state.client
 
 
 def connect() -> None:

@@ -1,8 +1,6 @@
 """Changing the chosen parameters; all others stay bit for bit as they are."""
 
-from collections.abc import Callable
 import math
-from typing import Any
 
 import chex
 import jax
@@ -44,43 +42,6 @@ def perturb(params: Params, mask: Mask, epsilon: float) -> Params:
   return jax.tree.map(
     lambda w, chosen: jnp.where(chosen, w + epsilon * w, w), params, mask
   )
-
-
-def fused(
-  choose: Callable[..., Mask], epsilon: float, *, donate: bool = True
-) -> Callable[..., Params]:
-  """One compiled step that chooses and scales: ω ← ω + ε·ω where chosen.
-
-  The mask exists inside of the step only: XLA joins the last comparison of
-  the selection with the product, so that beyond the selection each parameter
-  is read once and written once; in place, if the parameters are donated.
-
-  Args:
-    choose: `(params, *args) -> mask`, traceable; such as `masks.topk_mask`,
-      whose `args` are the gradients and `k`.
-    epsilon: ε, a finite number without unit.
-    donate: whether the step takes over the memory of `params`, which then
-      cannot be used any more.
-
-  Returns:
-    Jitted `(params, *args) -> params`.
-
-  Raises:
-    ValueError: `epsilon` is not finite.
-
-  Example:
-    >>> def largest(params, least):
-    ...   return jax.tree.map(lambda w: w >= least, params)
-    >>> step = fused(largest, epsilon=-1.0)
-    >>> step({'w': jnp.array([1.0, 2.0])}, 1.5)['w'].tolist()
-    [1.0, 0.0]
-  """
-  _check_finite(epsilon)
-
-  def step(params: Params, *args: Any) -> Params:
-    return perturb(params, choose(params, *args), epsilon)
-
-  return jax.jit(step, donate_argnums=(0,) if donate else ())
 
 
 def donor_mix(

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
 from unlearn_jax import checkpoints
@@ -24,39 +25,26 @@ COURSE = 'course.json'
 
 
 class Epoch(NamedTuple):
-  """One row of a training curve.
+  """One row of a training curve."""
 
-  Attributes:
-    epoch: 0 is the state before the first step.
-    loss: mean training loss of the epoch; None at epoch 0.
-    seconds: training time since the start, compilation and measuring
-      excluded.
-    measured: what the caller's `measure` returned.
-  """
-
-  epoch: int
-  loss: float | None
+  epoch: int  # 0 is the state before the first step
+  loss: float | None  # mean training loss of the epoch; None at epoch 0
+  # Training time since the start, compilation and measuring excluded.
   seconds: float
-  measured: dict[str, float]
+  measured: dict[str, float]  # what the caller's `measure` returned
 
 
 class Course(NamedTuple):
-  """How far a training got, and what it has shown so far.
+  """How far a training got, and what it has shown so far."""
 
-  Attributes:
-    history: one `Epoch` for each that is over, epoch 0 first: curve, seconds,
-      and all that a stop rule looks at.
-    compile_seconds: what compilation has cost.
-    steps: of each epoch.
-    losses: of each step of the epoch that is not over; none between epochs.
-    seconds: that went into these steps, compilation excluded.
-  """
-
+  # One `Epoch` for each that is over, epoch 0 first: curve, seconds, and all
+  # that a stop rule looks at.
   history: tuple[Epoch, ...]
-  compile_seconds: float
-  steps: int
+  compile_seconds: float  # what compilation has cost
+  steps: int  # of each epoch
+  # Of each step of the epoch that is not over; none between epochs.
   losses: tuple[float, ...] = ()
-  seconds: float = 0.0
+  seconds: float = 0.0  # that went into these steps, compilation excluded
 
   @property
   def epoch(self) -> int:
@@ -79,15 +67,10 @@ class Course(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-  """Training after an epoch, or in the midst of one.
+  """Training after an epoch, or in the midst of one."""
 
-  Attributes:
-    state: what the next step starts from; it destroys these arrays.
-    course: how far it got.
-  """
-
-  state: TrainState
-  course: Course
+  state: TrainState  # what the next step starts from; it destroys these arrays
+  course: Course  # how far it got
 
 
 class Keeper(Protocol):
@@ -110,16 +93,11 @@ class Keeper(Protocol):
 
 
 class Packed(NamedTuple):
-  """A snapshot on the host.
+  """A snapshot on the host."""
 
-  Attributes:
-    arrays: leaf number to array, the key as its data.
-    course: as in `Snapshot`.
-    facts: JSON-serialisable; which leaves these are, and the kind of key.
-  """
-
-  arrays: dict[str, np.ndarray]
-  course: Course
+  arrays: dict[str, np.ndarray]  # leaf number to array, the key as its data
+  course: Course  # as in `Snapshot`
+  # JSON-serialisable; which leaves these are, and the kind of key.
   facts: dict[str, Any]
 
 
@@ -209,10 +187,8 @@ def save(
   Raises:
     InputError: `directory` exists, or cannot be written.
   """
-  course = packed.course._asdict()
-  course['history'] = [row._asdict() for row in packed.course.history]
-  # A measurement may be NaN, which a manifest must not hold.
-  text = json.dumps(course, default=float)
+  # As arrays; a measurement may be NaN, which a manifest must not hold.
+  text = json.dumps(packed.course, default=float)
   return checkpoints.begin(
     directory,
     packed.arrays,
@@ -239,30 +215,13 @@ def restore(
   arrays, manifest = checkpoints.restore_tree(directory, **expected)
   try:
     kept = json.loads((pathlib.Path(directory) / COURSE).read_text())
-    kept['history'] = tuple(Epoch(**row) for row in kept['history'])
-    course = Course(**{**kept, 'losses': tuple(kept['losses'])})
-    packed = Packed(arrays, course, manifest['training'])
-    _require_course(packed)
-  except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    course = msgspec.convert(kept, Course)
+    if not course.history or course.step >= course.steps:
+      raise ValueError(f'{course.step} steps of {course.steps}')
+    facts = msgspec.convert(manifest['training'], dict[str, Any])
+  except (OSError, ValueError, LookupError, RecursionError) as error:
     raise InputError(
       f'{directory} is no saved training:'
       f' {type(error).__name__}: {shown(error)}'
     ) from error
-  return packed, manifest
-
-
-def _require_course(packed: Packed) -> None:
-  course = packed.course
-  if not course.history or not isinstance(packed.facts, dict):
-    raise ValueError('it has no epoch')
-  if not isinstance(course.steps, int) or course.step >= course.steps:
-    raise ValueError(f'{course.step} steps of {shown(course.steps)}')
-  numbers = [course.compile_seconds, course.seconds, *course.losses]
-  for row in course.history:
-    if not isinstance(row.epoch, int) or not isinstance(row.measured, dict):
-      raise TypeError(f'epoch {shown(row)}')
-    numbers += [row.seconds, *row.measured.values()]
-    numbers += [] if row.loss is None else [row.loss]
-  for number in numbers:
-    if not isinstance(number, int | float):
-      raise TypeError(f'{shown(repr(number))} is no number')
+  return Packed(arrays, course, facts), manifest

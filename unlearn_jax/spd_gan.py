@@ -28,7 +28,6 @@ from unlearn_jax.base import (
   TrainState,
   tensor_paths,
 )
-from unlearn_jax.models.generator import Generator
 from unlearn_jax.prediction import predict
 from unlearn_jax.snapshots import Keeper, Snapshot
 
@@ -36,7 +35,9 @@ from unlearn_jax.snapshots import Keeper, Snapshot
 # cross-entropy of chance is 1 of them.
 _CHANCES = 2.0
 _PIXEL_RANGE = 255.0
-_LOOKED_AT = 256  # images behind an SSIM
+# Fewer generators than this cannot be believed: the degree of one and the
+# same pair of models varies by tens of points from one to the next.
+MIN_SEEDS = 5
 _DIVERGED = (
   'the generator diverged: its loss is not finite; allowed: smaller'
   ' learning_rate and eta, or a cap'
@@ -116,23 +117,6 @@ class FittedGenerator(NamedTuple):
   compile_seconds: float
 
 
-class PixelChange(NamedTuple):
-  """How far perturbed images are from the originals.
-
-  Attributes:
-    linf: the largest change of a pixel, in [0, 1] of the pixel range.
-    rms: root of the mean squared change, in the same unit.
-    psnr: −20 · log₁₀(rms), in dB; None where nothing changed.
-    ssim: mean structural similarity, at most 1; Gaussian window of 11 pixels,
-      or the largest odd number that fits the image.
-  """
-
-  linf: float
-  rms: float
-  psnr: float | None
-  ssim: float
-
-
 class _Players(NamedTuple):
   """All tensors of the game; only the generator's move.
 
@@ -183,6 +167,8 @@ def generator_model(
     >>> noise.shape, bool((abs(noise) <= 8).all())
     ((3, 5, 6, 1), True)
   """
+  from unlearn_jax.models.generator import Generator  # Only needed here.
+
   share = 1.0 if max_perturbation is None else max_perturbation
   module = Generator(
     channels=image_shape[-1], width=width, bound=share * _PIXEL_RANGE
@@ -220,7 +206,10 @@ def _loss(
   """
 
   def loss(
-    generator: Model, state: ModelState, batches: tuple[Batch, ...]
+    generator: Model,
+    state: ModelState,
+    batches: tuple[Batch, ...],
+    t: jax.Array,
   ) -> tuple[jax.Array, Any]:
     players, carried = state
     (batch,) = batches
@@ -236,7 +225,7 @@ def _loss(
       [1.0, source.mean(), unlearned.mean(), (unlearned >= far).mean()]
     )
     value = (source - eta * held).mean()
-    epoch = carried.sums[:, 0].sum().round().astype(int) // steps
+    epoch = t // steps
     return value, _Carried(batch_stats, carried.sums.at[epoch].add(new))
 
   return loss
@@ -459,37 +448,3 @@ def perturb_images(
     images = np.asarray(examples.images[np.resize(chosen, size)])
     parts.append(np.asarray(program(generator, images))[: len(chosen)])
   return np.concatenate(parts)
-
-
-def pixel_change(before: np.ndarray, after: np.ndarray) -> PixelChange:
-  """How far images moved.
-
-  Args:
-    before: `[M, height, width, channels]`, in [0, 255].
-    after: the same shape.
-
-  Returns:
-    The `PixelChange`; SSIM, by dm_pix, over at most 256 images evenly spaced.
-
-  Example:
-    >>> images = np.full((2, 8, 8, 1), 100.0)
-    >>> change = pixel_change(images, images + 25.5)
-    >>> round(change.linf, 4), round(change.rms, 4), round(change.psnr, 3)
-    (0.1, 0.1, 20.0)
-  """
-  import dm_pix  # Only needed here.
-
-  before, after = (np.asarray(x, np.float32) / 255 for x in (before, after))
-  change = after - before
-  rms = math.sqrt(np.mean(np.square(change, dtype=np.float64)))
-  count = min(len(before), _LOOKED_AT)
-  rows = np.linspace(0, len(before) - 1, count).round().astype(int)
-  side = min(11, *before.shape[1:3])
-  window = side - (side + 1) % 2
-  ssim = dm_pix.ssim(before[rows], after[rows], filter_size=window)
-  return PixelChange(
-    linf=float(np.abs(change).max()),
-    rms=rms,
-    psnr=-20 * math.log10(rms) if rms else None,
-    ssim=float(np.mean(ssim)),
-  )

@@ -55,17 +55,20 @@ class Fit(NamedTuple):
     state: the model after the last epoch.
     history: one `Epoch` an epoch, epoch 0 first.
     compile_seconds: what compilation cost.
+    preparation_seconds: spent before the clock of the history starts.
   """
 
   state: ModelState
   history: tuple[Epoch, ...]
   compile_seconds: float
+  preparation_seconds: float = 0.0
 
 
 def cross_entropy(
-  model: Model, state: ModelState, batches: tuple[Batch, ...]
+  model: Model, state: ModelState, batches: tuple[Batch, ...], t: jax.Array
 ) -> tuple[jax.Array, Any]:
   """Mean loss of the first batch, with BatchNorm in training mode."""
+  del t
   logits, batch_stats = model.apply(state, batches[0].images, True)
   return model.loss(logits, batches[0].labels).mean(), batch_stats
 
@@ -106,7 +109,6 @@ def fit(
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
   on_epoch: Callable[[Epoch], None] | None = None,
-  spent: float = 0.0,
   keeper: Keeper | None = None,
 ) -> Fit:
   """Trains a model: one compiled, data-parallel call an epoch.
@@ -136,7 +138,6 @@ def fit(
     stop: told the history after each epoch; true ends the training.
     on_epoch: told of each epoch as it ends, first of the one that training
       starts after: epoch 0, or where the keeper's snapshot was taken.
-    spent: seconds that preparing this training took, where the clock starts.
     keeper: where training goes on from, and who is told how far it got; with
       the same arguments all numbers but the seconds are those of a training
       that was never stopped. None to start from the beginning.
@@ -180,7 +181,7 @@ def fit(
   inputs = parallel.replicate((runner.sets, movable))
   now = keeper.load(train_state) if keeper else None
   if now is None:
-    first = Epoch(0, None, spent, measure(state) if measure else {})
+    first = Epoch(0, None, 0.0, measure(state) if measure else {})
     now = Snapshot(train_state, Course((first,), 0.0, steps))
   elif now.course.steps != steps:
     raise InputError(
@@ -243,7 +244,7 @@ def _advanced(
   most = min(runner.steps, first + pace.steps)
   with timing.Stopwatch() as watch:
     state, losses, last = watch.wait(
-      runner.run(before.state, *inputs, first, most)
+      runner.run(before.state, *inputs, first, most, course.epoch)
     )
   pace.learn(last - first, watch.seconds)
   done = jax.device_get(losses)[first:last].tolist()

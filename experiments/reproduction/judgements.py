@@ -17,21 +17,21 @@ that it could have missed it.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from experiments import verdicts
+from experiments.report import judging
+from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
 from experiments.reproduction import tally
 from experiments.reproduction.tally import Series
 from unlearn_jax.metrics import Interval
 
-REPRODUCED = 'reproduced'
-NOT_REPRODUCED = 'not reproduced'
 UNDECIDED = 'not decidable'
-
 # Half-widths beyond which an interval says too little of a number: percentage
 # points, and of an acceleration, a share of the paper's.
 WIDEST_POINTS = 5.0
 WIDEST_SHARE = 0.5
 _NO_SPREAD = 1e-12
 _PRINTED = 0.005  # the paper's last digit, halved
+# Of a difference as shown: scale and decimals.
+_UNITS = {'points': (100, 1), '': (100, 2), 's': (1, 2), '×': (1, 2)}
 
 
 class Judgement(NamedTuple):
@@ -60,26 +60,20 @@ def percent(fraction: float) -> str:
   return f'{100 * fraction:g} %'
 
 
-def shown(
-  interval: Interval,
-  scale: float = 100.0,
-  unit: str = 'points',
-  digits: int = 1,
-) -> str:
+def shown(interval: Interval, unit: str = 'points') -> str:
   """An interval as text.
 
   Example:
     >>> shown(Interval(0.5, 0.25, 0.75, 3))
     '50.0 points [25.0, 75.0]'
   """
-  if interval.low is None or interval.high is None:
-    mean = verdicts.number(interval.mean * scale, digits)
-    return f'{mean} {unit}'.rstrip() + ', one seed'
+  scale, digits = _UNITS.get(unit, (1, 1))
   mean, low, high = (
-    verdicts.number(value * scale, digits)
-    for value in (interval.mean, interval.low, interval.high)
+    '' if value is None else judging.number(value * scale, digits)
+    for value in interval[:3]
   )
-  return f'{mean} {unit} [{low}, {high}]'
+  tail = f' [{low}, {high}]' if low else ', one seed'
+  return f'{mean} {unit}'.rstrip() + tail
 
 
 def sign(interval: Interval) -> int:
@@ -96,13 +90,17 @@ def sign(interval: Interval) -> int:
   return int(interval.low > 0) - int(interval.high < 0)
 
 
+def verdict(interval: Interval) -> str:
+  """Of a difference that the paper says is above 0."""
+  verdicts = {1: REPRODUCED, 0: UNDECIDED, -1: NOT_REPRODUCED}
+  return verdicts[sign(interval)]
+
+
 def ordering(
   artefact: str,
   statement: str,
   comparisons: Mapping[str, tuple[Series, Series]],
-  scale: float = 100.0,
   unit: str = 'points',
-  digits: int = 1,
 ) -> Judgement:
   """Whether the first of each pair is above the second, over seeds.
 
@@ -110,17 +108,13 @@ def ordering(
     artefact: where the paper says so.
     statement: what it says.
     comparisons: by a name of the difference, its two sides.
-    scale: what a difference is multiplied with to be shown.
     unit: of the difference as shown.
-    digits: decimals shown.
 
   Returns:
     The judgement; its evidence is the interval that decides: one below 0, or
     one that resolves nothing, or else the lowest.
   """
-  found = {
-    name: tally.difference(*sides) for name, sides in comparisons.items()
-  }
+  found = {n: tally.difference(*sides) for n, sides in comparisons.items()}
   known = {name: i for name, i in found.items() if i is not None}
   if not known:
     return Judgement(artefact, statement, UNDECIDED, 'nothing was measured')
@@ -128,18 +122,12 @@ def ordering(
   if short:
     reason = f'fewer than two seeds of {short[0]}'
     return Judgement(artefact, statement, UNDECIDED, reason)
-  signs = {name: sign(interval) for name, interval in known.items()}
   # The one that decides: refuted by any, borne out by all.
-  worst = min(known, key=lambda name: (signs[name], _low(known[name])))
-  verdict = {1: REPRODUCED, 0: UNDECIDED, -1: NOT_REPRODUCED}[signs[worst]]
-  text = shown(known[worst], scale, unit, digits)
+  worst = min(known, key=lambda n: (sign(known[n]), known[n].low or 0.0))
+  text = shown(known[worst], unit)
   more = f', the least clear of {len(known)}' if len(known) > 1 else ''
   evidence = f'{worst}: {text}, {known[worst].size} seeds{more}'
-  return Judgement(artefact, statement, verdict, evidence)
-
-
-def _low(interval: Interval) -> float:
-  return interval.mean if interval.low is None else interval.low
+  return Judgement(artefact, statement, verdict(known[worst]), evidence)
 
 
 def of_times(judgement: Judgement, own_cut: bool, other_cut: bool) -> Judgement:
@@ -180,31 +168,31 @@ def number(
     unit: of all of them.
     why_not: why the two cannot be compared; empty if they can.
   """
+  interval, verdict_, reason = tally.interval(series), UNDECIDED, why_not
+  text = 'not measured'
+  if interval is not None:
+    text = f'ours {shown(interval, unit)}, {interval.size} seeds'
+    if interval.low is not None and interval.high is not None and not why_not:
+      width = interval.high - interval.low
+      if width < _NO_SPREAD:
+        # All alike: a count that is off by the same, or the very number.
+        same = abs(interval.mean - printed) < _PRINTED
+        verdict_ = REPRODUCED if same else UNDECIDED
+      elif not interval.low <= printed <= interval.high:
+        verdict_ = NOT_REPRODUCED
+      elif width / 2 > widest:
+        reason = f'wider than ± {widest:g} {unit}'
+      else:
+        verdict_ = REPRODUCED
+  evidence = '; '.join(filter(None, (text, reason)))
   said = f'{statement}: {printed:g} {unit}'
-  interval = tally.interval(series)
-  if interval is None:
-    return Judgement(artefact, said, UNDECIDED, why_not or 'not measured')
-  text = f'ours {shown(interval, 1.0, unit)}, {interval.size} seeds'
-  if why_not:
-    return Judgement(artefact, said, UNDECIDED, f'{text}; {why_not}')
-  if interval.low is None or interval.high is None:
-    return Judgement(artefact, said, UNDECIDED, text)
-  if interval.high - interval.low < _NO_SPREAD:
-    # All alike: a count that is off by the same, or the very number.
-    same = abs(interval.mean - printed) < _PRINTED
-    return Judgement(artefact, said, REPRODUCED if same else UNDECIDED, text)
-  if not interval.low <= printed <= interval.high:
-    return Judgement(artefact, said, NOT_REPRODUCED, text)
-  if (interval.high - interval.low) / 2 > widest:
-    wide = f'{text}; wider than ± {widest:g} {unit}'
-    return Judgement(artefact, said, UNDECIDED, wide)
-  return Judgement(artefact, said, REPRODUCED, text)
+  return Judgement(artefact, said, verdict_, evidence)
 
 
 def summary(judgements: Sequence[Judgement]) -> str:
   """How many of each."""
-  counts = {
-    verdict: sum(j.verdict == verdict for j in judgements)
+  verdicts = [judgement.verdict for judgement in judgements]
+  return ', '.join(
+    f'{verdicts.count(verdict)} {verdict}'
     for verdict in (REPRODUCED, NOT_REPRODUCED, UNDECIDED)
-  }
-  return ', '.join(f'{count} {verdict}' for verdict, count in counts.items())
+  )

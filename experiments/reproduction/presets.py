@@ -1,24 +1,49 @@
-"""How large a reproduction is: data, models, seeds, epochs and sweeps.
+"""How large a reproduction is, and the studies that it consists of.
 
-A preset says everything that a number depends on. Two presets never share a
-work directory; of one preset more seeds or other artefacts only add stages.
+A preset says everything that a number depends on. Of one preset more seeds or
+other artefacts only add stages.
 """
 
+from collections.abc import Iterable, Iterator
 import dataclasses
+import functools
+import itertools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+from experiments import config
 from experiments.reproduction import paper
-from unlearn_jax.spd_gan import GeneratorSettings
-from unlearn_jax.strategies import Settings
+from unlearn_jax import models
+from unlearn_jax.strategies import FACTORIES, spelling
 
-# `Settings.stop_retain_share` of a training that runs all of its epochs: more
-# than all retained images cannot be right.
+# `stop_retain_share` of a training that runs all of its epochs: more than all
+# retained images cannot be right.
 NEVER = 2.0
 # Sweeps choose defaults, so that they must not see the tables' seeds.
 FIRST_SWEEP_SEED = 1000
+GRANULARITIES = ('scalar', 'leaf')
 # Table II's problem takes part in everything, the others in these.
-SHARED = ('fig1', 'fig5', 'fig6', 'fig7', 'fig8')
+_SHARED = ('fig1', 'fig5', 'fig6', 'fig7', 'fig8')
+_EVERYTHING = tuple(paper.ARTEFACTS)
+# Rows of Table II: what a reader sees, the factory, parameters that are fixed.
+ROWS: dict[str, tuple[str, str, dict[str, Any]]] = {
+  'retrain': ('Retrain', 'retrain', {}),
+  'finetune': ('Fine-tune only (K = 0)', 'finetune', {}),
+  'top_k': ('Top-K', 'top_k', {}),
+  'random_k': ('Random-k', 'random_k', {}),
+  'random_top_k': ('Random-TopK', 'random_top_k', {}),
+  'eu_5': ('EU-5', 'eu_k', {'k': 5}),
+  'eu_10': ('EU-10', 'eu_k', {'k': 10}),
+  'cf_5': ('CF-5', 'cf_k', {'k': 5}),
+  'cf_10': ('CF-10', 'cf_k', {'k': 10}),
+}
+# What Figures 1, 6 and 8 draw, and the control.
+CURVES = ('finetune', 'top_k', 'random_k', 'random_top_k')
+
+
+def label(row: str) -> str:
+  """What a reader sees of a row."""
+  return ROWS[row][0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,68 +66,59 @@ class Problem:
   width: int | None = None
   train_subset: int | None = None
   fractions: tuple[float, ...] = (0.05, 0.10, 0.15, 0.20)
-  shows: tuple[str, ...] = SHARED
+  shows: tuple[str, ...] = _SHARED
 
   @property
   def name(self) -> str:
     """Of its folder, and in every title."""
     own = pathlib.PurePath(self.dataset).stem  # npz:some/where/FILE.npz
-    safe = ''.join(c if c.isalnum() else '_' for c in own)
-    return f'{safe}-{self.model}'
+    return ''.join(c if c.isalnum() else '_' for c in own) + f'-{self.model}'
+
+  @property
+  def sweep_fraction(self) -> float:
+    """The share that the sweeps forget: the second that the tables have."""
+    return self.fractions[:2][-1]
 
 
-@dataclasses.dataclass(frozen=True)
-class Sweep:
+class Sweep(NamedTuple):
   """One choice that the paper leaves open.
 
   Attributes:
     name: what is chosen.
-    strategy: with which it is tried.
-    options: changes to the settings, one a point; the default among them.
+    row: with which it is tried.
+    values: of each parameter; all combinations are tried, the default's too.
   """
 
   name: str
-  strategy: str
-  options: tuple[dict[str, Any], ...]
+  row: str
+  values: dict[str, tuple[Any, ...]]
+
+  @property
+  def options(self) -> list[dict[str, Any]]:
+    """The parameters of each point."""
+    every = itertools.product(*self.values.values())
+    return [dict(zip(self.values, values)) for values in every]
 
 
-def _options(name: str, *values: Any, **fixed: Any) -> tuple[dict, ...]:
-  return tuple({**fixed, name: value} for value in values)
-
-
+_OBJECTIVES = {'objective': ('loss', 'output_norm')}
+_REDUCTIONS = {'reduction': ('mean_abs', 'mean', 'single')}
+_RULES = ('scale', 'donor')
+_RATES = Sweep('learning rate', 'top_k', {'learning_rate': (1e-4, 1e-3)})
+_EPSILON, _EITHER = 'ε of Top-K', 'ε and rule of Random-k'
+_LAMBDA = Sweep('λ', 'top_k', {'js_weight': (0.0, 0.1, 1.0)})
 SWEEPS = (
-  Sweep('ε of Top-K', 'top_k', _options('epsilon_top', -1.0, 0.1, 1.0, 10.0)),
-  Sweep(
-    'ε and rule of Random-k',
-    'random_k',
-    _options('epsilon_random', 0.1, 0.5, 1.0, rule='scale')
-    + _options('epsilon_random', 0.1, 0.5, 1.0, rule='donor'),
-  ),
-  Sweep('λ', 'top_k', _options('js_weight', 0.0, 0.1, 1.0)),
-  Sweep('learning rate', 'top_k', _options('learning_rate', 1e-4, 1e-3)),
-  Sweep(
-    'sensitivity',
-    'top_k',
-    tuple(
-      option
-      for objective in ('loss', 'output_norm')
-      for option in _options(
-        'reduction', 'mean_abs', 'mean', 'single', objective=objective
-      )
-    ),
-  ),
+  Sweep(_EPSILON, 'top_k', {'epsilon': (-1.0, 0.1, 1.0, 10.0)}),
+  Sweep(_EITHER, 'random_k', {'rule': _RULES, 'epsilon': (0.1, 0.5, 1.0)}),
+  *(_LAMBDA, _RATES),
+  Sweep('sensitivity', 'top_k', _OBJECTIVES | _REDUCTIONS),
 )
+_RULE = {'epsilon': (1.0,), 'rule': _RULES}
 # The default and one more: that the machinery works, not what is best.
-NARROW = (
-  Sweep('ε of Top-K', 'top_k', _options('epsilon_top', -1.0, 10.0)),
-  Sweep(
-    'rule of Random-k',
-    'random_k',
-    _options('rule', 'scale', 'donor', epsilon_random=1.0),
-  ),
-  Sweep('λ', 'top_k', _options('js_weight', 0.0, 0.1)),
-  SWEEPS[3],
-  Sweep('sensitivity', 'top_k', _options('objective', 'loss', 'output_norm')),
+_NARROW = (
+  Sweep(_EPSILON, 'top_k', {'epsilon': (-1.0, 10.0)}),
+  Sweep('rule of Random-k', 'random_k', _RULE),
+  Sweep('λ', 'top_k', {'js_weight': (0.0, 0.1)}),
+  *(_RATES, Sweep('sensitivity', 'top_k', _OBJECTIVES)),
 )
 
 
@@ -113,31 +129,22 @@ class Preset:
   Attributes:
     name: as `--preset` takes it.
     about: one line for a reader.
-    problems: the first is Table II's.
+    problems: the first is Table II's, and that of the sweeps.
     seeds: of tables and figures, from 0.
     sweep_seeds: of the sweeps, from `FIRST_SWEEP_SEED`.
-    train_epochs: of source and Retrain, by Adam.
-    train_learning_rate: theirs.
-    batch_size: over all devices, everywhere.
-    dtype: of activations.
-    learning_rate: of every fine-tuning but the next.
-    last_k_learning_rate: of EU-K and CF-K.
-    table_epochs: the most of a fine-tuning that the stop rule ends.
+    training: of source and Retrain.
+    budget: of a fine-tuning that the stop rule ends; its strategies are none.
     curve_epochs: of one that a figure shows, without a stop rule.
-    stop_js_change: of the stop rule, bits an epoch.
-    stop_retain_share: of the stop rule.
-    sensitivity_examples: behind each Top-K.
+    last_k_learning_rate: of EU-K and CF-K.
+    dtype: of activations.
+    examples: behind each Top-K.
     ks: of Figure 5; the problem's own K is added, and K = 0 always there.
-    granularities: of Figure 5.
     epsilon_leaf: ε where K counts tensors. Zeroing, which serves for scalars,
       would leave a net of dead tensors that no fine-tuning revives.
-    sweeps: what is swept, at the middle one of the first problem's fractions.
-    generator: of SPD-GAN.
-    generators: how many for each pair of models.
-    degree_limit: at most so many images of D_RE and of test a degree scores.
+    sweeps: what is swept.
+    generators: of SPD-GAN.
     degree_fractions: of Figure 9.
-    degree_rows: of Figure 9, beside the null; Random-TopK is not in the
-      paper's.
+    degree_rows: of Figure 9; Random-TopK is not in the paper's.
     comparable: whether the paper's absolute numbers can be compared with.
   """
 
@@ -146,124 +153,204 @@ class Preset:
   problems: tuple[Problem, ...]
   seeds: int
   sweep_seeds: int
-  train_epochs: int
-  train_learning_rate: float = 1e-3
-  batch_size: int = 128
-  dtype: str = 'float32'
-  learning_rate: float = 1e-3
-  last_k_learning_rate: float = 1e-3
-  table_epochs: int = 50
+  training: config.Training
+  budget: config.Methods = config.Methods('', 50, 1e-3, 0.01, 0.98)
   curve_epochs: int = 100
-  stop_js_change: float = 0.01
-  stop_retain_share: float = 0.98
-  sensitivity_examples: int = 256
+  last_k_learning_rate: float = 1e-3
+  dtype: str = 'float32'
+  examples: int = 256
   ks: tuple[int, ...] = tuple(range(5, 51, 5))
-  granularities: tuple[str, ...] = ('scalar', 'leaf')
   epsilon_leaf: float = 1.0
   sweeps: tuple[Sweep, ...] = SWEEPS
-  generator: GeneratorSettings = GeneratorSettings()
-  generators: int = 5
-  degree_limit: int = 2048
+  generators: config.Generators = config.Generators(degree_unseen=False)
   degree_fractions: tuple[float, ...] = (0.05, 0.10, 0.15, 0.20)
-  degree_rows: tuple[str, ...] = (
-    *('retrain', 'finetune', 'top_k', 'random_k'),
-    *('eu_5', 'eu_10', 'cf_5', 'cf_10'),
-  )
+  degree_rows: tuple[str, ...] = tuple(r for r in ROWS if r != 'random_top_k')
   comparable: bool = False
 
-  def settings(self, problem: Problem) -> Settings:
-    """What a strategy of a table is told, before its own changes."""
-    return Settings(
-      k=problem.k,
-      learning_rate=self.learning_rate,
-      epochs=self.table_epochs,
-      batch_size=self.batch_size,
-      stop_js_change=self.stop_js_change,
-      stop_retain_share=self.stop_retain_share,
-      sensitivity_examples=self.sensitivity_examples,
+  def spelled(self, problem: Problem, row: str, **changes: Any) -> str:
+    """A row as `--strategies` takes it, with other parameters if given."""
+    _, factory, given = ROWS[row]
+    given = {**given, **changes}
+    if factory in ('top_k', 'random_top_k'):
+      given = {'k': problem.k, 'examples': self.examples, **given}
+    if factory in ('eu_k', 'cf_k'):
+      given = {'learning_rate': self.last_k_learning_rate, **given}
+    if given.get('learning_rate') == self.budget.learning_rate:
+      del given['learning_rate']
+    return spelling.make(factory, FACTORIES[factory], given).text
+
+  def of_k(self, problem: Problem, granularity: str) -> dict[int, str]:
+    """The points of Figure 5, by K; of tensors, at most all that there are."""
+    wanted, own = {*self.ks, problem.k}, {}
+    if granularity == 'leaf':
+      wanted = {min(k, _tensors(problem.model)) for k in wanted}
+      own = {'granularity': 'leaf', 'epsilon': self.epsilon_leaf}
+    return {0: self.spelled(problem, 'finetune')} | {
+      k: self.spelled(problem, 'top_k', k=k, **own) for k in sorted(wanted)
+    }
+
+
+@functools.cache
+def _tensors(model: str) -> int:
+  return len(models.build(model, 10, (32, 32, 3)).order)
+
+
+class Name(NamedTuple):
+  """Of a study.
+
+  Attributes:
+    kind: 'table', 'curve', 'k', 'degree' or 'sweep'.
+    problem: its name.
+    fraction: that is forgotten.
+    part: granularity of K, or name of the sweep.
+  """
+
+  kind: str
+  problem: str
+  fraction: float
+  part: str = ''
+
+
+class Part(NamedTuple):
+  """A study, and the artefacts that it serves."""
+
+  study: config.Study
+  artefacts: tuple[str, ...]
+
+
+def studies(preset: Preset, only: Iterable[str]) -> dict[Name, Part]:
+  """What has to be computed for the artefacts that are wanted."""
+  found = {}
+  for problem in preset.problems:
+    shown = set(only).intersection(problem.shows)
+    for name, artefacts, texts, changes in _asked(preset, problem, shown):
+      serves = tuple(a for a in artefacts if a in shown)
+      if serves:
+        own = _study(preset, problem, name, texts, changes)
+        found[name] = Part(own, serves)
+  return found
+
+
+def _asked(
+  preset: Preset, problem: Problem, shown: set[str]
+) -> Iterator[tuple[Name, tuple[str, ...], list[str], dict[str, Any]]]:
+  """(name, artefacts, spellings, other settings than the tables')."""
+
+  def spelled(rows: Iterable[str]) -> list[str]:
+    return [preset.spelled(problem, row) for row in rows]
+
+  for fraction in problem.fractions:
+    name = Name('table', problem.name, fraction)
+    yield name, ('table2', 'fig7'), spelled(ROWS), {}
+    # Of the curves, those that a figure draws.
+    curves = {'fig1': ('finetune', 'random_k'), 'fig8': CURVES}
+    if fraction == problem.fractions[-1]:
+      curves['fig6'] = CURVES[:3]
+    drawn = {row for own in shown.intersection(curves) for row in curves[own]}
+    rows = spelled(row for row in CURVES if row in drawn)
+    yield name._replace(kind='curve'), tuple(curves), rows, {}
+    for part in GRANULARITIES:
+      texts = list(preset.of_k(problem, part).values())
+      yield name._replace(kind='k', part=part), ('fig5',), texts, {}
+    # Figure 4 needs one pair of the first of Figure 9's shares.
+    degrees = [f for f in problem.fractions if f in preset.degree_fractions]
+    if fraction in degrees:
+      artefacts = ('fig9', 'fig4')[: 2 if fraction == degrees[0] else 1]
+      own: dict[str, Any] = {'degree': True}
+      if 'fig9' not in shown:
+        own['seeds'] = 1
+      rows = spelled(['top_k'] if 'seeds' in own else preset.degree_rows)
+      yield name._replace(kind='degree'), artefacts, rows, own
+  for sweep in preset.sweeps:
+    name = Name('sweep', problem.name, problem.sweep_fraction, sweep.name)
+    texts = [preset.spelled(problem, sweep.row, **own) for own in sweep.options]
+    own = {'draws': config.Seeds(FIRST_SWEEP_SEED), 'seeds': preset.sweep_seeds}
+    yield name, ('sweeps',), spelled(['retrain', 'finetune']) + texts, own
+
+
+def _study(
+  preset: Preset,
+  problem: Problem,
+  name: Name,
+  texts: list[str],
+  changes: dict[str, Any],
+) -> config.Study:
+  """A study of the tables, or without their stop rule one of the curves."""
+  methods = dataclasses.replace(preset.budget, strategies=', '.join(texts))
+  if name.kind in ('curve', 'k'):
+    methods = dataclasses.replace(
+      methods, epochs=preset.curve_epochs, stop_retain_share=NEVER
     )
+  own = {
+    'data': config.Data(problem.dataset, problem.train_subset),
+    'network': config.Network(problem.model, problem.width, preset.dtype),
+    'training': preset.training,
+    'forget': config.Forget(name.fraction),
+    'seeds': preset.seeds,
+    'generators': preset.generators,
+  }
+  return config.Study(methods=methods, **{**own, **changes})
 
 
-def _full_size(dataset: str) -> tuple[Problem, ...]:
-  first, *others = (
-    Problem(dataset, model, printed[0])
-    for model, printed in paper.TABLE_1.items()
-  )
-  return (
-    dataclasses.replace(first, shows=tuple(paper.ARTEFACTS)),
-    *others,
-  )
+def _trained(epochs: int, batch_size: int, rate: float = 1e-3):
+  return config.Training('paper', epochs, rate, False, batch_size)
 
 
-_EVERYTHING = tuple(paper.ARTEFACTS)
 _SMOKE = Preset(
   'smoke',
   'scikit-learn’s digits, a small net: minutes, to see that all of it works',
   (Problem('digits', 'cnn', 45, fractions=(0.10, 0.20), shows=_EVERYTHING),),
   seeds=2,
   sweep_seeds=2,
-  train_epochs=10,
-  train_learning_rate=3e-3,
-  batch_size=64,
-  table_epochs=4,
+  training=_trained(10, 64, 3e-3),
+  budget=dataclasses.replace(Preset.budget, epochs=4),
   curve_epochs=4,
-  sensitivity_examples=64,
+  examples=64,
   ks=(25,),
-  sweeps=NARROW,
-  generator=GeneratorSettings(epochs=2, batch_size=16, width=8),
+  sweeps=_NARROW,
+  generators=dataclasses.replace(
+    Preset.generators, degree_epochs=2, degree_batch_size=16, degree_width=8
+  ),
   degree_fractions=(0.20,),
   degree_rows=('retrain', 'finetune', 'top_k', 'random_k', 'eu_5'),
 )
-# Half of the options, which is what two hours allow.
-_FEWER = (
-  Sweep('ε of Top-K', 'top_k', _options('epsilon_top', -1.0, 1.0, 10.0)),
-  NARROW[1],
-  *SWEEPS[2:4],
-  NARROW[4],
+_SMALL = Problem(
+  'fashion_mnist', 'resnet18', 45, 16, 10_000, (0.20,), _EVERYTHING
 )
 _CPU = Preset(
   'cpu',
   '10,000 images of Fashion-MNIST and CIFAR-10, nets of width 16',
   (
-    Problem(
-      'fashion_mnist',
-      'resnet18',
-      45,
-      width=16,
-      train_subset=10_000,
-      fractions=(0.20,),
-      shows=_EVERYTHING,
-    ),
-    Problem(
-      'cifar10',
-      'resnet18',
-      45,
-      width=16,
-      train_subset=10_000,
-      fractions=(0.20,),
-      shows=('fig1', 'fig6'),
-    ),
+    _SMALL,
+    dataclasses.replace(_SMALL, dataset='cifar10', shows=('fig1', 'fig6')),
   ),
   seeds=3,
   sweep_seeds=2,
-  train_epochs=8,
-  batch_size=64,
-  table_epochs=2,
+  training=_trained(8, 64),
+  budget=dataclasses.replace(Preset.budget, epochs=2),
   curve_epochs=2,
   ks=(5, 25),
-  sweeps=_FEWER,
-  generator=GeneratorSettings(epochs=2),
-  degree_limit=512,
+  # Half of the options, which is what two hours allow.
+  sweeps=(
+    Sweep(_EPSILON, 'top_k', {'epsilon': (-1.0, 1.0, 10.0)}),
+    *(_NARROW[1], _LAMBDA, _RATES, _NARROW[4]),
+  ),
+  generators=dataclasses.replace(
+    Preset.generators, degree_epochs=2, degree_limit=512
+  ),
   degree_fractions=(0.20,),
   degree_rows=('retrain', 'finetune', 'top_k', 'random_k', 'eu_5', 'cf_5'),
 )
 _PAPER = Preset(
   'paper',
   'all of CIFAR-10, the paper’s networks, epochs and learning rates',
-  _full_size('cifar10'),
+  tuple(
+    Problem('cifar10', model, k, shows=_SHARED if place else _EVERYTHING)
+    for place, (model, (k, *_)) in enumerate(paper.TABLE_1.items())
+  ),
   seeds=3,
   sweep_seeds=3,
-  train_epochs=50,
+  training=_trained(50, 128),
   last_k_learning_rate=1e-4,
   comparable=True,
 )
@@ -271,11 +358,10 @@ _PAPER_FAST = dataclasses.replace(
   _PAPER,
   name='paper_fast',
   about='all of CIFAR-10, the paper’s networks, short schedules in bfloat16',
-  train_epochs=20,
-  batch_size=256,
-  dtype='bfloat16',
-  table_epochs=10,
+  training=_trained(20, 256),
+  budget=dataclasses.replace(Preset.budget, epochs=10),
   curve_epochs=10,
+  dtype='bfloat16',
   ks=(5, 15, 25, 35, 45, 50),
 )
 PRESETS = {p.name: p for p in (_PAPER, _PAPER_FAST, _CPU, _SMOKE)}

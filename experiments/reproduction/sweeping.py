@@ -1,14 +1,23 @@
 """What the sweeps say: the defaults confirmed or changed, and why."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 from experiments.reproduction import judgements, tally
-from experiments.reproduction.presets import Problem, Sweep
-from experiments.reproduction.tally import Series, Tally, at_epoch, measured
+from experiments.reproduction.presets import Sweep
+from experiments.reproduction.tally import Series, Tally
 from unlearn_jax.metrics import Interval
 
-GAP = 'gap_to_retrained'
+GAP = 'gap to Retrain, points'
+# Columns of the page's tables: metric, and epoch of the curve.
+COLUMNS = {
+  'D_UL perturbed, %': ('forget_accuracy', 0),
+  'D_RE perturbed, %': ('retain_accuracy', 0),
+  'D_UL tuned, %': ('forget_accuracy', None),
+  'D_RE tuned, %': ('retain_accuracy', None),
+  'test tuned, %': ('test_accuracy', None),
+  GAP: ('gap_to_retrained', None),
+}
+_SHORT = {'epsilon': 'ε', 'js_weight': 'λ', 'learning_rate': 'rate'}
 
 
 class Point(NamedTuple):
@@ -29,79 +38,52 @@ class Point(NamedTuple):
   change: Interval | None
 
 
-# Columns of the page's tables: header, and what is read.
-COLUMNS = {
-  'D_UL perturbed, %': at_epoch(0, 'forget_accuracy'),
-  'D_RE perturbed, %': at_epoch(0, 'retain_accuracy'),
-  'D_UL tuned, %': measured('forget_accuracy'),
-  'D_RE tuned, %': measured('retain_accuracy'),
-  'test tuned, %': measured('test_accuracy'),
-  'gap to Retrain, points': measured(GAP),
-}
-GAP_COLUMN = 'gap to Retrain, points'
-
-
-def points(results: Tally, sweep: Sweep) -> list[Point]:
+def points(found: Tally, sweep: Sweep) -> list[Point]:
   """All settings of a sweep, in its order."""
-  problem = results.preset.problems[0]
-  columns = [
-    {
-      name: results.swept(sweep.strategy, option, read)
-      for name, read in COLUMNS.items()
-    }
-    for option in sweep.options
-  ]
-  defaults = [is_default(results, problem, o) for o in sweep.options]
-  others = max(1, len(sweep.options) - 1)
-  reference = None
-  if any(defaults):
-    reference = columns[defaults.index(True)][GAP_COLUMN]
-  found = []
-  for option, own, default in zip(sweep.options, columns, defaults):
+  preset, problem = found.preset, found.preset.problems[0]
+  default = preset.spelled(problem, sweep.row)
+  reference = found.swept(sweep.name, default, *COLUMNS[GAP])
+  confidence = 1 - 0.05 / max(1, len(sweep.options) - 1)
+  made = []
+  for option in sweep.options:
+    text = preset.spelled(problem, sweep.row, **option)
+    own = {n: found.swept(sweep.name, text, *c) for n, c in COLUMNS.items()}
     change = None
-    if reference is not None and not default:
-      confidence = 1 - 0.05 / others
-      change = tally.difference(own[GAP_COLUMN], reference, confidence)
-    found.append(Point(describe(option), default, own, change))
-  return found
+    if text != default:
+      change = tally.difference(own[GAP], reference, confidence)
+    made.append(Point(describe(option), text == default, own, change))
+  return made
 
 
-def is_default(
-  results: Tally, problem: Problem, option: dict[str, Any]
-) -> bool:
-  """Whether the tables use this setting."""
-  settings = dataclasses.asdict(results.preset.settings(problem))
-  return all(settings[name] == value for name, value in option.items())
+def control(found: Tally) -> Series:
+  """The gap of plain fine-tuning, on the sweeps' seeds and forget sets."""
+  text = found.preset.spelled(found.preset.problems[0], 'finetune')
+  return found.swept(found.preset.sweeps[0].name, text, *COLUMNS[GAP])
 
 
 def describe(option: dict[str, Any]) -> str:
   """A setting as text.
 
   Example:
-    >>> describe({'rule': 'scale', 'epsilon_random': -1.0})
+    >>> describe({'rule': 'scale', 'epsilon': -1.0})
     'rule scale, ε −1'
   """
-  names = {
-    'epsilon_top': 'ε',
-    'epsilon_random': 'ε',
-    'js_weight': 'λ',
-    'learning_rate': 'rate',
-  }
   return ', '.join(
-    f'{names.get(n, n)} {v if isinstance(v, str) else f"{v:g}"}'
+    f'{_SHORT.get(n, n)} {v if isinstance(v, str) else f"{v:g}"}'
     for n, v in option.items()
   ).replace('-', '−')
 
 
-def conclusion(sweep: Sweep, found: list[Point]) -> str:
+def conclusion(sweep: Sweep, tried: list[Point]) -> str:
   """Whether the default stays, and why, in one sentence."""
-  default = next((p for p in found if p.default), None)
+  default = next((p for p in tried if p.default), None)
   if default is None:
     return f'{sweep.name}: the default is not among the settings tried.'
-  changes = [(p.change, p.text) for p in found if p.change is not None]
-  seeds = [c.size for c, _ in changes]
-  if not changes or min(seeds) < 2:
+  changes = [(p.change, p.text) for p in tried if p.change is not None]
+  seeds = min((c.size for c, _ in changes), default=0)
+  if seeds < 2:
     return f'{sweep.name}: {default.text} is not decidable, too few seeds.'
+  change, text = min(changes, key=lambda pair: pair[0].mean)
   better = [(c, t) for c, t in changes if judgements.sign(c) < 0]
   if better:
     change, text = min(better, key=lambda pair: pair[0].mean)
@@ -110,13 +92,11 @@ def conclusion(sweep: Sweep, found: list[Point]) -> str:
       f' {default.text}, by {judgements.shown(change)}; the default should'
       ' change.'
     )
-  change, text = min(changes, key=lambda pair: pair[0].mean)
+  verdict = 'stays, nothing is resolvably closer to Retrain'
   if all(judgements.sign(c) > 0 for c, _ in changes):
     verdict = 'is confirmed, all others are resolvably farther from Retrain'
-  else:
-    verdict = 'stays, nothing is resolvably closer to Retrain'
   return (
     f'{sweep.name}: {default.text} {verdict}; the best of the others, {text},'
-    f' is at {judgements.shown(change)} from it ({min(seeds)} seeds, corrected'
-    ' for the number of settings).'
+    f' is at {judgements.shown(change)} from it ({seeds} seeds, corrected for'
+    ' the number of settings).'
   )

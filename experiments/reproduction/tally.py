@@ -1,199 +1,150 @@
-"""Numbers over seeds, from the outcomes of finished stages.
+"""Numbers over seeds, from the results of the studies.
 
-A series is a dictionary from seed to value: what is not done, or diverged, is
-not in it, and differences are taken over the seeds that both sides have.
+A series is a dictionary from seed to value: what failed is not in it, and
+differences are taken over the seeds that both sides have.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Mapping, Sequence
+import dataclasses
 
-from experiments.reproduction import tasks
-from experiments.reproduction.outcomes import Outcome, Outcomes
-from experiments.reproduction.plan import Plan
-from experiments.reproduction.presets import Preset, Problem
-from experiments.reproduction.tasks import Task, Tasks
+import numpy as np
+
+from experiments.report.model import DegreeFacts
+from experiments.reproduction.presets import ROWS, Name, Preset, Problem, label
+from experiments.study import degrees
+from experiments.study.degree_results import degree_facts
+from experiments.study.results import Outcome, Results
+from experiments.study.stages import Stage
 from unlearn_jax import metrics
-from unlearn_jax.finetuning import StopRule
 from unlearn_jax.metrics import Interval
-from unlearn_jax.training import Epoch
 
 Series = dict[int, float]
-# What says of a stage which it is, beside its problem.
-_OF_TASK = ('key', 'kind', 'row', 'fraction', 'seed')
-
-# What is read of the outcome of a stage, by its kind.
-NEEDS = {
-  tasks.UNLEARN: (
-    *('history', 'selection_seconds', 'source_retain_accuracy', 'source'),
-  ),
-  tasks.DEGREE: ('generators', 'titles', 'classes'),
-}
+NULL = 'null'  # Models that learned the same and differ in their seed alone.
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tally:
-  """Reads outcomes, each once."""
+  """All numbers of a reproduction.
 
-  def __init__(self, plan: Plan, outcomes: Outcomes):
-    """Of a plan that need not be done."""
-    self.plan, self.preset = plan, plan.preset
-    self.tasks = Tasks(plan.preset)
-    self._outcomes = outcomes
-    self._read: dict[str, Outcome | None] = {}
+  Attributes:
+    preset: how large it is.
+    only: the artefacts, in the order of the page.
+    found: the results of each study.
+  """
 
-  def outcome(self, task: Task) -> Outcome | None:
-    """Of a task; None where it is not done, or failed."""
-    if task.key not in self._read:
-      needs = NEEDS.get(task.kind, ())
-      self._read[task.key] = self._outcomes.read(task.key, needs)
-    found = self._read[task.key]
-    return None if found is None or found.get('error') else found
+  preset: Preset
+  only: Sequence[str]
+  found: Mapping[Name, Results]
 
-  def failures(self) -> list[str]:
-    """'title: why' of each stage that diverged or cannot be measured."""
-    found = []
-    for task in self.plan.tasks:
-      self.outcome(task)
-      outcome = self._read[task.key]
-      if outcome is not None and outcome.get('error'):
-        found.append(f'{task.title}: {outcome["error"]}')
-    return found
-
-  def done(self) -> int:
-    """How many stages of the plan are finished."""
-    return sum(self._outcomes.done(task.key) for task in self.plan.tasks)
-
-  def wall_seconds(self) -> float:
-    """Of all finished stages, whichever worker did them."""
-    return sum(record.get('wall_seconds', 0.0) for record in self.records())
-
-  def records(self) -> list[dict[str, Any]]:
-    """Each finished stage of the plan with its numbers or its error."""
-    found = []
-    for task in self.plan.tasks:
-      self.outcome(task)
-      outcome = self._read[task.key]
-      if outcome is not None:
-        own = {name: getattr(task, name) for name in _OF_TASK}
-        found.append({**own, 'problem': task.problem.name, **outcome})
-    return found
-
-  def series(
-    self, make: Callable[[int], Task], read: Callable[[Outcome], Any]
-  ) -> Series:
-    """A number of each seed's outcome, where there is one.
-
-    Args:
-      make: the task of a seed.
-      read: the number in its outcome; None where it has none.
-    """
-    return self._series(range(self.preset.seeds), make, read)
-
-  def swept(
-    self, strategy: str, option: dict[str, Any], read: Callable[[Outcome], Any]
-  ) -> Series:
-    """The same for a point of a sweep, over the sweeps' seeds."""
-    problem = self.preset.problems[0]
-    return self._series(
-      range(self.preset.sweep_seeds),
-      lambda run: self.tasks.sweep(problem, strategy, option, run),
-      read,
-    )
-
-  def control(self, read: Callable[[Outcome], Any], row: str) -> Series:
-    """Plain fine-tuning, or Retrain, on the sweeps' seeds and forget sets."""
-    return self.swept(row, {}, read)
+  def problems(self, artefact: str) -> list[Problem]:
+    """Those that an artefact is about."""
+    return [p for p in self.preset.problems if artefact in p.shows]
 
   def table(
     self, problem: Problem, fraction: float, row: str, metric: str
   ) -> Series:
     """A column of Table II; shares in [0, 1], seconds, or × Retrain."""
+    name = Name('table', problem.name, fraction)
+    return self._series(name, self.preset.spelled(problem, row), metric)
 
-    def make(name: str) -> Callable[[int], Task]:
-      return lambda seed: self.tasks.table(problem, fraction, name, seed)
+  def cut_off(self, problem: Problem, fraction: float, *rows: str) -> bool:
+    """Whether a seed of a row never met the stop rule: a bound is all then."""
+    name = Name('table', problem.name, fraction)
+    return any(
+      own.stop_epoch is None
+      for row in rows
+      for own in self._own(name, self.preset.spelled(problem, row)).values()
+    )
 
-    if metric == 'acceleration':
-      own = self.series(make(row), self.seconds)
-      retrained = self.series(make('retrain'), self.seconds)
-      return {
-        seed: metrics.acceleration(retrained[seed], value)
-        for seed, value in own.items()
-        if seed in retrained
-      }
-    if metric == 'seconds':
-      return self.series(make(row), self.seconds)
-    return self.series(make(row), measured(metric))
+  def curve(
+    self,
+    problem: Problem,
+    fraction: float,
+    row: str,
+    metric: str,
+    epoch: int | None = None,
+  ) -> Series:
+    """Of a training without stop rule: at its end, or after an epoch."""
+    name = Name('curve', problem.name, fraction)
+    text = row if row == 'source' else self.preset.spelled(problem, row)
+    return self._series(name, text, metric, epoch)
+
+  def of_k(
+    self, problem: Problem, fraction: float, granularity: str
+  ) -> dict[int, Series]:
+    """Acc_RE − Acc_UL by K and seed, the quantity of Figure 5."""
+    name, found = Name('k', problem.name, fraction, granularity), {}
+    for k, text in self.preset.of_k(problem, granularity).items():
+      retain = self._series(name, text, 'retain_accuracy')
+      forget = self._series(name, text, 'forget_accuracy')
+      found[k] = {seed: retain[seed] - forget[seed] for seed in retain}
+    return found
+
+  def swept(
+    self, sweep: str, text: str, metric: str, epoch: int | None = None
+  ) -> Series:
+    """A point of a sweep, over the sweeps' seeds."""
+    first = self.preset.problems[0]
+    name = Name('sweep', first.name, first.sweep_fraction, sweep)
+    return self._series(name, text, metric, epoch)
+
+  def pairs(
+    self, problem: Problem, fraction: float, row: str
+  ) -> dict[int, Stage]:
+    """Where the degree of a row or of `NULL` was measured, by seed."""
+    own = self.found.get(Name('degree', problem.name, fraction))
+    text = row if row == NULL else self.preset.spelled(problem, row)
+    return {
+      run.seed: stage
+      for run in (own.plan.runs if own else ())
+      if (stage := run.degrees[0].get((text, False)))
+      and own
+      and stage.key not in own.errors
+    }
 
   def degree(self, problem: Problem, fraction: float, row: str) -> Series:
-    """The unlearning degree of a row or of `tasks.NULL`, in [-1, 1]."""
-    return self.series(
-      lambda seed: self.tasks.degree(problem, fraction, row, seed),
-      measured('degree'),
-    )
+    """The unlearning degree of a row or of `NULL`, in [-1, 1]."""
+    found = {}
+    for seed, stage in self.pairs(problem, fraction, row).items():
+      every = degrees.read(stage).generators
+      found[seed] = float(np.mean([own.held_out.degree for own in every]))
+    return found
 
-  def stop(self, outcome: Outcome) -> int | None:
-    """The epoch at which the preset's stop rule held first."""
-    return stop_epoch(outcome, self.preset)
-
-  def seconds(self, outcome: Outcome) -> float:
-    """Up to then, or of all epochs; selection and perturbation included."""
-    last = outcome['history'][self.stop(outcome) or -1]
-    return outcome['selection_seconds'] + last['seconds']
-
-  def is_cut_off(self, problem: Problem, fraction: float, row: str) -> bool:
-    """Whether some seed never met the stop rule: a bound is all there is."""
-    stops = self.series(
-      lambda seed: self.tasks.table(problem, fraction, row, seed),
-      lambda outcome: self.stop(outcome) is None,
-    )
-    return any(stops.values())
+  def degree_facts(
+    self, problem: Problem, fraction: float
+  ) -> list[DegreeFacts]:
+    """All degrees of a share, with the rows' own names; none if not whole."""
+    own = self.found.get(Name('degree', problem.name, fraction))
+    names = {self.preset.spelled(problem, row): label(row) for row in ROWS}
+    found = []
+    for facts in degree_facts(own.plan, own.errors) if own else ():
+      rows = [
+        dataclasses.replace(row, label=names[row.strategy])
+        for row in facts.rows
+      ]
+      found.append(dataclasses.replace(facts, rows=rows))
+    return found
 
   def _series(
-    self,
-    seeds: Iterable[int],
-    make: Callable[[int], Task],
-    read: Callable[[Outcome], Any],
+    self, name: Name, text: str, metric: str, epoch: int | None = None
   ) -> Series:
+    """A metric at the end of a training, or a column of its curve."""
     found = {}
-    for seed in seeds:
-      outcome = self.outcome(make(seed))
-      value = None if outcome is None else read(outcome)
+    for seed, own in self._own(name, text).items():
+      history = own.record.history
+      if epoch is None:
+        value = own.values.get(metric)
+      else:
+        value = getattr(history[epoch], metric) if history[epoch:] else None
       if value is not None:
         found[seed] = value
     return found
 
-
-def measured(metric: str) -> Callable[[Outcome], float | None]:
-  """Reads one of the evaluation's numbers."""
-  return lambda outcome: outcome['measured'].get(metric)
-
-
-def of_source(metric: str) -> Callable[[Outcome], float | None]:
-  """The same of the source, on the same forget set."""
-  return lambda outcome: outcome['source'].get(metric)
-
-
-def at_epoch(epoch: int, metric: str) -> Callable[[Outcome], float | None]:
-  """A number of the curve; None where it ended before."""
-
-  def read(outcome: Outcome) -> float | None:
-    history = outcome['history']
-    return history[epoch][metric] if epoch < len(history) else None
-
-  return read
-
-
-def stop_epoch(outcome: Outcome, preset: Preset) -> int | None:
-  """The epoch at which the preset's stop rule held first, if it did."""
-  share = preset.stop_retain_share
-  rule = StopRule(
-    preset.stop_js_change, share * outcome['source_retain_accuracy']
-  )
-  return rule.epoch(
-    [
-      Epoch(row['epoch'], row['loss'], row['seconds'], row)
-      for row in outcome['history']
-    ]
-  )
+  def _own(self, name: Name, text: str) -> dict[int, Outcome]:
+    """Of each seed that has not failed."""
+    own = self.found.get(name)
+    pairs = zip(own.plan.runs, own.outcomes.get(text, ())) if own else ()
+    return {run.seed: outcome for run, outcome in pairs if outcome}
 
 
 def interval(series: Series, confidence: float = 0.95) -> Interval | None:
@@ -219,3 +170,20 @@ def difference(
   """
   both = [seed for seed in series if seed in other]
   return interval({s: series[s] - other[s] for s in both}, confidence)
+
+
+def best_k(series: Mapping[int, Series]) -> tuple[int, Interval] | None:
+  """The K with the highest mean, and by how much it is above K = 0.
+
+  The interval is corrected for the number of K's that were tried (Bonferroni),
+  because the highest of many is high by chance.
+  """
+  tried = [k for k in series if k]
+  confidence = 1 - 0.05 / max(1, len(tried))
+  gains = {
+    k: gain
+    for k in tried
+    if (gain := difference(series[k], series[0], confidence))
+  }
+  best = max(gains, key=lambda k: gains[k].mean, default=None)
+  return None if best is None else (best, gains[best])

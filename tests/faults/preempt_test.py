@@ -6,59 +6,50 @@ import signal
 import time
 
 import processes
-import pytest
 
-ARGUMENTS = (
-  '--dataset=digits',
-  '--train_subset=600',
-  '--width=8',
-  '--batch_size=60',
-  '--train_epochs=40',
-  '--save_seconds=0',
-)
+from experiments.runtime import signals
 
 
-@pytest.fixture(scope='module')
-def binary(tmp_path_factory):
-  cache = tmp_path_factory.mktemp('cache')
-  return processes.Binary('experiments.train', cache)
-
-
-@pytest.fixture(scope='module')
-def whole(binary, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp('whole') / 'run'
-  log = workdir.with_suffix('.log')
-  status, text = binary.finish(log, *ARGUMENTS, f'--workdir={workdir}')
-  assert status == 0, text
-  return workdir
-
-
-@pytest.mark.parametrize(
-  'number, status', [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
-)
-def test_it_saves_says_so_and_goes_on(binary, whole, tmp_path, number, status):
+def test_it_saves_says_so_and_goes_on(train, whole, tmp_path):
   workdir, log = tmp_path / 'run', tmp_path / 'log'
-  arguments = (*ARGUMENTS, f'--workdir={workdir}')
-  process = binary.start(log, *arguments)
-  saves = 'checkpoints/.*.partial/epoch-*'
-  processes.wait_for(lambda: any(workdir.glob(saves)), process)
-  os.kill(process.pid, number)
-  began = time.monotonic()
-  process.join(60)
-  assert process.exitcode == status, log.read_text()
-  assert time.monotonic() - began < 30
-  line = log.read_text().splitlines()[-1]
-  name = signal.Signals(number).name
-  found = re.fullmatch(
-    rf'stopped by {name}: seed0-source-\w+ is saved after epoch (\d+) in (\S+);'
-    r' the same command goes on from there',
-    line,
-  )
-  assert found, line
-  folder = workdir / 'checkpoints' / found[2].split('/')[-1]
-  assert (folder / f'epoch-{int(found[1]):06}').is_dir()
-  got, text = binary.finish(log, *arguments)
-  assert got == 0, text
-  assert f'goes on after epoch {found[1]}/40' in text
-  assert processes.digests(workdir) == processes.digests(whole)
-  assert not list(workdir.glob('checkpoints/.*'))
+  for number, status, epoch in (
+    (signal.SIGTERM, 143, 1),
+    (signal.SIGHUP, 129, 5),
+  ):
+    process = train.start(log, workdir)
+    processes.wait_for(lambda: processes.saved(workdir, epoch), process)
+    os.kill(process.pid, number)
+    process.join(30)
+    assert process.exitcode == status, log.read_text()
+    name = signal.Signals(number).name
+    found = re.fullmatch(
+      rf'stopped by {name}: seed0-source-\w+ is saved after epoch (\d+) in'
+      r' (\S+); the same command goes on from there',
+      log.read_text().splitlines()[-1],
+    )
+    assert found, log.read_text()
+    folder = workdir / 'checkpoints' / found[2].split('/')[-1]
+    assert (folder / f'epoch-{int(found[1]):06}').is_dir()
+  status, text = train.finish(log, workdir)
+  assert status == 0, text
+  assert f'goes on after epoch {found[1]}/20' in text
+  assert processes.source(workdir) == processes.source(whole)
+  assert not processes.hidden(workdir)
+
+
+def test_a_second_signal_does_not_wait_for_what_is_compiled(train, tmp_path):
+  workdir, log = tmp_path / 'run', tmp_path / 'log'
+  nothing = {'JAX_COMPILATION_CACHE_DIR': tmp_path / 'cache'}
+  process = train.start(log, workdir, '--width=64', **nothing)
+  processes.wait_for((workdir / 'workdir.json').exists, process)
+  time.sleep(0.5)  # The source's training begins.
+  for _ in range(2):
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(signals._ECHO + 0.2)
+  process.join(5)
+  assert process.exitcode == 143, log.read_text()
+  assert log.read_text().splitlines()[-2:] == [
+    'SIGTERM: saving and stopping; once more stops at once',
+    'stopped by SIGTERM: at once; what was saved is kept, the same command'
+    ' goes on',
+  ]

@@ -1,6 +1,6 @@
-"""Real processes of a binary that start fast enough to be killed often.
+"""Real processes of the binaries that start fast enough to be killed often.
 
-A server imports the binary once; each process is forked from it and then does
+A server imports the binaries once; each process is forked from it and then does
 what `python -m` would, its own JAX backend included.
 """
 
@@ -12,141 +12,140 @@ import socket
 import sys
 import time
 
+import jax
+
+from experiments.runtime import process
+
+# What all files here compute: seconds, of which most are compilation. The two
+# share the source.
+TRAIN = (
+  *('--dataset=digits', '--train_subset=300', '--width=4', '--batch_size=60'),
+  *('--train_epochs=20', '--train_learning_rate=0.01', '--save_seconds=0'),
+)
+UNLEARN = (
+  *TRAIN,
+  *('--epochs=3', '--stop_retain_share=2', '--seeds=1'),
+  '--strategies=retrain, top_k(examples=24)',
+)
 # What depends on the clock, in a report's rows.
 TIMED = ('seconds', 'compile_seconds', 'acceleration')
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(
+  ['experiments.study.study', 'experiments.report.pages', 'sklearn.datasets']
+)
 
 
-def _run(module, arguments, log, cache, environment):
-  flags = os.environ.get('UNLEARN_JAX_TESTS_XLA_FLAGS', '')
-  os.environ.update(XLA_FLAGS=flags, JAX_COMPILATION_CACHE_DIR=str(cache))
-  os.environ.update(environment)
-  file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-  os.dup2(file, 1)
-  os.dup2(file, 2)
-  sys.argv = [module, *map(str, arguments)]
-  # Imported beforehand: runpy would warn that it is there already.
-  sys.modules.pop(module, None)
-  runpy.run_module(module, run_name='__main__', alter_sys=True)
+class Processes:
+  """Runs of one binary with one compilation cache."""
 
+  def __init__(self, module, arguments, cache):
+    self.module, self.arguments, self.cache = module, arguments, cache
 
-class Binary:
-  """Starts a binary again and again, with one compilation cache."""
+  def start(self, log, workdir, *more, changed=(), **environment):
+    """The running process; it writes to `log`.
 
-  def __init__(self, module, cache):
-    self.module, self.cache = module, cache
-    self._context = multiprocessing.get_context('forkserver')
-    self._context.set_forkserver_preload([module])
-
-  def start(self, log, *arguments, **environment):
-    """The running process; it writes to the file `log`."""
-    process = self._context.Process(
+    `changed` holds (module, name, value) of private constants to be changed.
+    """
+    arguments = (*self.arguments, f'--workdir={workdir}', *more)
+    environment = {'JAX_COMPILATION_CACHE_DIR': self.cache} | environment
+    process = _context.Process(
       target=_run,
-      args=(self.module, arguments, str(log), self.cache, environment),
+      args=(self.module, arguments, str(log), changed, environment),
     )
     process.start()
     return process
 
-  def finish(self, log, *arguments, **environment):
+  def finish(self, log, workdir, *more, **environment):
     """Runs it to its end: (exit status, what it wrote)."""
     log.unlink(missing_ok=True)
-    process = self.start(log, *arguments, **environment)
+    process = self.start(log, workdir, *more, **environment)
     process.join(300)
     return process.exitcode, log.read_text()
+
+  def pair(self, folder, workdir, *more):
+    """Two processes of one run on loopback, with two devices each."""
+    with socket.socket() as probe:
+      probe.bind(('127.0.0.1', 0))
+      here = f'--coordinator=127.0.0.1:{probe.getsockname()[1]}'
+    logs = [folder / f'log{index}' for index in range(2)]
+    started = []
+    for index, log in enumerate(logs):
+      log.unlink(missing_ok=True)
+      flags = here, '--num_processes=2', f'--process_id={index}'
+      # A proxy that is not there: no way between processes leads over it.
+      environment = {**devices(2), 'http_proxy': 'http://127.0.0.1:9'}
+      started.append(self.start(log, workdir, *more, *flags, **environment))
+    return started, logs
+
+
+def _run(module, arguments, log, changed, environment):
+  flags = os.environ.get('UNLEARN_JAX_TESTS_XLA_FLAGS', '')
+  os.environ['XLA_FLAGS'] = flags
+  os.environ.update({name: str(value) for name, value in environment.items()})
+  file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+  os.dup2(file, 1)
+  os.dup2(file, 2)
+  for room, name, value in changed:
+    setattr(sys.modules[room], name, value)
+  prepare = process.prepare
+
+  def prepared():
+    prepare()  # Here small programs are kept as well: there are many starts.
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+
+  process.prepare = prepared
+  sys.argv = [module, *arguments]
+  # Imported beforehand: runpy would warn that it is there already.
+  sys.modules.pop(module, None)
+  runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
 def devices(count):
   return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
 
 
-def free_port():
-  with socket.socket() as probe:
-    probe.bind(('127.0.0.1', 0))
-    return probe.getsockname()[1]
-
-
-def flags(index, port):
-  return (
-    f'--coordinator=127.0.0.1:{port}',
-    '--num_processes=2',
-    f'--process_id={index}',
-  )
-
-
-class Pair:
-  """Two processes of one run, given their place by flags or as by Slurm."""
-
-  def __init__(self, binary, folder, *arguments, slurm=False):
-    port = free_port()
-    # From this Slurm's job number JAX makes the port of the coordinator.
-    step = {
-      'SLURM_JOB_ID': str(port),
-      'SLURM_STEP_NODELIST': 'localhost',
-      'SLURM_NTASKS': '2',
-    }
-    self.logs = [folder / f'log{index}' for index in range(2)]
-    self.processes = []
-    for index, log in enumerate(self.logs):
-      log.unlink(missing_ok=True)
-      given = () if slurm else flags(index, port)
-      own = {'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index)}
-      # A proxy that is not there: no way between processes leads over it.
-      proxy = {'http_proxy': 'http://127.0.0.1:9'}
-      slots = {**step, **own} if slurm else {}
-      environment = {**devices(2), **proxy, **slots}
-      self.processes.append(
-        binary.start(log, *arguments, *given, **environment)
-      )
-
-  def texts(self):
-    return [log.read_text() if log.exists() else '' for log in self.logs]
-
-  def wait(self, seconds=500):
-    """The exit statuses; None for one that has not ended in time."""
-    end = time.monotonic() + seconds
-    for process in self.processes:
-      process.join(max(0, end - time.monotonic()))
-    return [process.exitcode for process in self.processes]
-
-  def wait_for_epoch(self, workdir, epoch):
-    """Until these processes have saved the training after that or later."""
-    before = [path.name for path in self._saves(workdir)]
-    end = time.monotonic() + 500
-    while not any(
-      int(path.name[-6:]) >= epoch and path.name not in before
-      for path in self._saves(workdir)
-    ):
-      alive = all(process.is_alive() for process in self.processes)
-      assert alive and time.monotonic() < end, self.texts()
-      time.sleep(0.01)
-
-  def _saves(self, workdir):
-    return list(workdir.glob('checkpoints/.*.partial/epoch-*'))
-
-
-def wait_for(holds, process, seconds=120):
-  """Waits until something holds, which has to be while the process lives."""
-  end = time.monotonic() + seconds
+def wait_for(holds, *started):
+  """Waits until something holds, which has to be while these processes live."""
+  end = time.monotonic() + 200
   while not holds():
-    assert process.is_alive() and time.monotonic() < end
-    time.sleep(0.01)
+    assert all(process.is_alive() for process in started)
+    assert time.monotonic() < end
+    time.sleep(0.005)
+
+
+def saved(workdir, epoch=0):
+  """Whether a save of a stage that is not finished lies there."""
+  found = workdir.glob('checkpoints/.*.partial/epoch-*')
+  return any(int(path.name[6:12]) >= epoch for path in found)
 
 
 def digests(workdir):
-  """The digest of each finished stage's model, by its folder's name."""
+  """Of each finished stage's tensors, by its folder's name."""
   return {
     path.parent.name: json.loads(path.read_text())['state_sha256']
     for path in (workdir / 'checkpoints').glob('[!.]*/manifest.json')
   }
 
 
+def source(workdir):
+  """The same of the source."""
+  found = digests(workdir)
+  return {name: found[name] for name in found if 'source' in name}
+
+
 def numbers(workdir):
-  """The rows of a report, without seconds and places."""
-  rows = json.loads((workdir / 'report.json').read_text())['rows']
-  for row in rows:
+  """Rows and degrees of a report, without seconds and places."""
+  report = json.loads((workdir / 'report.json').read_text())
+  for row in report['rows']:
     for table in ('values', 'mean', 'paired'):
       for name in TIMED:
         row[table].pop(name, None)
     for curve in row['curves']:
       curve.pop('seconds')
     row['checkpoints'] = [path.split('/')[-1] for path in row['checkpoints']]
-  return rows
+  return report['rows'], report['degree']
+
+
+def hidden(workdir):
+  """What is left of stages that were not finished."""
+  return [path.name for path in workdir.glob('checkpoints/.*')]

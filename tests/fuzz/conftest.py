@@ -1,5 +1,6 @@
 """One device, as a newcomer has, and no network."""
 
+import itertools
 from unittest import mock
 
 import fuzzing
@@ -7,7 +8,7 @@ import helpers
 import jax
 import pytest
 
-from unlearn_jax import data, models, parallel
+from unlearn_jax import data, parallel
 from unlearn_jax.base import InputError
 from unlearn_jax.data import prepare
 
@@ -19,7 +20,6 @@ def one_device(tmp_path_factory):
 
   with (
     parallel.use(jax.devices()[:1]),
-    mock.patch.object(models, 'build', fuzzing.build),
     mock.patch.object(prepare, '_download', refuse),
     mock.patch.dict(
       'os.environ', TFDS_DATA_DIR=str(tmp_path_factory.mktemp('tfds'))
@@ -35,16 +35,23 @@ def one_device(tmp_path_factory):
 def finished(tmp_path_factory):
   """Data and a work directory in which source, Retrain and Top-K are done."""
   root = tmp_path_factory.mktemp('finished')
-  file = helpers.stripes_file(root, train=120, test=40)
+  helpers.stripes_file(root, train=120, test=40)
   with parallel.use(jax.devices()[:1]):
-    status, text = fuzzing.run_binary(
-      'unlearn',
-      [*fuzzing.quick(root), '--strategies=retrain,top_k'],
-      whole=True,
-    )
+    status, text = fuzzing.run_binary('unlearn', fuzzing.quick(root), True)
   assert status == 0, text
-  assert file.exists()
   return root
+
+
+@pytest.fixture(scope='session')
+def folders(tmp_path_factory):
+  """Folders that no case has used yet."""
+  root = tmp_path_factory.mktemp('folders')
+  return (_made(root / str(number)) for number in itertools.count())
+
+
+def _made(path):
+  path.mkdir()
+  return path
 
 
 @pytest.fixture(scope='session')

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from unlearn_jax import base
-from unlearn_jax.data import local, prepare, prepared
 from unlearn_jax.data.images import augment, pixel_statistics
 from unlearn_jax.data.splits import classes_lost, read_ids, split_forget
 
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 # Read or prepared with nothing else installed. `load` takes more than these.
-NAMES = ('digits', *prepare.NAMES)
+NAMES = ('digits', 'cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 
 # How many examples are hashed at a time.
 _PIECE = 1024
@@ -81,6 +80,9 @@ def load(
     >>> digits.train.images.shape, digits.test.size
     ((1437, 8, 8, 1), 360)
   """
+  # Each of these is needed by what it reads only.
+  from unlearn_jax.data import local, prepare, prepared
+
   storage: Any = {'map_beyond': map_beyond, 'verify': not known_fingerprint}
   kind, colon, path = name.partition(':')
   if name == 'digits':
@@ -99,7 +101,7 @@ def load(
     folder = prepared.find(name, root)
     if folder is not None:
       parts = prepared.read(folder, **storage)
-    elif name in prepare.NAMES:
+    elif name in NAMES[1:]:
       raw = None if raw_dir is None else _expanded(raw_dir)
       parts = prepare.read(name, root, raw, **storage)
     else:
@@ -238,7 +240,7 @@ def _nothing_prepared(name: str, root: pathlib.Path) -> str:
 
   known = tfds.list_builders(with_community_datasets=False)
   plain = name.partition(':')[0].partition('/')[0]
-  if plain in prepare.NAMES:
+  if plain in NAMES[1:]:
     return (
       f'{name}: not prepared in {root}; allowed is {plain}, which is downloaded'
       ' if need be'

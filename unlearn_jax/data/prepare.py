@@ -33,26 +33,18 @@ _KINDS = ('images-idx3-ubyte', 'labels-idx1-ubyte')
 
 @dataclasses.dataclass(frozen=True)
 class Stock:
-  """Where a data set comes from, and what is in it.
+  """Where a data set comes from, and what is in it."""
 
-  Attributes:
-    url: of CIFAR's archive, or of the folder of MNIST's.
-    sums: SHA-256 of each archive, one a line, as TFDS registers them.
-    files: of each split, (file, number of examples) of CIFAR's .bin files, or
-      of what the names of MNIST's two files begin with.
-    classes: the names of the classes; of CIFAR, how many there are.
-    folder: the directory in CIFAR's archive.
-    names: its file of class names.
-    label_bytes: what precedes the pixels in CIFAR; the last one counts.
-  """
-
-  url: str
-  sums: str
+  url: str  # of CIFAR's archive, or of the folder of MNIST's
+  sums: str  # SHA-256 of each archive, one a line, as TFDS registers them
+  # Of each split, (file, number of examples) of CIFAR's .bin files, or of what
+  # the names of MNIST's two files begin with.
   files: _Files
+  # The names of the classes; of CIFAR, how many there are.
   classes: tuple[str, ...] | int
-  folder: str = ''
-  names: str = ''
-  label_bytes: int = 1
+  folder: str = ''  # the directory in CIFAR's archive
+  names: str = ''  # its file of class names
+  label_bytes: int = 1  # what precedes the pixels in CIFAR; the last one counts
 
   @property
   def archives(self) -> dict[str, str]:

@@ -108,17 +108,12 @@ def _row_bytes(images: Any) -> int:
 
 
 class Block(NamedTuple):
-  """The streamed images of consecutive steps.
+  """The streamed images of consecutive steps."""
 
-  Attributes:
-    first: the first step.
-    last: the step after the last one; S = last − first.
-    images: for each set `[D, S, P, ...]`, P images a step for each of the D
-      devices of this process; None for a set that is not streamed.
-  """
-
-  first: int
-  last: int
+  first: int  # the first step
+  last: int  # the step after the last one; S = last − first
+  # For each set `[D, S, P, ...]`, P images a step for each of the D devices of
+  # this process; None for a set that is not streamed.
   images: tuple[Any, ...]
 
 
@@ -155,12 +150,7 @@ def _take(images: Any, rows: np.ndarray | None, first: int, last: int) -> Any:
 
 
 class Stream:
-  """How the images of some sets are cut into blocks.
-
-  Attributes:
-    spans: (first, last) of each block, in steps; at most two lengths.
-    steps: in all; more than was asked for where blocks are `even`.
-  """
+  """How the images of some sets are cut into blocks."""
 
   def __init__(
     self,

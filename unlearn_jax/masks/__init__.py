@@ -7,24 +7,26 @@ row-major).
 
 | file | what it holds |
 |---|---|
-| `top` | Top-K: which of the two ways is taken |
-| `lots` | Random-k and Random-TopK |
+| `scalars` | Top-K, Random-k and Random-TopK |
+| `tensors` | masks of whole tensors, and what a mask counts |
 | `keys` | the integer view of |x|, and random priorities |
 | `host` | the way by NumPy: sample, bracket, collect, mark |
 | `device` | the way under `jit`: bisection on counts, ties by their place |
-| `search`, `pieces`, `small` | its loop, its counting, its small leaves |
+| `pieces` | what is counted, and how |
 | `spmd` | where leaves lie, and `shard_map` around `device` |
-| `tensors` | masks of whole tensors, and what a mask counts |
 | `arguments` | what k may be |
 """
 
-from unlearn_jax.masks.lots import random_topk_mask, randomk_mask
+from unlearn_jax.masks.scalars import (
+  random_topk_mask,
+  randomk_mask,
+  topk_mask,
+)
 from unlearn_jax.masks.tensors import (
   count_scalars,
   count_tensors,
   last_k_mask,
 )
-from unlearn_jax.masks.top import topk_mask
 
 __all__ = [
   'count_scalars',

@@ -8,7 +8,7 @@ type Auto, inside somebody else's `jit`), nothing is reshaped or sliced, so
 that XLA's partitioner has no reason to move a leaf.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -16,16 +16,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.masks import keys, small
+from unlearn_jax.masks import keys
 from unlearn_jax.masks.pieces import (
   NO_KEY,
   Piece,
+  Plan,
+  Source,
   Ties,
+  by_sorting,
   count,
   from_place,
+  placed,
+  pooled,
+  sampled,
 )
-from unlearn_jax.masks.plans import Plan, Source, placed
-from unlearn_jax.masks.search import evenly, search
 
 # Fewer scalars than this need no sample to start from.
 _SAMPLED = 2**20
@@ -63,7 +67,7 @@ def select(
   sorted_masks: dict[int, jax.Array] = {}
   if by_leaf:
     if plan.whole and wide is not None:
-      sorted_masks = small.by_sorting(leaves, k, wide)
+      sorted_masks = by_sorting(leaves, k, wide)
     rest = [i for i in range(len(leaves)) if i not in sorted_masks]
     groups = [[leaves[i]] for i in rest]
     k = k[np.array(rest, int)]
@@ -71,7 +75,7 @@ def select(
   else:
     rest = list(range(len(leaves)))
     known = plan.whole or plan.mesh is not None
-    groups = [small.pooled(leaves) if known else leaves]
+    groups = [pooled(leaves) if known else leaves]
     spans = [(0, int(offsets[-1]))]
   valid, masks = jnp.uint32(0), dict(sorted_masks)
   if groups:
@@ -230,7 +234,7 @@ def _start(
     pieces = [piece for piece in pieces if piece.dtype != jnp.bfloat16]
     if sum(piece.size for piece in pieces) < total / 2:
       return None
-  sample = small.sample(pieces, wide, total)
+  sample = sampled(pieces, wide, total)
   rank = share * sample.size
   ranks = rank + spread * jnp.sqrt(rank * (1 - share)) + jnp.sign(spread)
   place = sample.size - jnp.round(ranks).astype(jnp.int32)
@@ -256,3 +260,91 @@ def _wide(sources: Sequence[Source]) -> jnp.dtype | None:
 def _state_dtype(wide: jnp.dtype | None) -> jnp.dtype:
   bits = 32 if wide is None else jnp.finfo(wide).bits
   return jnp.dtype(f'uint{max(bits, 32)}')
+
+
+class Found(NamedTuple):
+  """What `search` returns, `[G]` each."""
+
+  # The highest bound that counts k or more, or one that counts exactly k (which
+  # settles the matter as well).
+  bound: jax.Array
+  at_bound: jax.Array  # uint32, what it counts
+  # Uint32, what the lowest known bound above it counts: less than k.
+  short: jax.Array
+  # Uint32, what the first of the starting bounds counted; 0 where no pass was
+  # needed.
+  first: jax.Array
+
+
+class _State(NamedTuple):
+  low: jax.Array  # Counts k or more.
+  at_low: jax.Array
+  high: jax.Array  # Counts less than k,
+  at_high: jax.Array  # namely this.
+  bounds: jax.Array
+  first: jax.Array
+  passes: jax.Array
+
+
+def search(
+  count: Callable[[jax.Array], jax.Array],
+  k: jax.Array,
+  low: jax.Array,
+  at_low: jax.Array,
+  high: jax.Array,
+  start: jax.Array,
+) -> Found:
+  """Narrows G intervals at once, to 1/(B + 1) of their length a pass.
+
+  Args:
+    count: from bounds `[B, G]` to uint32 counts `[B, G]`, none of which rises
+      with its bound.
+    k: uint32 `[G]`.
+    low: unsigned `[G]`, bounds that count at least k.
+    at_low: uint32 `[G]`, what they count.
+    high: unsigned `[G]`, bounds above `low` that count less than k.
+    start: `[B, G]`, where the first pass counts; any guess is right, a good
+      one saves passes.
+
+  Returns:
+    Bounds and counts.
+  """
+
+  def unsettled(state):
+    apart = (state.at_low != k) & (state.high - state.low > 1)
+    return jnp.any(apart)
+
+  def narrow(state):
+    counts = count(state.bounds)
+    enough = counts >= k
+    inside = (state.bounds > state.low) & (state.bounds < state.high)
+    low = jnp.where(inside & enough, state.bounds, state.low).max(0)
+    # The counts of the bounds that reach k: the fewest is that of `low`.
+    at_low = jnp.where(inside & enough, counts, state.at_low).min(0)
+    high = jnp.where(inside & ~enough, state.bounds, state.high).min(0)
+    at_high = jnp.where(inside & ~enough, counts, state.at_high).max(0)
+    first = jnp.where(state.passes == 0, counts[0], state.first)
+    bounds = evenly(low, high, len(state.bounds))
+    return _State(low, at_low, high, at_high, bounds, first, state.passes + 1)
+
+  zeros = jnp.zeros_like(at_low)
+  state = _State(low, at_low, high, zeros, start, zeros, jnp.uint32(0))
+  state = jax.lax.while_loop(unsettled, narrow, state)
+  return Found(state.low, state.at_low, state.at_high, state.first)
+
+
+def evenly(low: jax.Array, high: jax.Array, count: int) -> jax.Array:
+  """`count` bounds that split each of G intervals into equal parts.
+
+  Args:
+    low: unsigned `[G]`.
+    high: unsigned `[G]`, not below `low`.
+    count: B.
+
+  Returns:
+    `[B, G]`, rounded down, computed without overflow.
+  """
+  parts = jnp.arange(1, count + 1, dtype=low.dtype)[:, None]
+  length, share = high - low, jnp.asarray(count + 1, low.dtype)
+  whole, rest = length // share, length % share
+  return low + whole * parts + rest * parts // share

@@ -8,15 +8,24 @@ There are two ways to count. On a GPU or TPU, and wherever a leaf may be
 spread over devices, one variadic `lax.reduce` for all bounds: a single read.
 XLA:CPU runs that one number at a time, so there a loop takes 1024 numbers at
 a time and keeps three counts in the bits of one lane.
+
+A `Plan` says where the leaves of a tree lie, and how to go about it. Most
+leaves of a network are tiny, and each that a search reads is compiled on its
+own: so the smallest are copied into one array, as long as this costs little
+memory (`pooled`).
 """
 
 from collections.abc import Callable, Sequence
+import itertools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 import numpy as np
+
+from unlearn_jax.masks import keys
 
 # Numbers that a step of the loop takes; addresses are int32.
 _BLOCK = 1024
@@ -27,28 +36,23 @@ _STEPS = 2**_BITS - 1
 
 
 class Piece(NamedTuple):
-  """Some scalars of the tree, all that is there or this device's part.
+  """Some scalars of the tree, all that is there or this device's part."""
 
-  Attributes:
-    arrays: what keys are made from, all of the same shape.
-    shape: that shape; it is needed where there are no arrays.
-    origin: uint32 in this shape, the scalars' places in the tree; or a number,
-      the place of the first one.
-    strides: by how much the place rises along each axis.
-    make: `(arrays, index) -> unsigned keys`, elementwise.
-    dtype: of the float behind the keys; None for uint32 priorities.
-    counts: uint32 0 or 1, whether this device's copy is counted.
-    axes: those of the mesh that the leaf is spread over, which `counts`
-      depends on.
-  """
-
+  # What keys are made from, all of the same shape.
   arrays: tuple[jax.Array, ...]
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # that shape; it is needed where there are no arrays
+  # Uint32 in this shape, the scalars' places in the tree; or a number, the
+  # place of the first one.
   origin: jax.Array
+  # By how much the place rises along each axis.
   strides: tuple[int | jax.Array, ...]
+  # `(arrays, index) -> unsigned keys`, elementwise.
   make: Callable[[tuple[jax.Array, ...], jax.Array], jax.Array]
+  # Of the float behind the keys; None for uint32 priorities.
   dtype: jnp.dtype | None
+  # Uint32 0 or 1, whether this device's copy is counted.
   counts: jax.Array | int = 1
+  # Those of the mesh that the leaf is spread over, which `counts` depends on.
   axes: frozenset[str] = frozenset()
 
   @property
@@ -77,15 +81,11 @@ class Piece(NamedTuple):
 
 
 class Ties(NamedTuple):
-  """Which keys are ties, while these are searched by place.
+  """Which keys are ties, while these are searched by place."""
 
-  Attributes:
-    key: of a tie, in the piece's own dtype; `NO_KEY` while keys are searched.
-    keep: all bits set while keys are searched, otherwise none.
-  """
-
+  # Of a tie, in the piece's own dtype; `NO_KEY` while keys are searched.
   key: jax.Array
-  keep: jax.Array
+  keep: jax.Array  # all bits set while keys are searched, otherwise none
 
 
 # No key is the largest of its dtype; and no tree has so many scalars, so that
@@ -224,3 +224,183 @@ def _by_blocks(piece: Piece, bounds: list[jax.Array], ties: Ties) -> jax.Array:
 
   start = jnp.zeros(len(bounds), jnp.uint32)
   return jax.lax.fori_loop(0, -(-steps // _STEPS), unpack, start)
+
+
+class Plan(NamedTuple):
+  """How to go about it; hashable, and static under `jit`."""
+
+  loop: bool  # count in loops (CPU), not in one reduction
+  whole: bool  # each leaf lies on one device as a whole
+  # Where `specs` apply; None with `whole` or where nothing is known.
+  mesh: Any = None
+  # How each leaf is spread over `mesh`; None as above.
+  specs: tuple[PartitionSpec, ...] | None = None
+
+
+class Source(NamedTuple):
+  """What a leaf's keys are made from, see `pieces.Piece`."""
+
+  arrays: tuple[jax.Array, ...]
+  shape: tuple[int, ...]
+  dtype: jnp.dtype | None
+  make: Callable[..., jax.Array]
+
+
+def placed(source: Source, origin: jax.Array, plan: Plan, leaf: int) -> Piece:
+  """The scalars of a leaf that are here.
+
+  Args:
+    source: the leaf.
+    origin: uint32, the place in the tree of its first scalar.
+    plan: how it is spread, if `plan.mesh` says that this is in `shard_map`.
+    leaf: its origin in the tree.
+
+  Returns:
+    The piece; copies on several devices are counted on one of them.
+  """
+  strides = row_major(source.shape)
+  if plan.mesh is None:
+    return Piece(
+      source.arrays,
+      source.shape,
+      origin,
+      strides,
+      source.make,
+      source.dtype,
+    )
+  assert plan.specs is not None
+  sizes = plan.mesh.shape
+  shape: list[int] = []
+  named: set[str] = set()
+  spec = (*plan.specs[leaf], *[None] * len(source.shape))
+  for length, stride, names in zip(source.shape, strides, spec):
+    names = () if names is None else names
+    names = (names,) if isinstance(names, str) else tuple(names)
+    parts = math.prod(sizes[name] for name in names)
+    shape.append(length // parts)
+    if parts > 1:
+      place = jax.lax.axis_index(names).astype(jnp.uint32)
+      origin += place * np.uint32(length // parts * stride)
+    named.update(names)
+  counts = jnp.uint32(1)
+  for name in plan.mesh.axis_names:
+    if name not in named:
+      counts *= (jax.lax.axis_index(name) == 0).astype(jnp.uint32)
+  return Piece(
+    source.arrays,
+    tuple(shape),
+    origin,
+    strides,
+    source.make,
+    source.dtype,
+    counts,
+    frozenset(named),
+  )
+
+
+# A leaf below this many scalars is small; and so many may be joined whatever
+# the size of the tree, otherwise one of `_PART`.
+_SMALL = 2**16
+_FREE = 2**20
+_PART = 64
+# How many numbers a sample has at most, and one of how many it takes.
+_SAMPLE = 2**17
+_STRIDE = 2**10
+
+
+def pooled(leaves: Sequence[Piece]) -> list[Piece]:
+  """The large leaves, and the small ones joined: one piece for each dtype.
+
+  Args:
+    leaves: pieces that can be reshaped.
+
+  Returns:
+    Pieces with the same scalars.
+  """
+  chosen = _small(leaves)
+  by_kind: dict[tuple, list[Piece]] = {}
+  for i in sorted(chosen):
+    by_kind.setdefault((leaves[i].dtype, leaves[i].axes), []).append(leaves[i])
+  large = [leaf for i, leaf in enumerate(leaves) if i not in chosen]
+  return large + [_join(pieces) for pieces in by_kind.values()]
+
+
+def _small(leaves: Sequence[Piece]) -> set[int]:
+  """Which leaves are joined or sorted."""
+  room = max(_FREE, sum(leaf.size for leaf in leaves) // _PART)
+  chosen = set()
+  for i in sorted(range(len(leaves)), key=lambda i: leaves[i].size):
+    room -= leaves[i].size
+    if room < 0 or leaves[i].size >= _SMALL:
+      break
+    chosen.add(i)
+  return chosen
+
+
+def _join(pieces: Sequence[Piece]) -> Piece:
+  arrays = tuple(
+    jnp.concatenate([x.reshape(-1) for x in columns])
+    for columns in zip(*(piece.arrays for piece in pieces))
+  )
+  index = jnp.concatenate([piece.places().reshape(-1) for piece in pieces])
+  return pieces[0]._replace(
+    arrays=arrays, shape=index.shape, origin=index, strides=(1,)
+  )
+
+
+def sampled(leaves: Sequence[Piece], wide: jnp.dtype, total: int) -> jax.Array:
+  """Keys of about one in 1024 scalars, widened, sorted upwards.
+
+  Args:
+    leaves: pieces that can be reshaped, with numbers as keys.
+    wide: the dtype whose keys are returned.
+    total: how many scalars the pieces have.
+
+  Returns:
+    Unsigned keys, at least one.
+  """
+  # Odd, so as not to meet the same column of every matrix.
+  stride = max(_STRIDE, total // _SAMPLE) | 1
+  drawn = []
+  for leaf in leaves:
+    taken = tuple(x.reshape(-1)[::stride] for x in leaf.arrays)
+    if taken[0].size:
+      key = leaf.make(taken, jnp.zeros(taken[0].shape, jnp.uint32))
+      drawn.append(keys.widen(key, leaf.dtype or wide, wide))
+  return jnp.sort(jnp.concatenate(drawn))
+
+
+def by_sorting(
+  leaves: Sequence[Piece], k: jax.Array, wide: jnp.dtype
+) -> dict[int, jax.Array]:
+  """Masks of the small leaves, each with a k of its own.
+
+  Args:
+    leaves: pieces that can be reshaped.
+    k: uint32 `[L]`.
+    wide: a dtype that holds the numbers of every leaf.
+
+  Returns:
+    From the index of a small leaf to its mask.
+  """
+
+  def padded(i):
+    return 1 << max(leaves[i].size - 1, 0).bit_length()
+
+  masks = {}
+  chosen = sorted(sorted(_small(leaves)), key=padded)
+  for length, members in itertools.groupby(chosen, key=padded):
+    rows = list(members)
+    stacked = []
+    for i in rows:
+      key = keys.widen(
+        leaves[i].keys().reshape(-1), leaves[i].dtype or wide, wide
+      )
+      # Padding has the lowest key and comes last, so nothing is behind it.
+      stacked.append(jnp.pad(key, (0, length - key.size)))
+    order = jnp.argsort(~jnp.stack(stacked), axis=1, stable=True)
+    rank = jnp.argsort(order, axis=1)
+    for row, i in enumerate(rows):
+      mask = rank[row, : leaves[i].size] < k[i]
+      masks[i] = mask.reshape(leaves[i].shape)
+  return masks

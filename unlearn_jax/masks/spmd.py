@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from unlearn_jax.masks import device
-from unlearn_jax.masks.plans import Plan, Source
+from unlearn_jax.masks.pieces import Plan, Source
 
 
 def is_traced(leaves: Sequence[Any]) -> bool:

@@ -1,6 +1,7 @@
 """The table of models, and how a Linen module becomes a `Model`."""
 
 from collections.abc import Callable, Iterable, Sequence
+import importlib
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -9,26 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.base import AXIS, Array, Key, Model, ModelState
-from unlearn_jax.models.cnn import CNN
-from unlearn_jax.models.densenet import DenseNet121
-from unlearn_jax.models.googlenet import GoogLeNet
-from unlearn_jax.models.resnet import ResNet9, ResNet18
-from unlearn_jax.models.vgg import VGG19
 
 
 class _Family(NamedTuple):
-  module: Callable[..., nn.Module]
+  module: str  # of this package, loaded when one is built
+  name: str  # of the class in it
   width: int  # the default
   smallest: int  # the smallest image side that the net can take, in pixels
 
 
 FAMILIES = {
-  'cnn': _Family(CNN, width=16, smallest=4),
-  'resnet9': _Family(ResNet9, width=64, smallest=8),
-  'resnet18': _Family(ResNet18, width=64, smallest=8),
-  'vgg19': _Family(VGG19, width=64, smallest=32),
-  'densenet121': _Family(DenseNet121, width=32, smallest=8),
-  'googlenet': _Family(GoogLeNet, width=64, smallest=8),
+  'cnn': _Family('cnn', 'CNN', width=16, smallest=4),
+  'resnet9': _Family('resnet', 'ResNet9', width=64, smallest=8),
+  'resnet18': _Family('resnet', 'ResNet18', width=64, smallest=8),
+  'vgg19': _Family('vgg', 'VGG19', width=64, smallest=32),
+  'densenet121': _Family('densenet', 'DenseNet121', width=32, smallest=8),
+  'googlenet': _Family('googlenet', 'GoogLeNet', width=64, smallest=8),
 }
 
 DTYPES = ('float32', 'bfloat16')
@@ -84,7 +81,9 @@ def build(
     )
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r}, allowed: {", ".join(DTYPES)}')
-  module = family.module(num_classes=num_classes, width=width, dtype=dtype)
+  home = importlib.import_module(f'unlearn_jax.models.{family.module}')
+  make = getattr(home, family.name)
+  module = make(num_classes=num_classes, width=width, dtype=dtype)
   return from_linen(module, image_shape, mean=mean, std=std)
 
 

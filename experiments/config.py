@@ -1,0 +1,514 @@
+"""What a command can be told: frozen dataclasses, and flags made of them.
+
+A field says its default, its help, and what it may be. Flags, ranges, help
+texts, JSON and keys are made of that here and nowhere else.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import math
+import types
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from absl import flags
+import msgspec
+
+from unlearn_jax import models
+from unlearn_jax.base import InputError, shown
+from unlearn_jax.finetuning import Budget
+from unlearn_jax.recipes import RECIPES, Recipe
+from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
+from unlearn_jax.strategies import (
+  FACTORIES,
+  Chosen,
+  closest,
+  parse,
+  signature,
+)
+
+T = TypeVar('T')
+_MOST = 2**31 - 1  # of what is counted on the devices
+_BUDGET, _GENERATOR = Budget(), GeneratorSettings()
+
+
+class FlagError(InputError):
+  """A flag whose value is not allowed."""
+
+  def __init__(self, name: str, value: Any, allowed: str):
+    super().__init__(f'--{name}={shown(value)}, allowed: {allowed}')
+
+  def __reduce__(self):
+    return InputError, (str(self),)  # As another process sees it.
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """What a number may be; ends that are None are not there."""
+
+  least: float | None = None
+  most: float | None = None
+  above: float | None = None
+  below: float | None = None
+
+  def holds(self, value: float) -> bool:
+    """Whether the value is inside; NaN and infinity never are."""
+    return (
+      abs(value) < math.inf  # Integers of any length are not too large.
+      and (self.least is None or value >= self.least)
+      and (self.most is None or value <= self.most)
+      and (self.above is None or value > self.above)
+      and (self.below is None or value < self.below)
+    )
+
+  def __str__(self) -> str:
+    """As a sentence has it.
+
+    Example:
+      >>> print(Range(1), Range(1, 9), Range(above=0, below=1), sep='; ')
+      1 or more; 1 to 9; above 0 and below 1
+    """
+    if self.least is not None and self.most is not None:
+      return f'{self.least} to {self.most}'
+    if self.least is not None:
+      return f'{self.least} or more'
+    ends = {'above': self.above, 'below': self.below, 'at most': self.most}
+    known = [f'{word} {end}' for word, end in ends.items() if end is not None]
+    return ' and '.join(known) or 'a finite number'
+
+
+COUNT, WHOLE = Range(1, _MOST), Range(0, _MOST)
+SHARE, RATE = Range(above=0, below=1), Range(above=0, below=1)
+ANY = Range()
+
+
+def setting(
+  default: Any, text: str, allowed: Range | tuple[str, ...] | None = None
+) -> Any:
+  """A field: its default, its help, and what it may be."""
+  return dataclasses.field(
+    default=default, metadata={'help': text, 'allowed': allowed}
+  )
+
+
+def _by(field: str) -> str:
+  return 'default ' + ', '.join(
+    f'{getattr(recipe, field)} ({name})' for name, recipe in RECIPES.items()
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Archives:
+  """Where data lie on this machine; no result depends on it."""
+
+  data_dir: str | None = setting(None, "TFDS directory; default is TFDS's.")
+  raw_dir: str | None = setting(
+    None, 'Folder with archives downloaded by hand, to read a data set from.'
+  )
+  device_data_mb: int | None = setting(
+    None,
+    'Images of more megabytes (10⁶ bytes) come from the host in blocks;'
+    " default: half of a GPU's or TPU's memory, no limit on a CPU.",
+    WHOLE,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """Which examples."""
+
+  dataset: str = setting(
+    'digits', 'digits, a TFDS name such as cifar10, npz:FILE or folder:DIR.'
+  )
+  train_subset: int | None = setting(
+    None, 'Use this many training examples only.', COUNT
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """Which model."""
+
+  model: str = setting(
+    'cnn',
+    f'One of {", ".join(models.FAMILIES)}.',
+    tuple(sorted(models.FAMILIES)),
+  )
+  width: int | None = setting(
+    None, "Channels of the first layer; 64 is the paper's ResNet18.", COUNT
+  )
+  dtype: str = setting(
+    'float32', 'Of activations: float32 or bfloat16.', tuple(models.DTYPES)
+  )
+
+  @property
+  def channels(self) -> int:
+    """The width, the family's own where none is given."""
+    return self.width or models.FAMILIES[self.model].width
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """How source and Retrain are trained."""
+
+  recipe: str = setting(
+    'paper',
+    'How source and Retrain are trained: paper (Adam, nothing augmented, the'
+    ' training set remembered) or standard (SGD with momentum, cosine, flips'
+    ' and crops). It sets the four flags that follow where they are not given.',
+    tuple(RECIPES),
+  )
+  train_epochs: int | None = setting(
+    None, f'Epochs of source and Retrain; {_by("epochs")}.', COUNT
+  )
+  train_learning_rate: float | None = setting(
+    None, f'Theirs; {_by("learning_rate")}.', RATE
+  )
+  augment: bool | None = setting(
+    None, f'Flips and crops in training; {_by("augment")}.'
+  )
+  batch_size: int | None = setting(
+    None, f'Examples a step, all devices; {_by("batch_size")}.', COUNT
+  )
+
+  @property
+  def resolved(self) -> Recipe:
+    """The recipe with what was given in place of its own numbers."""
+    given: dict[str, Any] = {
+      'epochs': self.train_epochs,
+      'learning_rate': self.train_learning_rate,
+      'augment': self.augment,
+      'batch_size': self.batch_size,
+    }
+    known = {name: value for name, value in given.items() if value is not None}
+    return RECIPES[self.recipe]._replace(**known)
+
+
+@dataclasses.dataclass(frozen=True)
+class Forget:
+  """What is to be forgotten."""
+
+  forget_fraction: float = setting(0.1, 'Share of D that is forgotten.', SHARE)
+  forget_ids: str | None = setting(
+    None, 'File with one example index or id a line.'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seeds:
+  """From which numbers all that is drawn is drawn."""
+
+  seed: int = setting(0, 'First seed; run i adds i to each seed.', WHOLE)
+  split_seed: int | None = setting(None, 'Of the split; default --seed.', WHOLE)
+  source_seed: int | None = setting(
+    None, 'Of the source; default --seed.', WHOLE
+  )
+  unlearn_seed: int | None = setting(
+    None, 'Of the unlearning; default --seed.', WHOLE
+  )
+
+  def of(self, what: Literal['split', 'source', 'unlearn'], run: int) -> int:
+    """The seed of one purpose in run number `run`."""
+    own = getattr(self, f'{what}_seed')
+    return (self.seed if own is None else own) + run
+
+
+def _factories() -> str:
+  lines = ['Separated by commas, each a name or name(parameter=literal, …):']
+  for name, factory in FACTORIES.items():
+    lines.append(f'{signature(name, factory)}:')
+    lines.append(f'    {(factory.__doc__ or "").splitlines()[0]}')
+  lines.append('or module:factory(…) of one of your own, on the Python path.')
+  return '\n'.join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+  """What is compared, and what each of it may cost."""
+
+  strategies: str = setting(', '.join(FACTORIES), _factories())
+  epochs: int = setting(
+    _BUDGET.epochs, 'The most epochs of fine-tuning.', WHOLE
+  )
+  learning_rate: float = setting(
+    _BUDGET.learning_rate, "Adam's, in every fine-tuning.", RATE
+  )
+  stop_js_change: float = setting(
+    _BUDGET.stop_js_change,
+    'Stop rule: bits an epoch by which JS may still move.',
+    Range(0),
+  )
+  stop_retain_share: float = setting(
+    _BUDGET.stop_retain_share,
+    "Stop rule: share of the source's retain accuracy; above 1: no rule.",
+    Range(0, 2),
+  )
+
+  @property
+  def chosen(self) -> list[Chosen]:
+    """The strategies, parsed."""
+    try:
+      return parse(self.strategies)
+    except InputError as error:
+      raise InputError(f'--strategies: {error}') from error
+
+  def budget(self, batch_size: int) -> Budget:
+    """What a fine-tuning may cost."""
+    return Budget(
+      self.epochs,
+      self.learning_rate,
+      batch_size,
+      self.stop_js_change,
+      self.stop_retain_share,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Generators:
+  """SPD-GAN's generators, which measure the unlearning degree."""
+
+  max_perturbation: str = setting(
+    '8/255',
+    "L∞ bound in the pixel range's unit: above 0 and at most 1, or none, or"
+    ' several of them, separated by commas.',
+  )
+  cap: str = setting(
+    'default', 'Nats up to which M_UL’s loss counts; default: 2·log C; or none.'
+  )
+  eta: float = setting(_GENERATOR.eta, 'η of Eq. 13.', Range(0))
+  degree_learning_rate: float = setting(
+    _GENERATOR.learning_rate, "Adam's, of generators.", RATE
+  )
+  degree_epochs: int = setting(
+    _GENERATOR.epochs, 'Passes over half of the forget set.', COUNT
+  )
+  degree_batch_size: int = setting(
+    _GENERATOR.batch_size, 'Images a step, all devices.', COUNT
+  )
+  degree_width: int = setting(
+    _GENERATOR.width, "Channels of G's first layer.", COUNT
+  )
+  degree_seeds: int = setting(
+    MIN_SEEDS, 'Generators a pair of models.', Range(MIN_SEEDS, _MOST)
+  )
+  degree_limit: int = setting(
+    2048, 'At most so many retained and test images are scored.', COUNT
+  )
+  degree_unseen: bool = setting(
+    True, 'Also fit and score generators on images that no model saw.'
+  )
+
+  @property
+  def settings(self) -> list[GeneratorSettings]:
+    """One a bound."""
+    bounds = dict.fromkeys(self.max_perturbation.split(','))
+    return [self._settings(bound.strip()) for bound in bounds]
+
+  def _settings(self, bound: str) -> GeneratorSettings:
+    cap = _number('cap', self.cap, ('default', 'none'))
+    limit = _number('max_perturbation', bound, ('none',))
+    if cap not in ('default', None) and not 0 < cap < math.inf:
+      raise FlagError('cap', self.cap, 'nats above 0, default or none')
+    if limit is not None and not 0 < limit <= 1:
+      raise FlagError(
+        'max_perturbation', bound, 'above 0 and at most 1, or none'
+      )
+    return GeneratorSettings(
+      eta=self.eta,
+      cap=cap,
+      max_perturbation=limit,
+      epochs=self.degree_epochs,
+      batch_size=self.degree_batch_size,
+      learning_rate=self.degree_learning_rate,
+      width=self.degree_width,
+    )
+
+
+def _number(name: str, text: str, words: tuple[str, ...]) -> Any:
+  """A number, a quotient such as 8/255, or one of the words."""
+  if text in words:
+    return None if text == 'none' else text
+  try:
+    above, _, below = text.partition('/')
+    return float(above) / float(below or 1)
+  except (ValueError, ArithmeticError):  # Division by 0 or beyond floats.
+    allowed = f'a number, a quotient such as 8/255, or {" or ".join(words)}'
+    raise FlagError(name, text, allowed) from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+  """Who carries the stages out."""
+
+  engine: str = setting(
+    'local',
+    'local: in this process; dask: by the workers of a Dask cluster.',
+    ('local', 'dask'),
+  )
+  scheduler: str | None = setting(
+    None,
+    "Dask's address or scheduler file; default: a cluster on this machine.",
+  )
+  workers: int | None = setting(
+    None, 'Of a cluster on this machine; default: one a device.', Range(1, 4096)
+  )
+  save_seconds: float = setting(
+    30.0,
+    'Seconds from one save of a running training to the next; 0: every epoch.',
+    Range(0),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+  """One training over several processes."""
+
+  coordinator: str | None = setting(
+    None,
+    'host:port of process 0, for a run of several processes. Under srun, mpirun'
+    ' and Kubernetes it is found, as are the two flags that follow.',
+  )
+  num_processes: int | None = setting(
+    None, 'How many processes there are.', Range(1, 65535)
+  )
+  process_id: int | None = setting(
+    None, 'Which one this is, from 0.', Range(0, 65534)
+  )
+  join_seconds: float = setting(
+    300.0,
+    'How long processes wait for each other to start.',
+    Range(above=0, below=86400),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """One problem, several strategies, several seeds: `experiments.unlearn`."""
+
+  data: Data = Data()
+  network: Network = Network()
+  training: Training = Training()
+  forget: Forget = Forget()
+  draws: Seeds = Seeds()
+  methods: Methods = Methods()
+  seeds: int = setting(
+    3, 'Independent runs behind each number.', Range(1, 1000)
+  )
+  source_dir: str | None = setting(None, 'Checkpoint of the source model.')
+  retrained_dir: str | None = setting(None, 'Checkpoint of the reference.')
+  degree: bool = setting(
+    False, 'Measure the SPD-GAN unlearning degree of each strategy.'
+  )
+  generators: Generators = Generators()
+  archives: Archives = Archives()
+  workdir: str | None = setting(
+    None, 'Where results go; default runs/DATASET-MODEL.'
+  )
+  execution: Engine = Engine()
+  processes: Processes = Processes()
+
+  @property
+  def group(self) -> tuple[Any, ...]:
+    """The same for studies that share compiled programs: their shapes."""
+    return self.data, self.network, self.forget, self.training
+
+
+# Sections of which no result depends, and places that differ by machine.
+_OWN = (Archives, Engine, Processes)
+
+
+def fields(kind: type) -> Iterator[tuple[str, dataclasses.Field, Any]]:
+  """(name, field, type) of every setting of a dataclass, sections flattened."""
+  hints = get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    if dataclasses.is_dataclass(hints[field.name]):
+      yield from fields(hints[field.name])
+    else:
+      yield field.name, field, hints[field.name]
+
+
+def define(kind: type, own: flags.FlagValues = flags.FLAGS) -> None:
+  """An absl flag for every setting of a dataclass."""
+  defines = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+  }
+  for name, field, hint in fields(kind):
+    make: Any = defines[_plain(hint)]
+    make(name, field.default, field.metadata['help'], flag_values=own)
+
+
+def _plain(hint: Any) -> type:
+  """`int` of `int | None`."""
+  if get_origin(hint) is types.UnionType:
+    (hint,) = [kind for kind in get_args(hint) if kind is not type(None)]
+  return hint
+
+
+def read(kind: type[T], own: flags.FlagValues = flags.FLAGS) -> T:
+  """The dataclass that the flags say, every setting checked."""
+  values = {}
+  for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+    hint = get_type_hints(kind)[field.name]
+    if dataclasses.is_dataclass(hint):
+      values[field.name] = read(hint, own)  # type: ignore[arg-type]
+    else:
+      values[field.name] = _checked(field, getattr(own, field.name))
+  return kind(**values)
+
+
+def _checked(field: dataclasses.Field, value: Any) -> Any:
+  if isinstance(value, str):
+    try:
+      value.encode()  # As reports and keys have it.
+    except UnicodeEncodeError:
+      raise FlagError(field.name, value, 'text in UTF-8') from None
+  allowed = field.metadata['allowed']
+  if value is None or allowed is None:
+    return value
+  if isinstance(allowed, Range):
+    if not allowed.holds(value):
+      raise FlagError(field.name, value, str(allowed))
+  elif value not in allowed:
+    raise FlagError(field.name, value, closest(value, allowed))
+  return value
+
+
+def names(kind: type) -> list[str]:
+  """The flags of a dataclass."""
+  return [name for name, _, _ in fields(kind)]
+
+
+def flat(config: Any) -> dict[str, Any]:
+  """Every setting by its flag's name, in JSON's types."""
+  found: dict[str, Any] = {}
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      found |= flat(value)
+    else:
+      found[field.name] = value
+  return found
+
+
+def agreed(config: Any) -> str:
+  """What has to be alike in all processes of a run, as a short text."""
+  shared = {
+    field.name: getattr(config, field.name)
+    for field in dataclasses.fields(config)
+    if not isinstance(getattr(config, field.name), _OWN)
+  }
+  return key(shared)
+
+
+def key(value: Any) -> str:
+  """Twelve hex digits of a value in JSON's types, or of dataclasses.
+
+  Example:
+    >>> key({'a': 1, 'b': 2.0}) == key({'b': 2.0, 'a': 1})
+    True
+  """
+  text = msgspec.json.encode(value, order='deterministic')
+  return hashlib.sha256(text).hexdigest()[:12]

@@ -1,0 +1,126 @@
+"""The unlearning degrees of a report: what a page shows of one bound."""
+
+from collections.abc import Sequence
+import operator
+
+from matplotlib.figure import Figure
+import numpy as np
+
+from experiments.report import figures, judging
+from experiments.report.model import DegreeFacts, DegreeRow, Estimate
+from experiments.report.sections import Picture, Section, Table
+from experiments.report.tables import MISSING
+from experiments.report.words import WORDS, say
+from unlearn_jax.degree import Run as Generator
+from unlearn_jax.metrics import mean_interval
+
+# Columns of the second table: accuracies; pixels with their scale and digits.
+_ACCURACIES = (
+  *('source_clean', 'source_perturbed'),
+  *('unlearned_clean', 'unlearned_perturbed'),
+)
+_PIXELS = (('linf', 255, 1), ('rms', 255, 1), ('psnr', 1, 1), ('ssim', 1, 3))
+
+
+def name_of(facts: DegreeFacts, kind: str) -> str:
+  """Of a picture: `degree_bars_8_255`; `kind` is 'bars' or 'images'."""
+  bound = facts.max_perturbation
+  name = 'unbounded' if bound is None else f'{255 * bound:g}_255'
+  return f'degree_{kind}_{name}'
+
+
+def bars(facts: DegreeFacts, classes: int) -> Figure:
+  """Fig. 9: a bar a strategy, all generators as dots, the null as a band."""
+  most = 1 - 1 / classes
+  shown = [
+    figures.Bar(row.label, _degrees(row.generators), row.role, row.degree)
+    for row in facts.rows
+  ]
+  label, null = say('degree', 'axis', most=100 * most), _degrees(facts.null)
+  return figures.bars(shown, label, dot='generator', null=null, most=most)
+
+
+def _degrees(seeds: Sequence[Sequence[Generator]]) -> list[float]:
+  return [own.held_out.degree for seed in seeds for own in seed]
+
+
+def section(facts: DegreeFacts, grid: bool = True) -> Section:
+  """What a page shows of one bound; `grid`: a picture of images, too."""
+  bound = facts.max_perturbation
+  within = 'without a bound' if bound is None else f'within {255 * bound:g}/255'
+  unseen = any(row.unseen_degree for row in facts.rows)
+  head, null = list(WORDS['degree_heads']['first']), points(facts.null_degree)
+  lines = [head, *(_cells(row, facts) for row in facts.rows)]
+  lines.append(['Null: the source’s twin', null] + [MISSING] * (len(head) - 2))
+  notes = ['degree', 'unseen', 'columns', 'second_table']
+  notes.append('one_seed' if facts.seeds == 1 else 'seeds')
+  if not unseen:
+    notes.remove('unseen')
+    place = head.index('Unseen images')
+    lines = [line[:place] + line[place + 1 :] for line in lines]
+  body = [_accuracies(row) for row in facts.rows]
+  moved = Table.of(WORDS['degree_heads']['second'], body)
+  return Section(
+    f'Unlearning degree (SPD-GAN), perturbations {within}',
+    sentences=[_sentence(row, facts) for row in facts.rows],
+    tables=[Table.of(lines[0], lines[1:]), moved],
+    notes=[say('degree', note, facts=facts) for note in notes],
+    pictures=[
+      Picture(name_of(facts, kind), say('degree', kind), say('alt', kind))
+      for kind in ('bars', *(['images'] if grid else []))
+    ],
+    kind='verdicts',
+  )
+
+
+def _sentence(row: DegreeRow, facts: DegreeFacts) -> str:
+  low, unseen = row.degree.low, row.unseen_degree
+  high = unseen.high if unseen else None
+  more = ''
+  if unseen and low is not None and high is not None and low <= high:
+    more = say('degree', 'no_more', unseen=points(unseen))
+  degree, null = points(row.degree), points(facts.null_degree)
+  verb = say('degree', row.verdict)
+  return say(
+    *('degree', 'found'),
+    row=row,
+    degree=degree,
+    verb=verb,
+    null=null,
+    more=more,
+  )
+
+
+def _cells(row: DegreeRow, facts: DegreeFacts) -> list[str]:
+  took_off = sum(own.took_off for seed in row.generators for own in seed)
+  return [
+    *(row.label, points(row.degree), points(row.difference)),
+    f'{row.p_value:.3f}',
+    points(row.unseen_degree) if row.unseen_degree else MISSING,
+    points(_over(row.generators, 'fitted.degree')),
+    *(points(row.gap), points(row.excess)),
+    f'{took_off} of {facts.generators * facts.seeds}',
+  ]
+
+
+def _accuracies(row: DegreeRow) -> list[str]:
+  """Of both models, and how far pixels moved; over all generators."""
+  every = [own for seed in row.generators for own in seed]
+  cells = [points(_over([every], f'held_out.{name}')) for name in _ACCURACIES]
+  for name, scale, digits in _PIXELS:
+    known = judging.known([getattr(own.pixels, name) for own in every])
+    cells.append(f'{scale * np.mean(known):.{digits}f}' if known else MISSING)
+  return [row.label, *cells]
+
+
+def _over(seeds: Sequence[Sequence[Generator]], name: str) -> Estimate:
+  """Over seeds, each the mean of its generators; of one seed, over those."""
+  read = operator.attrgetter(name)
+  values = [[read(own) for own in seed] for seed in seeds]
+  means = [float(np.mean(own)) for own in values]
+  return Estimate.of(mean_interval(values[0] if len(values) == 1 else means))
+
+
+def points(value: Estimate) -> str:
+  """'61.2 ± 3.4', of an interval of shares."""
+  return judging.plus_minus(value, 100, 1)

@@ -1,0 +1,218 @@
+"""What pictures have in common: looks, bars with dots, grids of images.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers; line style,
+marker and hatch say the same once more for print in grey.
+"""
+
+from collections.abc import Sequence
+import io
+import pathlib
+import textwrap
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+import numpy as np
+
+from experiments.report.model import Estimate
+from experiments.report.rendering import DPI
+from unlearn_jax.base import shown as printable
+from unlearn_jax.metrics import mean_interval
+
+STYLE: Any = matplotlib.rc_params_from_file(
+  pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle',
+  fail_on_error=True,
+  use_default_template=False,
+)
+WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
+
+BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
+ORANGE, SKY, GREEN = '#E69F00', '#56B4E9', '#009E73'
+BLUE, VERMILLION, PURPLE = '#0072B2', '#D55E00', '#CC79A7'
+
+# Looks of the dots of one strategy after the other.
+_CYCLE = (VERMILLION, BLUE, PURPLE, BLACK, GREEN, ORANGE, SKY, GREY)
+DOTS = [{'color': own, 'marker': sign} for own, sign in zip(_CYCLE, 'osD^vPX<')]
+# Looks of a bar by role: name, face, hatch.
+LOOKS = {
+  'source': ('untouched source', '#BBBBBB', ''),
+  'reference': ('Retrain', 'white', '\\\\\\\\'),
+  'control': ('control', ORANGE, '////'),
+  'method': ('perturbation', SKY, ''),
+  'baseline': ('last-K baseline', GREEN, '....'),
+  'default': ('default', VERMILLION, ''),
+  'tried': ('tried', SKY, ''),
+}
+DOT: Any = {  # A single seed.
+  **{'marker': 'o', 'markersize': 4, 'markerfacecolor': 'white'},
+  **{'markeredgecolor': BLACK, 'markeredgewidth': 0.8, 'linestyle': ''},
+}
+
+
+def label(text: str, width: int = 34) -> str:
+  """Outside text for a picture: printable, and broken into lines."""
+  return textwrap.fill(printable(text, 120), width)
+
+
+class Bar(NamedTuple):
+  """One bar; without an estimate and values it is a heading."""
+
+  label: str
+  values: Sequence[float] = ()  # Its dots, in shares of one.
+  role: str = 'method'  # A key of `LOOKS`.
+  estimate: Estimate | None = None  # Bar and whisker; None: of the values.
+  marked: bool = False  # It is shaded, and a dashed line continues it.
+
+  @property
+  def mean(self) -> Estimate | None:
+    """What is drawn."""
+    if self.estimate or not self.values:
+      return self.estimate
+    return Estimate.of(mean_interval(self.values))
+
+
+@matplotlib.rc_context(STYLE)
+def bars(
+  shown: Sequence[Bar],
+  xlabel: str,
+  *,
+  dot: str = 'seed',
+  null: Sequence[float] = (),
+  most: float | None = None,
+  fitted: bool = False,
+) -> Figure:
+  """Bars of means from top to bottom, their intervals, a dot for each value."""
+  # Of `null` the range is a band and the mean a line. The axis ends at `most`
+  # unless a value is beyond; if `fitted`, it fits the dots rather than the
+  # intervals, which of two seeds are easily ten times as wide.
+  figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
+  axes = figure.subplots()
+  if null:
+    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0}
+    axes.axvspan(100 * min(null), 100 * max(null), zorder=0.5, **band)
+    mean = 100 * float(np.mean(null))
+    axes.axvline(mean, color=ORANGE, ls='--', lw=1.2, zorder=3)
+  for place, bar in enumerate(shown):
+    _bar(axes, place, bar)
+  axes.axvline(0, color=BLACK, lw=0.7)
+  axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
+  for text, bar in zip(axes.get_yticklabels(), shown):
+    text.set_fontweight('normal' if bar.mean else 'bold')
+  axes.tick_params(axis='y', length=0, labelsize=8)
+  axes.set_ylim(len(shown) - 0.45, -0.55)
+  every = [0.0, *null, *(value for bar in shown for value in bar.values)]
+  every += [bar.estimate.mean for bar in shown if bar.estimate]
+  least, largest = 100 * min(every), 100 * max(every)
+  if fitted:
+    axes.set_xlim(least, 1.1 * max(1.0, largest))
+  elif most is not None:
+    axes.set_xlim(least - 2, max(100 * most, largest) + 2)
+  elif least == 0:
+    axes.set_xlim(left=0)
+  axes.grid(axis='x')
+  axes.set_xlabel(xlabel)
+  handles = _bar_legend(shown, dot, bool(null))
+  columns = 4 if len(handles) > 3 else 2
+  figure.legend(handles=handles, loc='outside upper center', ncols=columns)
+  return figure
+
+
+def _bar(axes: Axes, place: int, bar: Bar) -> None:
+  if not bar.mean:
+    return
+  mean = 100 * bar.mean.mean
+  axes.barh(place, mean, 0.66, **_face(bar.role))
+  if bar.mean.low is not None and bar.mean.high is not None:
+    sides = [[mean - 100 * bar.mean.low], [100 * bar.mean.high - mean]]
+    look: Any = {'color': BLACK, 'capsize': 3, 'linewidth': 1.1}
+    axes.errorbar(mean, place, xerr=sides, zorder=4, **look)
+  if bar.marked:
+    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3)
+    axes.axhspan(place - 0.5, place + 0.5, color=PALE, zorder=0)
+  dots = 100 * np.array(bar.values)
+  spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
+  axes.plot(dots, place + spread, zorder=5, **DOT)
+
+
+def _face(role: str) -> Any:
+  name, face, hatch = LOOKS.get(role, LOOKS['method'])
+  look = {'facecolor': face, 'hatch': hatch, 'edgecolor': BLACK, 'lw': 0.6}
+  return {'label': name, **look}
+
+
+def _bar_legend(shown: Sequence[Bar], dot: str, null: bool) -> list[Artist]:
+  roles = dict.fromkeys(bar.role for bar in shown if bar.mean)
+  handles = [*(Patch(**_face(role)) for role in roles), key(dot, **DOT)]
+  if any(bar.mean and bar.mean.low is not None for bar in shown):
+    handles.append(key('95 % interval of the mean', color=BLACK))
+  if any(bar.mean and bar.marked for bar in shown):
+    handles += [key('mean of plain fine-tuning (K = 0)', color=BLACK, ls='--')]
+  if null:
+    band = Patch(facecolor=ORANGE, alpha=0.35, label='null (M, M′), range')
+    handles += [band, key('its mean', color=ORANGE, ls='--')]
+  return handles
+
+
+def key(text: str, **look: Any) -> Artist:
+  """A line of a legend."""
+  return Line2D([], [], label=text, **look)
+
+
+@matplotlib.rc_context(STYLE)
+def image_grid(
+  images: np.ndarray, perturbed: np.ndarray, titles: Sequence[str]
+) -> Figure:
+  """Original, perturbed and difference × 10 (Fig. 4), `[N, H, W, C]` each."""
+  images, perturbed = (np.asarray(x, np.float32) for x in (images, perturbed))
+  rows = {'original': images, 'perturbed': perturbed}
+  rows['difference × 10,\ngrey = none'] = 127.5 + 10 * (perturbed - images)
+  count, (height, width) = len(images), images.shape[1:3]
+  cell = (WIDTH - 0.9) / max(count, 4)
+  figure = blank(0.9 + cell * count, 3 * cell * height / width + 0.45)
+  grid = figure.subplots(3, count, squeeze=False)
+  for line, (name, row) in zip(grid, rows.items()):
+    line[0].set_ylabel(name, rotation=0, ha='right', va='center')
+    for axes, image in zip(line, (row / 255).clip(0, 1)):
+      # Of any other number of channels than three, grey.
+      image = image if image.shape[-1] == 3 else image.mean(-1)
+      axes.imshow(image, cmap='gray', vmin=0, vmax=1)
+      axes.set(xticks=[], yticks=[])
+      axes.spines[:].set_visible(False)
+  for axes, title in zip(grid[0], titles):
+    axes.set_title(printable(title, 24), fontsize=7)
+  return figure
+
+
+def blank(width: float, height: float) -> Figure:
+  """An empty figure, in inches, that no global state knows."""
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+@matplotlib.rc_context(STYLE)
+def message(text: str) -> Figure:
+  """A small picture that says why there is no picture."""
+  figure = blank(WIDTH, 0.7)
+  figure.text(0.5, 0.5, text, ha='center', va='center')
+  return figure
+
+
+def png(figure: Figure) -> bytes:
+  """A figure as PNG at 180 dots an inch."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=DPI)
+  return buffer.getvalue()
+
+
+@matplotlib.rc_context({'pdf.fonttype': 42})  # Text that can be searched.
+def pdf(figure: Figure) -> bytes:
+  """A figure as PDF, the same bytes for the same figure."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='pdf', metadata={'CreationDate': None})
+  return buffer.getvalue()

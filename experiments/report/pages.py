@@ -1,0 +1,125 @@
+"""The report: its page, its files, and its summary on a terminal."""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.report import degree, saving, tables, wording
+from experiments.report.judging import verdicts, yardsticks
+from experiments.report.model import Report, to_json
+from experiments.report.pictures import PICTURES
+from experiments.report.sections import Section
+
+
+Grids = Mapping[str, Figure] | None  # Images, by `degree.name_of`.
+
+
+def write(
+  report: Report, root: pathlib.Path, grids: Grids = None
+) -> pathlib.Path:
+  """Writes report.{json,md,html,csv,tex} and its pictures; returns the HTML."""
+  return saving.save(
+    root,
+    'report',
+    wording.title(report),
+    wording.what_was_done(report),
+    page(report, grids or {}),
+    drawn(report, grids),
+    {
+      'report.json': to_json(report),
+      'report.csv': tables.csv(report),
+      'report.tex': tables.tex(report),
+    },
+  )
+
+
+def drawn(report: Report, grids: Grids = None) -> dict[str, Figure]:
+  """All pictures that `page` shows, by name."""
+  found = {name: draw(report) for name, draw in PICTURES.items()}
+  for facts in report.degree:
+    name = degree.name_of(facts, 'bars')
+    found[name] = degree.bars(facts, report.dataset.classes)
+  return found | dict(grids or {})
+
+
+def page(report: Report, grids: Iterable[str] = ()) -> list[Section]:
+  """What the page shows below its title; `grids`: names of such pictures."""
+  question = wording.question(report)
+  further = [part for part in tables.parts(report) if part != 'main']
+  return _filled(
+    _found(report, [question] if question else []),
+    _table(report, 'main'),
+    _warnings(report),
+    Section('How to read this', definitions=wording.how_to_read(report)),
+    Section('Pictures', pictures=wording.pictures(report)),
+    *(_table(report, part) for part in further),
+    *(
+      degree.section(facts, degree.name_of(facts, 'images') in grids)
+      for facts in report.degree
+    ),
+    Section('Notes', sentences=report.notes),
+    _how_it_was_run(report),
+  )
+
+
+def summary(report: Report) -> list[Section]:
+  """What the terminal shows: tables, their signs, verdicts, warnings."""
+  made = [tables.table(report, part) for part in tables.parts(report)]
+  notes = dict.fromkeys(note for table in made for note in table.notes)
+  bare = [dataclasses.replace(table, notes=()) for table in made]
+  degrees = map(degree.section, report.degree)
+  return _filled(
+    Section('', tables=bare, notes=list(notes)),
+    _found(report, []),
+    *(Section(own.title, sentences=own.sentences) for own in degrees),
+    dataclasses.replace(_warnings(report), title=''),
+  )
+
+
+def _filled(*sections: Section) -> list[Section]:
+  return [section for section in sections if not section.empty]
+
+
+def _found(report: Report, paragraphs: list[str]) -> Section:
+  sentences = [*verdicts(report), *yardsticks(report)]
+  return Section('What was found', paragraphs, sentences, kind='verdicts')
+
+
+def _table(report: Report, part: str) -> Section:
+  made = tables.table(report, part)
+  bare = [dataclasses.replace(made, title='')]
+  return Section(made.title, tables=bare if made.columns[1:] else [])
+
+
+def _warnings(report: Report) -> Section:
+  found = wording.warnings(report)
+  return Section('Warnings', sentences=found, kind='warnings')
+
+
+def _how_it_was_run(report: Report) -> Section:
+  """Command, configuration and environment, folded away."""
+  to_text = json.JSONEncoder(ensure_ascii=False, default=str).encode
+  network: dict[str, Any] = dataclasses.asdict(report.model)
+  network['tensors'] = len(network.pop('tensor_sizes'))
+  groups: dict[str, Mapping[str, Any]] = {
+    'Config': report.config,
+    'Environment': report.environment,
+    'Dataset': dataclasses.asdict(report.dataset),
+    'Model': network,
+    'Stop rule': dataclasses.asdict(report.stop_rule),
+    'Parameters by strategy': {
+      f'{own.label}, {own.strategy}': own.parameters
+      for own in report.rows
+      if own.parameters
+    },
+  }
+  pairs = [('Command', [('', report.command)])]
+  for heading, group in groups.items():
+    values = [v if isinstance(v, str) else to_text(v) for v in group.values()]
+    pairs += [(heading, [*zip(map(str, group), values)])] if group else []
+  title = 'How it was run: command, configuration, environment'
+  return Section(title, pairs=pairs, kind='details')

@@ -1,0 +1,91 @@
+"""What a page consists of: plain text, whoever renders and escapes it."""
+
+from collections.abc import Sequence
+import dataclasses
+
+# What a judgement in the second column of a table of judgements can be.
+REPRODUCED, NOT_REPRODUCED = 'reproduced', 'not reproduced'
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """The head of a column; a unit stands below its header."""
+
+  header: str
+  unit: str = ''
+
+  @property
+  def text(self) -> str:
+    """Both on one line: 'Forget accuracy, %'."""
+    return ', '.join(filter(None, (self.header, self.unit)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A line of a table: its first cell, and the others."""
+
+  label: str
+  cells: Sequence[str]
+  kind: str = ''  # Or 'source', 'reference' or 'control'.
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table as text; the column of the labels comes first."""
+
+  columns: Sequence[Column]
+  lines: Sequence[Line]
+  title: str = ''  # Where the section's does not say enough.
+  notes: Sequence[str] = ()
+
+  def __post_init__(self):
+    allowed = len(self.columns)
+    for line in self.lines:
+      if (count := len(line.cells) + 1) != allowed:
+        raise ValueError(f'{line.label!r}: {count} cells; allowed: {allowed}')
+
+  @property
+  def judged(self) -> bool:
+    """Whether these are sentences and verdicts rather than numbers."""
+    return len(self.columns) > 1 and self.columns[1].header == 'Verdict'
+
+  @classmethod
+  def of(
+    cls, head: Sequence[str], body: Sequence[Sequence[str]], **more
+  ) -> 'Table':
+    """A table of headers without units and rows of cells, labels first."""
+    lines = [Line(label, cells) for label, *cells in body]
+    return cls([Column(text) for text in head], lines, **more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A PNG, whose bytes are handed over by name."""
+
+  name: str  # Of the file without its ending.
+  caption: str  # May be empty.
+  alt: str  # What it shows, for who does not see it.
+  width_inches: float | None = None  # None: as drawn.
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A part of a page, shown in the order of the attributes."""
+
+  title: str
+  paragraphs: Sequence[str] = ()
+  sentences: Sequence[str] = ()  # What was found, as a list.
+  tables: Sequence[Table] = ()
+  notes: Sequence[str] = ()  # Below the tables, small.
+  # A claim in a few words and its explanation, each.
+  definitions: Sequence[tuple[str, str]] = ()
+  pictures: Sequence[Picture] = ()
+  # Names and values below headings; a value without a name is as it is typed.
+  pairs: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
+  kind: str = ''  # Or 'verdicts', 'warnings', or 'details': folded away.
+
+  @property
+  def empty(self) -> bool:
+    """Whether there is nothing below its title."""
+    lists = (self.paragraphs, self.sentences, self.tables, self.notes)
+    return not any((*lists, self.definitions, self.pictures, self.pairs))

@@ -1,0 +1,173 @@
+"""The numbers as tables: of pages, as CSV, and as LaTeX.
+
+Headers, units, scales and digits are those of `METRICS`. A metric that no part
+names is shown in a table of its own, so a new row there is all that it takes.
+"""
+
+import csv as csv_writer
+import io
+from typing import Any
+
+from experiments.report import judging, rendering
+from experiments.report.judging import GAP, GAP_MINUS, estimate, number
+from experiments.report.model import REFERENCE, Report, Row
+from experiments.report.sections import Column, Line, Table
+from experiments.report.wording import by_seeds, title
+from experiments.report.words import WORDS, say
+from unlearn_jax.evaluation import METRICS, Metric
+
+MISSING = '–'
+RULE_MET = 'stop_epoch'
+PARTS: dict[str, dict[str, Any]] = WORDS['parts']  # Titles and metrics.
+FURTHER = 'further'
+
+
+def _shown(name: str) -> Metric:
+  """A metric, or the gap's paired difference to the control."""
+  if name != GAP_MINUS:
+    return METRICS[name]
+  label = 'Gap minus K=0’s'
+  return METRICS[GAP]._replace(name=GAP_MINUS, label=label, needs=())
+
+
+def parts(report: Report) -> list[str]:
+  """Those of `PARTS`, and `FURTHER` where there is any further metric."""
+  return [*PARTS, *([FURTHER] if shown(report, FURTHER) else [])]
+
+
+def shown(report: Report, part: str) -> list[Metric]:
+  """The columns of a part that any row can fill."""
+  placed = {name for own in PARTS.values() for name in own['metrics']}
+  further = [name for name in METRICS if name not in placed]
+  names = PARTS[part]['metrics'] if part in PARTS else further
+  return [
+    metric
+    for metric in map(_shown, names)
+    if any(cell(metric, row) not in (MISSING, 'ref.') for row in report.rows)
+  ]
+
+
+def cell(metric: Metric, row: Row, reference: Row | None = None) -> str:
+  """What stands in one cell: '91.2 ± 0.4', '≥ 12.0 ± 1.5', or '–'."""
+  if metric.name == RULE_MET:
+    return _stop_epochs(row)
+  if row.role == 'reference' and not metric.of_retrained:
+    return 'ref.' if 'retrained' in metric.needs else MISSING
+  if metric.shown == 'range':
+    return _range(metric, judging.known(row.values.get(metric.name)))
+  value = estimate(row, metric.name)
+  if value is None:
+    return MISSING
+  mean, digits = value.mean * metric.scale, metric.digits
+  if mean == 0 and value.low in (None, 0):
+    return '0'
+  smallest = 10.0**-digits
+  if digits >= 4 and 0 < mean < smallest:
+    return f'< {number(smallest, digits)}'
+  if not digits and mean % 1 and mean < 1000:
+    digits = 1
+  text = judging.plus_minus(value, metric.scale, digits)
+  # A count that never varies needs no ±.
+  sign = bound(metric.name, row, reference)
+  return f'{sign} {text}'.strip().removesuffix(' ± 0')
+
+
+def bound(metric: str, row: Row, reference: Row | None) -> str:
+  """The sign before a time that was cut off before the stop rule held."""
+  cut, its = (
+    None in own.stop_epoch if own else False for own in (row, reference)
+  )
+  if metric == 'seconds':
+    return '≥' if cut else ''
+  if metric == 'acceleration':
+    return (('', '≥'), ('≤', '~'))[cut][its]
+  return ''
+
+
+def _stop_epochs(row: Row) -> str:
+  epochs = row.stop_epoch
+  if not epochs or row.role == 'source':
+    return MISSING
+  met = [float(epoch) for epoch in epochs if epoch is not None]
+  missed = f' ({len(epochs) - len(met)}/{len(epochs)} never)'
+  text = _range(METRICS[RULE_MET], met) + (missed if None in epochs else '')
+  return text if met else 'never'
+
+
+def _range(metric: Metric, values: list[float]) -> str:
+  if not values:
+    return MISSING
+  ends = [metric.scale * end for end in (min(values), max(values))]
+  return '–'.join(dict.fromkeys(number(end, metric.digits) for end in ends))
+
+
+def table(report: Report, part: str = 'main') -> Table:
+  """One of `parts`; the signs that occur in it are explained in its notes."""
+  marks = judging.gap_marks(report)
+  reference = report.row(REFERENCE)
+  columns = shown(report, part)
+  lines = []
+  for row in report.rows:
+    cells = {own.name: cell(own, row, reference) for own in columns}
+    if GAP in cells and row.strategy in marks:
+      cells[GAP] += f' {marks[row.strategy]}'
+    kind = row.role if row.role in ('source', 'reference') else ''
+    kind = 'control' if row is report.control else kind
+    lines.append(Line(row.label, list(cells.values()), kind))
+  notes = [by_seeds(report, 'interval_note')] if part == 'main' else []
+  for own in columns if part == FURTHER else []:
+    better = f'; {own.better} is better' if own.better else ''
+    notes.append(f'{own.label}: {own.docs}{better}.')
+  words = ' '.join(text for line in lines for text in line.cells).split()
+  signs = [sign for sign in WORDS['signs'] if sign in words]
+  notes += [f'{sign}: {say("signs", sign)}.' for sign in signs]
+  head = [Column('Strategy'), *(Column(own.label, own.unit) for own in columns)]
+  above = PARTS[part]['title'] if part in PARTS else 'Further metrics'
+  return Table(head, lines, above, notes)
+
+
+def tex(report: Report) -> str:
+  """All parts as a LaTeX document that pdflatex compiles."""
+  made = [table(report, part) for part in parts(report)]
+  return rendering.latex(title(report), made)
+
+
+def csv(report: Report) -> str:
+  """A line a strategy and metric, every number in the unit that is shown."""
+  out = io.StringIO()
+  writer = csv_writer.writer(out, lineterminator='\n')
+  head = ['strategy', 'label', 'role', 'metric', 'unit', 'mean', 'low', 'high']
+  writer.writerow([*head, 'bound', *(f'seed {n}' for n in report.seeds)])
+  reference, size = report.row(REFERENCE), len(report.seeds)
+  for row in report.rows:
+    names = [_spreadsheet(text) for text in (row.strategy, row.label, row.role)]
+    for metric in map(_shown, [*METRICS, GAP_MINUS]):
+      value = estimate(row, metric.name)
+      over = [value.mean, value.low, value.high] if value else [None] * 3
+      seeds = (_seeds(metric.name, row, report.control) + [None] * size)[:size]
+      numbers = [
+        f'{metric.scale * own:.10g}' if judging.finite(own) else ''
+        for own in (*over, *seeds)
+      ]
+      if any(numbers):
+        numbers.insert(3, bound(metric.name, row, reference))
+        writer.writerow([*names, metric.name, metric.unit, *numbers])
+  return out.getvalue()
+
+
+def _seeds(metric: str, row: Row, control: Row | None) -> list[float | None]:
+  """One number a seed."""
+  if metric == RULE_MET:
+    return list(row.stop_epoch)
+  if metric != GAP_MINUS:
+    return row.values.get(metric, [])
+  if not (row.paired and control):
+    return []
+  pairs = zip(row.values.get(GAP, ()), control.values.get(GAP, ()))
+  return [None if a is None or b is None else a - b for a, b in pairs]
+
+
+def _spreadsheet(text: str) -> str:
+  """On one line, and no formula to a program that would compute it."""
+  text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+  return f"'{text}" if text[:1] in ('=', '+', '-', '@') else text

@@ -1,0 +1,148 @@
+"""The studies of Section IV, carried out as one: each stage once."""
+
+from collections.abc import Mapping
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+from experiments.reproduction.presets import Name, Part
+from experiments.runtime.progress import Progress
+from experiments.study import degrees, engine, planning, results, study
+from experiments.study.planning import Plan
+from experiments.study.results import Results
+from experiments.study.stages import Stage
+from experiments.workdir.directory import Workdir
+from unlearn_jax import checkpoints
+
+
+class Job(NamedTuple):
+  """A stage, and the artefacts that need it."""
+
+  stage: Stage
+  artefacts: tuple[str, ...]
+
+
+def planned(
+  parts: Mapping[Name, Part], root: pathlib.Path, settings: Mapping[str, Any]
+) -> dict[Name, Plan]:
+  """The stages of every study; data are loaded, nothing is written.
+
+  Args:
+    parts: the studies.
+    root: the work directory; each problem has one of its own below it.
+    settings: fields of each study that say where and by whom, not what.
+
+  Raises:
+    InputError: data or a directory that cannot be used.
+  """
+  plans = {}
+  for name, part in parts.items():
+    own = dataclasses.replace(part.study, **settings)
+    plans[name] = planning.plan(own, root / name.problem)
+  return plans
+
+
+def jobs(
+  parts: Mapping[Name, Part], plans: Mapping[Name, Plan]
+) -> dict[str, Job]:
+  """The stages of all studies by key, each once and after its parents."""
+  found: dict[str, Job] = {}
+  for name, plan in plans.items():
+    for stage in plan.stages:
+      # What fails is named on the page, and the rest is done.
+      titled = dataclasses.replace(
+        stage, title=_title(name, stage), required=False
+      )
+      job = found.setdefault(stage.key, Job(titled, ()))
+      serves = dict.fromkeys((*job.artefacts, *parts[name].artefacts))
+      found[stage.key] = job._replace(artefacts=tuple(serves))
+  return found
+
+
+def _title(name: Name, stage: Stage) -> str:
+  words = [name.problem]
+  if stage.depends['kind'] != 'source':  # It serves every share.
+    words.append(f'{100 * name.fraction:g} %')
+    words += ['no stop'] if name.kind in ('curve', 'k') else []
+  return ' · '.join([*words, stage.title])
+
+
+def listed(wanted: Mapping[str, Job]) -> list[str]:
+  """A line a stage for whoever wants to know what would be done."""
+  lines, done = [], 0
+  for key, (stage, artefacts) in wanted.items():
+    state = 'done' if stage.done() else ''
+    lines.append(f'{key}  {state:4}  {stage.title}  [{",".join(artefacts)}]')
+    done += stage.done()
+  return [*lines, f'{len(wanted)} stages, {done} done']
+
+
+def compute(
+  wanted: Mapping[str, Job], plans: Mapping[Name, Plan], workdir: Workdir
+) -> dict[Name, Results]:
+  """Carries out what is not done, and measures what came out.
+
+  Args:
+    wanted: the stages.
+    plans: the studies.
+    workdir: of all of them.
+
+  Raises:
+    InputError: a directory or data that cannot be used.
+    Stopped: the program was asked to end; the same command goes on.
+  """
+  setups = {name.problem: plan.setup for name, plan in plans.items()}
+  claimed = [workdir] + [
+    Workdir(workdir.root / name, study.identity(setup))
+    for name, setup in setups.items()
+  ]
+  for own in claimed:
+    own.claim()
+  errors: dict[str, str] = {}
+  if wanted:
+    stages = [job.stage for job in wanted.values()]
+    progress = Progress(len(stages), sum(stage.epochs for stage in stages))
+    asked = next(iter(plans.values())).study
+    errors = engine.run(stages, asked.execution, asked.archives, progress)
+  found = {name: results.measured(plan, errors) for name, plan in plans.items()}
+  for own in claimed[::-1]:
+    own.release()
+  return found
+
+
+def stage_records(
+  wanted: Mapping[str, Job], found: Mapping[Name, Results]
+) -> list[dict[str, Any]]:
+  """Every stage: what it took, or why it failed."""
+  errors = {k: e for own in found.values() for k, e in own.errors.items()}
+  made = []
+  for key, (stage, artefacts) in wanted.items():
+    own = {'key': key, 'title': stage.title, 'artefacts': artefacts}
+    if key in errors:
+      own['error'] = errors[key]
+    else:
+      manifest = checkpoints.read_manifest(stage.path)
+      own['wall_seconds'] = manifest['wall_seconds']
+    made.append(own)
+  return made
+
+
+def measured_records(found: Mapping[Name, Results]) -> list[dict[str, Any]]:
+  """The numbers of every model and pair on every forget set, once."""
+  made: dict[tuple[str, float], dict[str, Any]] = {}
+  for name, own in found.items():
+    for place, run in enumerate(own.plan.runs):
+      where = {**name._asdict(), 'seed': run.seed}
+      for text, stage in {'source': run.source, **run.strategies}.items():
+        model = own.outcomes[text][place]
+        if model is not None:
+          row = {'key': stage.key, 'strategy': text, **where}
+          row |= {'measured': model.values, 'history': model.record.history}
+          made.setdefault((stage.key, name.fraction), row)
+      for (text, _), stage in (run.degrees or [{}])[0].items():
+        if stage.key not in own.errors:
+          row = {'key': stage.key, 'degree_of': text, **where}
+          every = row['generators'] = degrees.read(stage).generators
+          row['degrees'] = [generator.held_out.degree for generator in every]
+          made.setdefault((stage.key, name.fraction), row)
+  return list(made.values())

@@ -1,0 +1,1 @@
+"""What happens to a run from outside: signals, and other processes."""

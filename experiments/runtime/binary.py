@@ -1,0 +1,110 @@
+"""How a binary runs, and how it ends.
+
+A bad flag ends it with one line on stderr and exit status 2, bad data with one
+line and status 1; in both cases before anything is written.
+"""
+
+from collections.abc import Callable, Sequence
+import os
+import pathlib
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn, TypeVar
+
+from absl import app, flags
+import jax
+
+from experiments import config
+from experiments.config import FlagError
+from experiments.runtime import distributed, process, signals
+from unlearn_jax.base import InputError, require_file, shown
+
+C = TypeVar('C')
+
+
+def run(main: Callable[[C], None], kind: type[C]) -> None:
+  """Runs a binary's `main` with the errors and exit statuses that all share."""
+  for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
+  if config.names(kind) and config.names(kind)[0] not in flags.FLAGS:
+    config.define(kind)
+  for name in config.names(kind):  # Those that --help shows.
+    flag = flags.FLAGS[name]
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  try:
+    with signals.watched():
+      app.run(lambda _: _guarded(main, kind), flags_parser=_parse)
+  except signals.Stopped as stopped:
+    name = signal.Signals(stopped.signum).name
+    _exit(f'stopped by {name}: {stopped.note}', 128 + stopped.signum, '')
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    _require_flag_files(argv)
+    rest = flags.FLAGS(list(argv))
+  except (flags.Error, ValueError, RecursionError) as error:
+    _exit(str(error), 2)
+  if len(rest) > 1:
+    _exit(f'{shown(repr(rest[1]))} is not a flag, allowed: --name=value', 2)
+  return rest
+
+
+def _require_flag_files(argv: Sequence[str]) -> None:
+  """Refuses files of flags that absl would wait for or stumble over."""
+  for argument, following in zip(argv, [*argv[1:], '']):
+    name, equals, value = argument.partition('=')
+    if name in ('-flagfile', '--flagfile'):
+      path = value if equals else following
+      try:
+        require_file(path)
+        pathlib.Path(path).read_text('utf-8')
+      except (OSError, ValueError) as error:
+        raise InputError(f'--flagfile={shown(path)}: {error}') from error
+
+
+def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
+  process.prepare()
+  try:
+    own: Any = config.read(kind)
+    processes = getattr(own, 'processes', config.Processes())
+    archives = getattr(own, 'archives', config.Archives())
+    distributed.check(processes)
+    with (
+      distributed.joined(processes, config.agreed(own)),
+      process.device_limit(archives.device_data_mb),
+    ):
+      main(own)
+  except FlagError as error:
+    _exit(str(error), 2)
+  except InputError as error:
+    _exit(str(error), 1)
+  except OSError as error:
+    _exit(f'{error.filename or "a file"}: {error.strerror or error}', 1)
+  except jax.errors.JaxRuntimeError as error:
+    if not distributed.name():
+      raise
+    _exit(str(error).split('\n')[0], 1)
+  except Exception:
+    if not distributed.name():
+      raise
+    traceback.print_exc()
+    _end(1)
+
+
+def _exit(message: str, status: int, kind: str = 'error: ') -> NoReturn:
+  line = shown(' '.join(message.split()), 4000)
+  name = distributed.name() if kind else ''
+  print(f'{kind}{name}{line}', file=sys.stderr)
+  _end(status)
+
+
+def _end(status: int) -> NoReturn:
+  """One of several processes does not wait for the others to say goodbye."""
+  if distributed.name():
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+  raise SystemExit(status)

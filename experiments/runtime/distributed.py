@@ -1,0 +1,181 @@
+"""One training over several processes: `jax.distributed`, and little else."""
+
+from collections.abc import Iterator
+import contextlib
+import contextvars
+import dataclasses
+import importlib.util
+import math
+import os
+import socket
+import sys
+import threading
+from typing import Any
+
+import jax
+
+from experiments.config import FlagError, Processes
+from unlearn_jax import parallel
+from unlearn_jax.base import InputError, shown
+
+# Seconds. Who is silent for so long is dead; and so long one that ends because
+# of an error waits for the others before they are ended too.
+_SILENCE = 20
+_FLAGS = ('coordinator', 'num_processes', 'process_id')
+_name = contextvars.ContextVar('name', default='')
+
+
+def name() -> str:
+  """'process 1: ' in a run of several processes, otherwise nothing."""
+  return _name.get()
+
+
+def check(processes: Processes) -> None:
+  """Raises an `InputError` for a flag out of range, or without the others."""
+  given = dataclasses.asdict(processes)
+  seconds = given.pop('join_seconds')
+  known = 0 < seconds < 86400
+  _require(known, 'join_seconds', seconds, 'above 0 and below 86400')
+  address, count, index = given.values()
+  there = [flag for flag, value in given.items() if value is not None]
+  if not there:
+    return
+  for flag in given:
+    _require(flag in there, flag, '', f'a value, because --{there[0]} is given')
+  host, _, port = address.rpartition(':')
+  known = port.isascii() and port.isdecimal() and len(port) < 6
+  known = host and known and 0 < int(port) < 65536
+  _require(known, 'coordinator', address, 'host:port of process 0')
+  _require(0 < count < 65536, 'num_processes', count, '1 to 65535')
+  _require(0 <= index < count, 'process_id', index, f'0 to {count - 1}')
+
+
+def _require(known: Any, flag: str, value: Any, allowed: str) -> None:
+  if not known:
+    raise FlagError(flag, value, allowed)
+
+
+def launcher() -> str | None:
+  """JAX's name for what has evidently started several processes.
+
+  'k8s' is a Job with numbered pods, where JAX can ask Kubernetes about it.
+  """
+  own = os.environ
+  hosts = own.get('TPU_PROCESS_ADDRESSES', own.get('TPU_WORKER_HOSTNAMES', ''))
+  if _number('OMPI_COMM_WORLD_SIZE') > 1:
+    return 'ompi'
+  if {'SLURM_STEP_NODELIST', 'SLURM_PROCID'} <= own.keys():
+    return 'slurm' if _number('SLURM_NTASKS') > 1 else None
+  if 'TPU_ML_PLATFORM' in own and hosts:  # The first is set by JAX's import.
+    many = ',' in hosts or _number('MEGASCALE_NUM_SLICES') > 1
+    return 'gketpu' if many else None
+  if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= own.keys():
+    return 'k8s' if importlib.util.find_spec('kubernetes') else None
+  return None
+
+
+def _number(variable: str) -> int:
+  text = os.environ.get(variable, '')
+  return int(text) if text.isascii() and text.isdecimal() else 0
+
+
+@contextlib.contextmanager
+def joined(processes: Processes, agreed: str) -> Iterator[None]:
+  """Computes together with the other processes inside a `with` block.
+
+  Does nothing for one process. Only process 0 has a standard output in there.
+  No device may be touched before. At the end all wait for each other; after an
+  error the process has to end, and JAX ends the others.
+  """
+  kind = None if processes.coordinator else launcher()
+  if kind is None and (processes.num_processes or 1) == 1:
+    yield
+    return
+  _join(processes, kind)
+  if parallel.processes() > 1:
+    _name.set(f'process {jax.process_index()}: ')
+  with _only_speaker():
+    parallel.connect()
+    texts = parallel.gathered(agreed)
+    if len(set(texts)) > 1:
+      raise InputError(
+        f'processes have other commands: {shown(", ".join(texts), 400)};'
+        ' allowed: the same in all'
+      )
+    yield
+    parallel.gathered('done')  # However long process 0 still writes.
+  jax.distributed.shutdown()
+
+
+def _join(processes: Processes, kind: str | None) -> None:
+  """Starts `jax.distributed`; in a thread, because JAX aborts if it is late."""
+  address, seconds = processes.coordinator, processes.join_seconds
+  # JAX has no name for Kubernetes. What the flags tell is not looked for, and
+  # not every interface of the machine is listened at.
+  options: dict[str, Any] = {'cluster_detection_method': kind or 'deactivate'}
+  if kind == 'k8s':
+    del options['cluster_detection_method']
+  if not kind:
+    options |= {flag: getattr(processes, flag) for flag in _FLAGS[1:]}
+    options |= {'coordinator_address': address}
+    options |= {'coordinator_bind_address': address}
+  # A proxy for HTTP has no part in this; JAX would wait for it in vain.
+  os.environ['grpc_proxy'] = ''
+  jax.config.update('jax_check_proxy_envs', False)
+  # It would take SIGTERM.
+  jax.config.update('jax_enable_preemption_service', False)
+  failures: list[Exception] = []
+
+  def initialize() -> None:
+    try:
+      if address and processes.process_id == 0:
+        _require_free(address)
+      jax.distributed.initialize(
+        **options,
+        initialization_timeout=math.ceil(seconds) + 60,
+        heartbeat_timeout_seconds=_SILENCE,
+        shutdown_timeout_seconds=_SILENCE,
+      )
+    except Exception as error:
+      failures.append(error)
+
+  thread = threading.Thread(target=initialize, daemon=True)
+  thread.start()
+  thread.join(seconds)
+  where = f'the processes of {kind}' if kind else f'--coordinator={address}'
+  if thread.is_alive():
+    raise InputError(f'{where}: not all there after --join_seconds={seconds:g}')
+  for error in failures:
+    line = shown(f'{type(error).__name__}: {error}'.split('\n')[0])
+    raise InputError(
+      f'{where}: {line}; allowed: a free port of process 0 as --coordinator,'
+      ' with --num_processes and --process_id'
+    ) from error
+
+
+def _require_free(address: str) -> None:
+  """JAX would crash where it cannot listen."""
+  host, _, port = address.rpartition(':')
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  socket.create_server((host.strip('[]'), int(port)), family=family).close()
+
+
+@contextlib.contextmanager
+def _only_speaker() -> Iterator[None]:
+  """Leaves standard output to the prints of process 0.
+
+  JAX's collectives for the CPU write there too, where JSON may be expected.
+  """
+  sys.stdout.flush()
+  with (
+    open(os.devnull, 'w', errors='replace') as nowhere,
+    open(os.dup(1), 'w', 1, sys.stdout.encoding, 'backslashreplace') as own,
+  ):
+    os.dup2(nowhere.fileno(), 1)
+    speaker = own if parallel.is_first() else nowhere
+    try:
+      with contextlib.redirect_stdout(speaker):
+        yield
+    finally:
+      own.flush()
+      os.dup2(own.fileno(), 1)

@@ -1,0 +1,119 @@
+"""One line a stage, with the time that is left."""
+
+import sys
+import time
+
+from unlearn_jax.training import Epoch
+
+
+class Progress:
+  """Counts stages and epochs, and says how long the rest will take.
+
+  On a terminal the line of the running stage is rewritten after each epoch;
+  in a log there is one line for each finished stage, and one a minute.
+  """
+
+  def __init__(self, stages: int, epochs: int):
+    """Starts the clock."""
+    self._stages, self._epochs = stages, epochs
+    self._stage = self._done = self._before = 0
+    self._worked = self._planned_here = 0.0
+    self._title, self._start = '', time.monotonic()
+    self._shown = self._start
+
+  def begin(self, title: str, epochs: int) -> None:
+    """A stage of at most `epochs` epochs starts."""
+    self._stage += 1
+    self._title, self._planned_here, self._before = title, epochs, 0
+    self._start = time.monotonic()
+
+  def goes_on(self, epoch: int, restored: int | None = None) -> None:
+    """The stage had been stopped."""
+    restored = epoch if restored is None else restored
+    self._before += restored
+    self._epochs -= restored
+    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
+    self._say(
+      f'{clear}{self._head()}  goes on after epoch'
+      f' {epoch}/{int(self._planned_here)}'
+    )
+
+  def epoch(self, epoch: Epoch) -> None:
+    """An epoch of the stage is over."""
+    numbers = ''.join(
+      f'  {name.split("_")[0]} {100 * epoch.measured[name]:.1f} %'
+      for name in ('forget_accuracy', 'retain_accuracy')
+      if name in epoch.measured
+    )
+    self._show(epoch.epoch, numbers)
+
+  def advance(self, epochs: float) -> None:
+    """So many epochs of the stage are done, and a part of one among them."""
+    self._show(epochs, '')
+
+  def _show(self, epochs: float, numbers: str) -> None:
+    rewrites = sys.stdout.isatty()
+    if not rewrites and time.monotonic() - self._shown < 60:
+      return
+    self._shown = time.monotonic()
+    spent = time.monotonic() - self._start
+    planned = f'epoch {_short(epochs)}/{int(self._planned_here)}'
+    left = self.left(self._worked + spent, self._done + epochs - self._before)
+    line = f'{self._head()}  {planned}{numbers}{left}'
+    if rewrites:
+      self._say(f'\r\x1b[K{line}', end='')
+    else:
+      self._say(line)
+
+  def end(self, note: str) -> None:
+    """The stage is over; `note` says what came out."""
+    self._worked += time.monotonic() - self._start
+    self._done += int(self._planned_here) - self._before
+    self._shown = time.monotonic()
+    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
+    left = self.left(self._worked, self._done)
+    self._say(f'{clear}{self._head()}  {note}{left}')
+
+  def skip(self, title: str, epochs: int, note: str) -> None:
+    """A stage that was done before."""
+    self._stage += 1
+    self._epochs -= epochs
+    self._title = title
+    self._say(f'{self._head()}  {note}')
+
+  def _say(self, line: str, end: str = '\n') -> None:
+    print(line, end=end, flush=True)
+
+  def _head(self) -> str:
+    width = len(str(self._stages))
+    return f'[{self._stage:{width}}/{self._stages}] {self._title:24}'
+
+  def left(self, seconds: float, epochs: float) -> str:
+    """The time that is left, as words to end a line with."""
+    remaining = max(0, self._epochs - epochs)
+    if not epochs or not remaining:
+      return ''
+    left = seconds / epochs * remaining
+    return f'  at most {clock(left)} left'
+
+
+class Silent(Progress):
+  """Says nothing: in a worker, whose stages somebody else counts."""
+
+  def __init__(self):
+    super().__init__(0, 0)
+
+  def _say(self, line: str, end: str = '\n') -> None:
+    pass
+
+
+def _short(epochs: float) -> str:
+  """'3', or '3.25' in the midst of the fourth epoch."""
+  return f'{epochs:.2f}' if epochs % 1 else f'{epochs:.0f}'
+
+
+def clock(seconds: float) -> str:
+  """Seconds as '4:05' or '1:00:00'."""
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'

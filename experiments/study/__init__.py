@@ -1,0 +1,13 @@
+"""A study: one problem, several strategies, several seeds.
+
+| file | what it holds |
+|---|---|
+| `setup` | data and model, and what is to be forgotten |
+| `stages` | a stage: what it depends on, and how it is carried out |
+| `training` | the stages that make models: sources, strategies |
+| `degrees` | the stages that measure unlearning degrees |
+| `engine` | who carries stages out: this process, or any `Executor` |
+| `planning` | the stages of a study |
+| `results` | from finished stages to numbers, and to a report |
+| `provenance` | versions, device and commit |
+"""

@@ -1,0 +1,324 @@
+"""The stages of a study, checked before anything is computed."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import msgspec
+
+from experiments import config
+from experiments.config import FlagError
+from experiments.study import setup as setups
+from experiments.study.degrees import MeasureDegree
+from experiments.study.setup import Setup
+from experiments.study.stages import Stage
+from experiments.study.training import (
+  TrainSource,
+  Unlearn,
+  predictions_of,
+  trained_by,
+)
+from experiments.workdir import finished
+from experiments.workdir.finished import Manifest
+from unlearn_jax import parallel
+from unlearn_jax.base import InputError, Splits, shown
+from unlearn_jax.spd_gan import GeneratorSettings
+from unlearn_jax.strategies import REFERENCE, Chosen, parse
+
+# What two models must have in common to be compared.
+_COMMON = ('model', 'width', 'num_classes', 'data_fingerprint')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """One seed."""
+
+  seed: int  # its number
+  splits: Splits  # its forget set
+  source: Stage  # M
+  strategies: dict[str, Stage]  # by spelling
+  # By the place of the bound, and (spelling or 'null', unseen).
+  degrees: list[dict[tuple[str, bool], Stage]] = dataclasses.field(
+    default_factory=list
+  )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """All that a study computes."""
+
+  study: config.Study  # what was asked for
+  setup: Setup  # data and model
+  chosen: list[Chosen]  # the strategies, in the order of a report
+  runs: list[Run]  # one a seed
+
+  @property
+  def stages(self) -> list[Stage]:
+    """Each once and after its parents; none that are given."""
+    found: dict[str, Stage] = {}
+
+    def add(stage: Stage) -> None:
+      for parent in stage.parents.values():
+        add(parent)
+      if stage.given is None:
+        found.setdefault(stage.key, stage)
+
+    for run in self.runs:
+      for stage in (run.source, *run.strategies.values()):
+        add(stage)
+    for run in self.runs:
+      for pairs in run.degrees:
+        for stage in pairs.values():
+          add(stage)
+    return list(found.values())
+
+
+def plan(
+  study: config.Study,
+  root: pathlib.Path,
+  chosen: Sequence[Chosen] | None = None,
+) -> Plan:
+  """The stages of a study; data are loaded, nothing is computed or written."""
+  chosen = study.methods.chosen if chosen is None else list(chosen)
+  if study.retrained_dir is not None:
+    if all(own.strategy.role != REFERENCE for own in chosen):
+      chosen = [*parse('retrain'), *chosen]
+  planner = Planner(study, setups.set_up(study), root)
+  setup = planner.setup
+  splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
+  _require_sizes(study, splits[0], chosen)
+  _require_strategies(study, setup, chosen)
+  runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
+  if study.degree:
+    if study.source_dir is not None:
+      allowed = 'only with sources that this command trains;'
+      allowed += ' experiments.evaluate --degree measures any checkpoint'
+      raise FlagError('degree', 'true', allowed)
+    require_two_batches(study.generators.degree_batch_size, splits[0])
+    twins = [run.source for run in runs[1:] + runs[:1]]
+    if len(runs) == 1:  # M′ is the source of the next seed.
+      twins = [planner.source(1)]
+    for settings in study.generators.settings:
+      for number, (run, twin) in enumerate(zip(runs, twins)):
+        others = {'null': twin, **run.strategies}
+        run.degrees.append(planner.degrees(number, run, others, settings))
+  return Plan(study, setup, chosen, runs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planner:
+  """Makes the stages of a study; `run` is a run's number."""
+
+  study: config.Study
+  setup: Setup
+  root: pathlib.Path
+
+  def source(self, run: int) -> Stage:
+    """M of one run."""
+    study, recipe = self.study, self.study.training.resolved
+    facts = [getattr(self.setup.facts, name) for name in (*_COMMON, 'dtype')]
+    seed = study.draws.seed + run
+    return Stage(
+      self.root,
+      f'seed{seed}-source',
+      f'seed {seed} · source',
+      {
+        'kind': 'source',
+        'facts': facts,
+        'recipe': [recipe.optimizer.__name__, *recipe[1:]],
+        'seed': study.draws.of('source', run),
+      },
+      TrainSource(study, run),
+      epochs=recipe.epochs,
+      required=True,
+    )
+
+  def run(self, run: int, splits: Splits, chosen: Iterable[Chosen]) -> Run:
+    """A source and what every strategy makes of it."""
+    study, setup = self.study, self.setup
+    source, strategies = self.source(run), dict[str, Stage]()
+    if study.source_dir is not None:
+      source = given_stage(
+        setup, study.source_dir, 'source_dir', 'source', splits
+      )
+    # Retrain first: it may teach the others.
+    for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):
+      if own.strategy.role == REFERENCE and study.retrained_dir is not None:
+        strategies[own.text] = given_stage(
+          setup, study.retrained_dir, 'retrained_dir', 'retrain', splits
+        )
+        _require_siblings(study, strategies[own.text], source)
+        continue
+      parents = {'source': source}
+      if own.strategy.needs_retrained:
+        parents['retrained'] = strategies['retrain']
+      strategies[own.text] = self._strategy(run, splits, own, parents)
+    ordered = {own.text: strategies[own.text] for own in chosen}
+    return Run(study.draws.seed + run, splits, source, ordered)
+
+  def _strategy(
+    self, run: int, splits: Splits, own: Chosen, parents: dict[str, Stage]
+  ) -> Stage:
+    study, epochs = self.study, own.strategy.epochs
+    if epochs is None:
+      follows = own.strategy.follows == 'recipe'
+      recipe = study.training.resolved
+      epochs = recipe.epochs if follows else study.methods.epochs
+    seed = study.draws.seed + run
+    return Stage(
+      self.root,
+      f'seed{seed}-{own.name.replace(":", ".")}',
+      f'seed {seed} · {own.text}',
+      {
+        'kind': 'strategy',
+        'strategy': own.name,
+        'training': trained_by(study, own),
+        'code': own.source_sha256,
+        'forget': setups.forget_hash(self.setup, splits),
+        'seed': study.draws.of('unlearn', run),
+      },
+      Unlearn(study, run, own),
+      parents,
+      epochs=epochs,
+      required=own.strategy.role == REFERENCE,
+    )
+
+  def degrees(
+    self,
+    number: int,
+    run: Run,
+    others: dict[str, Stage],
+    settings: GeneratorSettings,
+  ) -> dict[tuple[str, bool], Stage]:
+    """A pair for each model, by name, that is held against a run's source."""
+    own, found = self.study.generators, {}
+    for name, other in others.items():
+      both = own.degree_unseen and name != 'null'
+      for unseen in (False, True) if both else (False,):
+        what = f'{name} on unseen images' if unseen else name
+        short = ''.join(c if c.isalnum() else '_' for c in what.split('(')[0])
+        found[name, unseen] = Stage(
+          self.root,
+          f'seed{run.seed}-degree-{short}',
+          f'seed {run.seed} · degree of {what}',
+          {
+            'kind': 'degree',
+            'settings': msgspec.to_builtins(settings),
+            'generators': [own.degree_seeds, own.degree_limit],
+            'unseen': unseen,
+            'forget': setups.forget_hash(self.setup, run.splits),
+            'seed': self.study.draws.of('unlearn', number),
+          },
+          MeasureDegree(self.study, number, settings, unseen),
+          {'source': run.source, 'other': other},
+          epochs=own.degree_seeds * settings.epochs,
+        )
+    return found
+
+
+def _require_sizes(
+  study: config.Study, splits: Splits, chosen: Iterable[Chosen]
+) -> None:
+  """What can only be checked once data and devices are known."""
+  size = study.training.resolved.batch_size
+  _require_devices('batch_size', size)
+  if size > splits.retain.size:
+    allowed = f'at most the {splits.retain.size} retained examples'
+    raise FlagError('batch_size', size, allowed)
+  most = (2**31 - 1) // (splits.train.size // size)
+  for name, value in {
+    'train_epochs': study.training.resolved.epochs,
+    'epochs': study.methods.epochs,
+    'strategies': max((c.strategy.epochs or 0 for c in chosen), default=0),
+  }.items():
+    if value > most:
+      allowed = f'at most {most} epochs; steps are counted up to 2147483647'
+      raise FlagError(name, value, allowed)
+
+
+def _require_devices(name: str, size: int) -> None:
+  if size % (count := len(parallel.devices())):
+    raise FlagError(name, size, f'a positive multiple of the {count} device(s)')
+
+
+def _require_strategies(
+  study: config.Study, setup: Setup, chosen: Iterable[Chosen]
+) -> None:
+  """Refuses what does not fit the model, or lacks its teacher."""
+  for own in chosen:
+    try:
+      if own.strategy.check:
+        own.strategy.check(setup.params, setup.model.order)
+    except ValueError as error:
+      raise InputError(f'--strategies: {own.text}: {error}') from error
+    alone = all(other.text != 'retrain' for other in chosen)
+    if own.strategy.needs_retrained and alone:
+      allowed = f'{own.text} beside retrain'
+      raise FlagError('strategies', study.methods.strategies, allowed)
+
+
+def require_two_batches(size: int, splits: Splits) -> None:
+  """Raises a `FlagError` if half of D_UL or of the test images is no batch."""
+  _require_devices('degree_batch_size', size)
+  for name, examples in (('forget', splits.forget), ('test', splits.test)):
+    if 2 * size > examples.size:
+      allowed = f'at most {examples.size // 2}, half of the {name} set'
+      raise FlagError('degree_batch_size', size, allowed)
+
+
+def given_stage(
+  setup: Setup, directory: str, flag: str, strategy: str, splits: Splits
+) -> Stage:
+  """A checkpoint that a flag names, refused if it does not fit."""
+  path = pathlib.Path(directory)
+  wanted = {name: getattr(setup.facts, name) for name in _COMMON}
+  if strategy != 'source':
+    wanted['forget_sha256'] = setups.forget_hash(setup, splits)
+  try:
+    finished.require(path, **wanted)
+    model = finished.load(path)
+    if (model.manifest.strategy or strategy) != strategy:
+      raise InputError(
+        f'holds a {shown(model.manifest.strategy)} model, allowed: {strategy}'
+      )
+    setups.require_fits(setup, model.state, path)
+    predictions_of(setup, model, splits, source=strategy == 'source')
+  except InputError as error:
+    raise InputError(f'--{flag}={directory}: {error}') from error
+  depends = {'given': model.manifest.state_sha256}
+  return Stage(path.parent, strategy, strategy, depends, None, given=path)
+
+
+def _require_siblings(
+  study: config.Study, retrained: Stage, source: Stage
+) -> None:
+  """Refuses a Retrain that belongs to another source or recipe."""
+  recipe: Any = study.training.resolved
+  its = finished.manifest(retrained.path)
+  flag = f'--retrained_dir={study.retrained_dir}'
+  wanted = finished.Recipe(recipe.optimizer.__name__, *recipe[1:])
+  if source.given is not None:
+    own = finished.manifest(source.path)
+    # When its clock stops depends on the source that it is held against.
+    if its.parent_sha256 not in (None, own.state_sha256):
+      raise InputError(
+        f'{flag} was made with parent_sha256={its.parent_sha256},'
+        f' --source_dir={study.source_dir} is {own.state_sha256}; allowed: a'
+        ' Retrain held against it'
+      )
+    wanted = own.recipe or wanted
+  require_recipe(its, wanted, flag)
+
+
+def require_recipe(its: Manifest, wanted: finished.Recipe, path: str) -> None:
+  """Refuses a model that was not trained as the source was."""
+  if its.recipe is None:
+    return
+  for field in dataclasses.fields(wanted):
+    own, other = (getattr(r, field.name) for r in (its.recipe, wanted))
+    if own != other:
+      raise InputError(
+        f'{path} was trained with {field.name}={shown(own)}, the source with'
+        f' {shown(other)}; allowed: one recipe for both'
+      )

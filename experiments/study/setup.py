@@ -1,0 +1,295 @@
+"""The problem that a configuration poses: data, model, what is forgotten."""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+import hashlib
+import os
+import pathlib
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from experiments import config
+from experiments.config import FlagError
+from experiments.workdir.finished import Facts
+from unlearn_jax import data, models, parallel
+from unlearn_jax.base import (
+  Dataset,
+  InputError,
+  Key,
+  Model,
+  ModelState,
+  Params,
+  Splits,
+  shown,
+  tensor_paths,
+)
+from unlearn_jax.data import images, streaming
+
+# Images of each split by which processes see that they have the same data.
+_LOOKED_AT = 8
+Purpose = Literal['split', 'source', 'unlearn', 'degree']
+_PURPOSES = ('split', 'source', 'unlearn', 'degree')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Setup:
+  """Data and model, the same for every run of a study."""
+
+  # Its images on the devices if they fit, all else on the host.
+  dataset: Dataset
+  # The classifier, with the pixel statistics of D inside: a mean and a
+  # deviation a channel, the same for source and Retrain.
+  model: Model
+  facts: Facts  # what every manifest says of the two
+  params: Params  # shapes and kinds of the parameters
+  tensor_sizes: dict[str, int]  # scalars per tensor, in definition order
+  # Kind and shape of each tensor and statistic, by its path.
+  tensors: dict[str, str]
+
+  @property
+  def parameters(self) -> int:
+    """How many scalars the model has."""
+    return sum(self.tensor_sizes.values())
+
+
+def set_up(study: config.Study) -> Setup:
+  """Loads the data and builds the model, or gives those of the last call."""
+  return _set_up(study.data, study.network, study.archives)
+
+
+@functools.lru_cache(maxsize=8)
+def _set_up(
+  which: config.Data, network: config.Network, archives: config.Archives
+) -> Setup:
+  dataset, mean, std = _placed(which, archives)
+  return assemble(
+    dataset,
+    Facts(
+      model=network.model,
+      width=network.channels,
+      dtype=network.dtype,
+      num_classes=len(dataset.class_names),
+      image_shape=list(dataset.image_shape),
+      pixel_mean=mean,
+      pixel_std=std,
+      dataset=which.dataset,
+      train_subset=which.train_subset,
+      data_fingerprint=dataset.fingerprint,
+    ),
+  )
+
+
+@functools.lru_cache(maxsize=2)
+def _placed(
+  which: config.Data, archives: config.Archives
+) -> tuple[Dataset, list[float], list[float]]:
+  """The data set, on the devices if they hold it, and its pixel statistics."""
+  dataset = load(which, archives)
+  # Sums over all images: of several processes one needs to read them.
+  mean, std = parallel.by_first(
+    lambda: [each.tolist() for each in images.pixel_statistics(dataset.train)]
+  )
+  train, test = (
+    part
+    if streaming.streams(part)
+    else part._replace(images=parallel.replicate(part.images))
+    for part in (dataset.train, dataset.test)
+  )
+  return dataclasses.replace(dataset, train=train, test=test), mean, std
+
+
+def load(which: config.Data, archives: config.Archives) -> Dataset:
+  """The data set, from where the flags say.
+
+  Images that are streamed stay in their file, where that can be mapped. With
+  several processes the first loads before the others do: the data may have to
+  be prepared, once.
+  """
+  try:
+    dataset = _agreed(
+      lambda known: data.load(
+        which.dataset,
+        data_dir=archives.data_dir,
+        raw_dir=archives.raw_dir,
+        map_beyond=streaming.limit_bytes(),
+        known_fingerprint=known,
+      )
+    )
+  except InputError as error:
+    raise InputError(f'--dataset={which.dataset}: {error}') from error
+  size = which.train_subset
+  if size is None:
+    return dataset
+  if size > dataset.train.size:
+    raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
+  return _agreed(
+    lambda known: data.subset(dataset, size, known_fingerprint=known)
+  )
+
+
+def _agreed(read: Callable[[str | None], Dataset]) -> Dataset:
+  """The same data set in all processes, of which the first hashes it."""
+  made: list[Dataset] = []
+
+  def first() -> dict[str, str]:
+    made.append(read(None))
+    return {'fingerprint': made[0].fingerprint, **_outline(made[0])}
+
+  told = parallel.by_first(first)
+  if made:
+    return made[0]
+  dataset = read(told['fingerprint'])
+  for what, digest in _outline(dataset).items():
+    if digest != told[what]:
+      raise InputError(
+        f'{what} differ from those of process 0; allowed is the same data set'
+        ' in all processes'
+      )
+  return dataset
+
+
+def _outline(dataset: Dataset) -> dict[str, str]:
+  """Digests of what tells data sets apart without reading all images."""
+  parts = (dataset.train, dataset.test)
+  few = [np.linspace(0, p.size - 1, _LOOKED_AT).astype(int) for p in parts]
+  contents = {
+    'sizes': str([part.images.shape for part in parts]).encode(),
+    'class names': _encoded(dataset.class_names),
+    'ids': _encoded(dataset.ids.tolist()),
+    'labels': b''.join(np.asarray(part.labels).tobytes() for part in parts),
+    'images': b''.join(
+      np.asarray(part.images[rows]).tobytes() for part, rows in zip(parts, few)
+    ),
+  }
+  return {
+    what: hashlib.sha256(content).hexdigest()
+    for what, content in contents.items()
+  }
+
+
+def _encoded(names: Sequence[str]) -> bytes:
+  return '\0'.join(names).encode('utf-8', 'surrogatepass')
+
+
+def assemble(dataset: Dataset, facts: Facts) -> Setup:
+  """The `Setup` of a model that `facts` describe."""
+  too_large = FlagError(
+    'width', facts.width, 'what has at most 2147483647 parameters'
+  )
+  if facts.width > 2**20:  # Shapes would no longer be numbers of JAX.
+    raise too_large
+  try:
+    model = models.build(
+      facts.model,
+      facts.num_classes,
+      facts.image_shape,
+      width=facts.width,
+      mean=facts.pixel_mean,
+      std=facts.pixel_std,
+      dtype=facts.dtype,
+    )
+  except ValueError as error:
+    raise InputError(f'{facts.dataset}: {error}') from error
+  assert model.init is not None
+  state = jax.eval_shape(model.init, jax.random.key(0))
+  leaves = dict(zip(tensor_paths(state.params), jax.tree.leaves(state.params)))
+  sizes = {path: int(leaves[path].size) for path in model.order}
+  if sum(sizes.values()) >= 2**31:
+    raise too_large
+  return Setup(dataset, model, facts, state.params, sizes, _tensors(state))
+
+
+def _tensors(state: ModelState) -> dict[str, str]:
+  """Kind and shape of each tensor, by its path."""
+  leaves = zip(tensor_paths(state), jax.tree.leaves(state))
+  return {path: f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
+
+
+def require_fits(
+  setup: Setup, state: ModelState, path: str | os.PathLike
+) -> None:
+  """Refuses a checkpoint whose tensors are not those of the model."""
+  wanted, found = setup.tensors, _tensors(state)
+  for name in sorted({*wanted, *found}):
+    if wanted.get(name) != found.get(name):
+      raise InputError(
+        f'{path}: its tensor {shown(name)} is {found.get(name, "missing")};'
+        f' allowed for {setup.facts.model}, width {setup.facts.width}:'
+        f' {wanted.get(name, "none")}'
+      )
+
+
+def key_of(what: Purpose, seed: int) -> Key:
+  """The key of one purpose, unlike that of another with the same seed."""
+  return jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(what))
+
+
+def draw(setup: Setup, study: config.Study, run: int) -> Splits:
+  """The forget set of run number `run`."""
+  forget, dataset = study.forget, setup.dataset
+  if forget.forget_ids is not None:
+    return read_forget(setup, pathlib.Path(forget.forget_ids), '--forget_ids=')
+  total, share = dataset.train.size, forget.forget_fraction
+  if not 0 < round(share * total) < total:
+    raise FlagError(
+      'forget_fraction',
+      share,
+      f'a share that comes to 1 to {total - 1} of {total} training images',
+    )
+  key = key_of('split', study.draws.of('split', run))
+  return data.split_forget(key, dataset, share)
+
+
+def read_forget(setup: Setup, path: pathlib.Path, prefix: str = '') -> Splits:
+  """The forget set that a file names."""
+  try:
+    rows = data.read_ids(path, setup.dataset)
+    return data.split_forget(None, setup.dataset, ids=rows)
+  except InputError as error:
+    raise InputError(f'{prefix}{path}: {error}') from error
+
+
+def forget_ids(setup: Setup, splits: Splits) -> list[str]:
+  """Identifiers of the forget set, in the order of its indices."""
+  return [str(i) for i in setup.dataset.ids[np.asarray(splits.forget.indices)]]
+
+
+def forget_hash(setup: Setup, splits: Splits) -> str:
+  """Hex SHA-256 of the identifiers of the forget set."""
+  text = '\n'.join(forget_ids(setup, splits))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe(setup: Setup) -> list[str]:
+  """What was loaded, in two lines."""
+  dataset, facts = setup.dataset, setup.facts
+  height, width, channels = dataset.image_shape
+  return [
+    f'{shown(dataset.name)}: {dataset.train.size:,} training and'
+    f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
+    f' {len(dataset.class_names)} classes',
+    f'{facts.model}, width {facts.width}: {setup.parameters:,} parameters in'
+    f' {len(setup.tensor_sizes)} tensors',
+  ]
+
+
+def describe_forget(setup: Setup, splits: Splits, seed: int) -> str:
+  """What one run forgets, in a line."""
+  ids = forget_ids(setup, splits)
+  few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
+  return (
+    f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
+    f' ({few})'
+  )
+
+
+def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:
+  """A warning for each class of which nothing is retained."""
+  names: Any = setup.dataset.class_names
+  return [
+    f'class {shown(repr(names[lost]))} has no retained example (seed {seed})'
+    for lost in data.classes_lost(splits, len(names))
+  ]

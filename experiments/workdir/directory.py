@@ -1,0 +1,123 @@
+"""A directory of stages that belong to one problem, one run at a time."""
+
+import contextlib
+import datetime
+import os
+import pathlib
+import socket
+
+import filelock
+import msgspec
+
+from experiments import files
+from unlearn_jax import parallel
+from unlearn_jax.base import InputError, require_file, shown
+
+_IDENTITY = 'workdir.json'
+_LOCK, _HOLDER = '.unlearn_jax.lock', '.unlearn_jax.holder'
+# What makes a directory ours, such as its data and its model.
+Identity = dict[str, str | int | None]
+
+
+class Workdir:
+  """A work directory; only `claim` writes into it."""
+
+  def __init__(self, root: pathlib.Path, identity: Identity):
+    """Checks, without writing, that `root` can be used."""
+    self.root, self._identity = root, identity
+    self._lock: filelock.BaseFileLock | None = None
+    parallel.by_first(self._check)
+
+  def _check(self) -> None:
+    root = self.root
+    nearest = root.absolute()
+    try:
+      while not nearest.exists():
+        nearest = nearest.parent
+      os.lstat(root.absolute())
+    except (FileNotFoundError, NotADirectoryError):
+      pass
+    except (OSError, ValueError) as error:  # Too long, or with a NUL.
+      reason = getattr(error, 'strerror', None) or error
+      raise _unusable(shown(root), str(reason)) from None
+    if '\\' in root.absolute().as_posix():  # It could be written, not read.
+      raise _unusable(root, 'TensorStore reads no path with a backslash')
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+      raise _unusable(root, f'{nearest} cannot')
+    if root.exists() and not all(map(_is_beginning, root.iterdir())):
+      self._check_identity()
+
+  def claim(self) -> None:
+    """Makes the directory, keeps other runs out, and marks whose it is.
+
+    Others are kept out as long as this object lives, and no longer than the
+    process does.
+    """
+    path = self.root / _IDENTITY
+    try:
+      self.root.mkdir(parents=True, exist_ok=True)
+      self._take_lock()
+      if not path.exists():
+        content = msgspec.json.format(msgspec.json.encode(self._identity))
+        files.replace(path, content + b'\n')
+    except OSError as error:
+      raise _unusable(self.root, str(error.strerror)) from error
+    self._check_identity()
+    for name in ('', 'figures'):
+      files.sweep(self.root / name)
+
+  def _take_lock(self) -> None:
+    lock, holder = filelock.FileLock(self.root / _LOCK), self.root / _HOLDER
+    try:
+      lock.acquire(blocking=False)
+    except filelock.Timeout:
+      known = ''
+      with contextlib.suppress(OSError):
+        known = f' by {shown(holder.read_text(errors="replace").strip())}'
+      raise InputError(
+        f'--workdir={self.root} is in use{known}; allowed: another --workdir,'
+        ' or this one once that run has ended'
+      ) from None
+    except NotImplementedError:  # A file system that keeps no locks.
+      return
+    self._lock = lock
+    now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
+    with contextlib.suppress(OSError):  # On a full disk it is held without.
+      holder.write_text(
+        f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
+      )
+
+  def release(self) -> None:
+    """Lets others in."""
+    if self._lock is not None:
+      self._lock.release()
+
+  def _check_identity(self) -> None:
+    root = self.root
+    try:
+      require_file(root / _IDENTITY)
+      found = msgspec.json.decode(
+        (root / _IDENTITY).read_bytes(), type=Identity
+      )
+    except (OSError, ValueError, RecursionError):
+      raise InputError(
+        f'--workdir={root}, allowed: an empty directory or one of this'
+        f' program ({_IDENTITY} is missing or broken there)'
+      ) from None
+    for name, value in self._identity.items():
+      if found.get(name) != value:
+        raise InputError(
+          f'--workdir={root} belongs to {name}={shown(found.get(name))}, this'
+          f' run has {name}={value}; allowed: another --workdir'
+        )
+
+
+def _unusable(root: object, reason: str) -> InputError:
+  return InputError(
+    f'--workdir={root}, allowed: a directory that can be written ({reason})'
+  )
+
+
+def _is_beginning(path: pathlib.Path) -> bool:
+  """Whether it is what a run makes before it has marked the directory."""
+  return path.name in (_LOCK, _HOLDER) or path.match(f'.{_IDENTITY}.*.tmp')

@@ -1,0 +1,180 @@
+"""A finished stage on disk: model, manifest, record and predictions."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import io
+import pathlib
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from unlearn_jax import checkpoints
+from unlearn_jax.base import InputError, ModelState, require_file, shown
+from unlearn_jax.evaluation import Predictions
+
+T = TypeVar('T')
+FORGET, RECORD, PREDICTIONS = 'forget.txt', 'record.json', 'predictions.npz'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+  """How a source or a Retrain was trained."""
+
+  optimizer: str
+  epochs: int
+  learning_rate: float
+  batch_size: int
+  augment: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+  """What made a stage."""
+
+  version: str  # of the package
+  # Of the checkout, '+' where it was changed since; None elsewhere.
+  commit: str | None
+  source_sha256: str  # over the library's files
+  jax: str  # its version
+  device: str  # kind and number
+  threads: int  # cores that the process could use
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What every manifest says of data and model."""
+
+  model: str
+  width: int
+  num_classes: int
+  data_fingerprint: str
+  image_shape: list[int] = dataclasses.field(default_factory=list)
+  pixel_mean: list[float] = dataclasses.field(default_factory=list)
+  pixel_std: list[float] = dataclasses.field(default_factory=list)
+  dataset: str = ''
+  train_subset: int | None = None
+  dtype: str = 'float32'
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest(Facts):
+  """What a manifest says of a stage; a foreign one may lack all of it."""
+
+  strategy: str | None = None  # as it is spelled, or 'source'
+  recipe: Recipe | None = None  # of source and Retrain
+  # Of the strategy.
+  parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
+  parent_sha256: str | None = None  # of the source's tensors
+  forget_sha256: str | None = None  # of the ids of the forget set
+  seed: int | None = None  # of source or unlearning
+  state_sha256: str = ''  # of its own tensors
+  code: Code | None = None  # what made it
+  wall_seconds: float = 0.0  # that went into it, those of killed processes too
+
+
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+  """A row of a training's curve; see `snapshots.Epoch`."""
+
+  epoch: int
+  loss: float | None
+  seconds: float
+  forget_accuracy: float | None = None
+  retain_accuracy: float | None = None
+  js_to_source: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """How a model came about."""
+
+  history: list[Epoch]  # its curve, epoch 0 first; empty for a foreign model
+  compile_seconds: float = 0.0  # of compilation
+  selection_seconds: float = 0.0  # before the clock of the history starts
+  # Of the source, which the stop rule refers to.
+  source_retain_accuracy: float = 0.0
+  # Scalars that were changed, by tensor.
+  by_tensor: dict[str, int] = dataclasses.field(default_factory=dict)
+  perturbation_js: float = 0.0  # bits by which that moved held-out outputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+  """A model that is there."""
+
+  path: pathlib.Path  # its checkpoint
+  state: ModelState  # the model
+  manifest: Manifest  # what is said of it
+  record: Record  # how it came about
+  # Of every example of every split; of a source, all of D lies in `retain`, in
+  # the order of the data set. None where another program has made the model.
+  predictions: Predictions | None
+
+
+def contents(record: Any, **arrays: np.ndarray) -> dict[str, bytes]:
+  """The files of a stage beside its checkpoint."""
+  # Numbers of NumPy are numbers, too.
+  text = msgspec.json.encode(record, enc_hook=lambda number: number.item())
+  found = {RECORD: msgspec.json.format(text, indent=1)}
+  if arrays:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    found[PREDICTIONS] = buffer.getvalue()
+  return found
+
+
+@functools.lru_cache(maxsize=16)
+def load(path: pathlib.Path) -> Finished:
+  """Reads a finished model."""
+  state, said = checkpoints.restore(path)
+  if not (path / RECORD).exists() and 'depends' not in said:
+    return Finished(path, state, manifest(path), Record([]), None)
+  record = read_record(path, Record)
+  arrays = read_arrays(path)
+  try:
+    predictions = Predictions(*(arrays[n] for n in Predictions._fields))
+  except KeyError as error:
+    raise checkpoints.refusal(path, error) from error
+  return Finished(path, state, manifest(path), record, predictions)
+
+
+def manifest(path: pathlib.Path) -> Manifest:
+  """What the manifest of a checkpoint says, its types checked."""
+  found = checkpoints.read_manifest(path)
+  try:
+    return msgspec.convert(found, Manifest)
+  except msgspec.MsgspecError as error:
+    raise InputError(f'{path}: manifest.json: {shown(error)}') from error
+
+
+def require(path: pathlib.Path, **expected: Any) -> None:
+  """Refuses a checkpoint whose manifest says something else."""
+  said = manifest(path)
+  for name, value in expected.items():
+    if getattr(said, name) != value:
+      raise InputError(
+        f'checkpoint {path} was made with'
+        f' {name}={shown(repr(getattr(said, name)))}, allowed here: {value!r}'
+      )
+
+
+def read_record(path: pathlib.Path, kind: type[T]) -> T:
+  """The record of a finished stage."""
+  try:
+    require_file(path / RECORD)
+    return msgspec.json.decode((path / RECORD).read_bytes(), type=kind)
+  except (OSError, ValueError, RecursionError) as error:
+    raise checkpoints.refusal(path, error) from error
+
+
+def read_arrays(path: pathlib.Path) -> Mapping[str, np.ndarray]:
+  """The arrays beside the checkpoint of a finished stage."""
+  try:
+    require_file(path / PREDICTIONS)
+    with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
+      return dict(arrays)
+  # zipfile, NumPy and missing-key errors have no common type but this.
+  except Exception as error:
+    raise checkpoints.refusal(path, error) from error

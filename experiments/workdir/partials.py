@@ -1,0 +1,220 @@
+"""A stage that is not finished: its training, saved now and then.
+
+    WORKDIR/checkpoints/.NAME-KEY.partial/epoch-000007/
+
+lies beside where the finished stage will be, and goes when that is there. The
+two last saves are kept, so that one can be damaged. While one is written,
+training goes on.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import pathlib
+import shutil
+import sys
+import time
+
+from experiments.runtime import signals
+from unlearn_jax import checkpoints, parallel, snapshots
+from unlearn_jax.base import InputError, TrainState, shown
+
+# A save of t seconds is not repeated before this many times t, so that saving
+# costs a few per cent at most.
+_RARITY = 25
+_KEPT = 2
+
+
+class Partial:
+  """Keeps the training of one stage; a `snapshots.Keeper`."""
+
+  def __init__(
+    self,
+    finished: pathlib.Path,
+    save_seconds: float,
+    tell: Callable[[int], None] | None = None,
+    advance: Callable[[float], None] | None = None,
+  ):
+    """Writes and reads nothing yet."""
+    self.folder = finished.with_name(f'.{finished.name}.partial')
+    self.wall_seconds = 0.0
+    self._finished, self._tell, self._advance = finished, tell, advance
+    self._save_seconds, self._pause = save_seconds, save_seconds
+    self._start = self.saved_at = time.monotonic()
+    self._held: snapshots.Packed | None = None
+    # What a save was last begun of, what is saved, and what is being saved.
+    self._begun: snapshots.Course | None = None
+    self._saved: snapshots.Course | None = None
+    self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
+    self._loaded: snapshots.Snapshot | None = None
+
+  def part(self, name: str) -> 'Partial':
+    """Keeps a training that is one of several of the stage."""
+    part = Partial(self._finished, self._save_seconds)
+    part.folder = self.folder / name
+    return part
+
+  def load(self, like: TrainState) -> snapshots.Snapshot | None:
+    """The newest save that is whole; what is damaged is named and passed."""
+    newest = parallel.by_first(lambda: self._newest(like))
+    if newest is None:
+      return None
+    # With several processes the others read what process 0 has found whole.
+    snapshot = self._loaded or self._read(self.folder / newest, like)
+    self._loaded = None
+    if self._tell:
+      self._tell(snapshot.course.epoch)
+    return snapshot
+
+  def _newest(self, like: TrainState) -> str | None:
+    """The name of that save, which is then loaded."""
+    self._sweep()
+    for path in reversed(self._saves()):
+      try:
+        self._loaded = self._read(path, like)
+      except (InputError, KeyError, TypeError, ValueError) as error:
+        if checkpoints.is_unread(error):
+          raise
+        _warn(f'{error}; it is removed, and an earlier save or the start taken')
+        shutil.rmtree(path, ignore_errors=True)
+        continue
+      return path.name
+    return None
+
+  def _read(self, path: pathlib.Path, like: TrainState) -> snapshots.Snapshot:
+    packed, manifest = snapshots.restore(path, stage=self._finished.name)
+    snapshot = snapshots.unpack(packed, like)
+    self.wall_seconds = float(manifest['wall_seconds'])
+    self._held, self._begun = packed, packed.course
+    self._saved = packed.course
+    self.saved_at = time.monotonic()
+    return snapshot
+
+  def save(self, snapshot: snapshots.Snapshot) -> None:
+    """Holds the snapshot, and begins to write it if it is time.
+
+    If the end is near, it is written before this returns.
+    """
+    self._held, course = snapshots.pack(snapshot), snapshot.course
+    if self._advance and course.step:
+      self._advance(course.epoch + course.step / course.steps)
+    due = time.monotonic() - self.saved_at >= self._pause
+    if self._saving and self._save_seconds:  # One that takes long is let be.
+      due = due and self._saving[1].done()
+    # Several processes save and stop together: process 0 has the clock, and a
+    # signal to any of them counts.
+    told = parallel.gathered((signals.requested() or 0, due))
+    signum = max(signum for signum, _ in told)
+    if signum:
+      self.flush()
+      raise signals.Stopped(signum, self.note())
+    if told[0][1]:
+      self._begin()
+
+  def flush(self) -> None:
+    """Writes the last snapshot, unless that has been done, and waits for it."""
+    self.settle()
+    if self._held is not None and self._held.course != self._saved:
+      self._begin()
+      self.settle()
+
+  def _begin(self) -> None:
+    """Begins to write the last snapshot, once the one before is written."""
+    self.settle()
+    assert self._held is not None
+    start, self._begun = time.monotonic(), self._held.course
+    course = self._begun
+    name = f'epoch-{course.epoch:06}'
+    if course.step:
+      name += f'-step-{course.step:09}'
+    facts = {
+      'stage': self._finished.name,
+      'epoch': course.epoch,
+      'step': course.step,
+      'wall_seconds': self.wall_seconds + start - self._start,
+    }
+    with self._forgiven():
+      saving = snapshots.save(self.folder / name, self._held, facts)
+      self._saving = course, saving
+    self.saved_at = time.monotonic()
+    if self._save_seconds:
+      cost = self.saved_at - start
+      self._pause = max(self._save_seconds, _RARITY * cost)
+
+  def settle(self) -> None:
+    """Waits for the save that is under way, if there is one."""
+    if self._saving is None:
+      return
+    (course, saving), self._saving = self._saving, None
+    with self._forgiven():
+      saving.result()
+      self._saved = course
+      if parallel.is_first():
+        for old in self._saves()[:-_KEPT]:
+          shutil.rmtree(old, ignore_errors=True)
+
+  @contextlib.contextmanager
+  def _forgiven(self) -> Iterator[None]:
+    """Lets training go on where the disk refuses a save.
+
+    It ends nothing: the saves before are still there. Only several processes
+    end, because one alone may have failed.
+    """
+    try:
+      yield
+    except InputError as error:
+      if parallel.processes() > 1:
+        raise
+      _warn(f'{error}; training goes on without this save')
+
+  def last_finite(self) -> str:
+    """Saves the last snapshot, whose numbers are finite, and says where.
+
+    Empty where there was no such epoch.
+    """
+    self.flush()
+    if self._saved is None:
+      return ''
+    return f'the last finite state, {self._where()}, is kept in {self.folder}'
+
+  def note(self) -> str:
+    """What is saved of the stage, in words."""
+    name = self._finished.name
+    if self._saved is None:
+      return f'nothing of {name} is saved; the same command starts it anew'
+    return (
+      f'{name} is saved {self._where()} in {self.folder}; the same command goes'
+      ' on from there'
+    )
+
+  def _where(self) -> str:
+    assert self._saved is not None
+    step, epoch = self._saved.step, self._saved.epoch
+    return (
+      f'after step {step} of epoch {epoch + 1}'
+      if step
+      else (f'after epoch {epoch}')
+    )
+
+  def remove(self) -> None:
+    """Forgets it all, because the stage is finished."""
+    self.settle()
+    self._held = None
+    if parallel.is_first():
+      self._sweep()
+      shutil.rmtree(self.folder, ignore_errors=True)
+
+  def _saves(self) -> list[pathlib.Path]:
+    """The saves, oldest first."""
+    return sorted(self.folder.glob('epoch-*'))
+
+  def _sweep(self) -> None:
+    """Removes what a process that was killed in a save left half written."""
+    prefix = checkpoints.draft_prefix(self._finished)
+    drafts = self._finished.parent.glob(f'{prefix}*')
+    for path in [*drafts, *self.folder.glob('.epoch-*')]:
+      shutil.rmtree(path, ignore_errors=True)
+
+
+def _warn(text: str) -> None:
+  line = shown(' '.join(text.split()), 4000)
+  print(f'warning: {line}', file=sys.stderr, flush=True)

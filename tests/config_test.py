@@ -1,0 +1,217 @@
+"""Flags, dataclasses, JSON and keys are one and the same."""
+
+import pickle
+import re
+
+from absl import flags
+import msgspec
+import pytest
+import running
+
+from experiments import config, evaluate, reproduce, table1, train
+from experiments.config import Range, Study
+from unlearn_jax import recipes
+from unlearn_jax.base import InputError
+from unlearn_jax.strategies import FACTORIES, signature
+
+KINDS = (
+  Study,
+  train.Train,
+  evaluate.Evaluate,
+  reproduce.Reproduce,
+  table1.Table1,
+)
+# Texts, of which data, disk or network say whether they are allowed.
+FREE = {
+  *('data_dir', 'raw_dir', 'dataset', 'forget_ids', 'source_dir'),
+  *('retrained_dir', 'workdir', 'scheduler', 'coordinator'),
+}
+# Texts with a grammar of their own, each tested below.
+PARSED = {'strategies', 'max_perturbation', 'cap'}
+
+
+def wrong_values():
+  """A flag, a value that is not allowed, and what is said to be."""
+  found = []
+  for name, field, hint in config.fields(Study):
+    allowed, kind = field.metadata['allowed'], config._plain(hint)
+    if isinstance(allowed, Range):
+      outside = []
+      if allowed.least is not None:
+        outside.append(allowed.least - 1)
+      if allowed.most is not None:
+        outside.append(allowed.most + 1)
+      outside += [n for n in (allowed.above, allowed.below) if n is not None]
+      if kind is float:
+        outside += ['nan', 'inf', '-inf']
+      assert outside, name
+      found += [(name, value, str(allowed)) for value in outside]
+      # Of these absl says that they are no numbers.
+      found += [(name, 'many', ''), (name, '', '')]
+    elif allowed:
+      found += [(name, word, f'one of {allowed[0]}, ') for word in ('x', '')]
+    elif kind is bool:
+      found += [(name, 'maybe', '')]
+    else:
+      assert name in FREE | PARSED, name
+  return found
+
+
+@pytest.mark.parametrize('name, value, allowed', wrong_values())
+def test_what_is_not_allowed_is_one_line_that_says_what_is(
+  name, value, allowed, tmp_path
+):
+  told = f'--{name}={value}', f'--workdir={tmp_path / "run"}'
+  line = running.refused('unlearn', *told, status=2)
+  assert f'--{name}=' in line and str(value) in line, line
+  if allowed:
+    assert f', allowed: {allowed}' in line or '? one of' in line
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_setting_has_a_help_a_flag_and_its_default(kind):
+  own = flags.FlagValues()
+  config.define(kind, own)
+  own([kind.__name__])
+  assert config.read(kind, own) == kind()
+  names = config.names(kind)
+  assert len(set(names)) == len(names) and set(names) == set(own)
+  for name, field, _ in config.fields(kind):
+    words = field.metadata['help']
+    assert len(words) > 5 and words.endswith(('.', 'standard)')), name
+    assert own[name].help == words and own[name].default == field.default
+
+
+def changed(name):
+  """A value of a flag of `Study` that is allowed and not the default."""
+  field, hint = next((f, h) for n, f, h in config.fields(Study) if n == name)
+  allowed, kind = field.metadata['allowed'], config._plain(hint)
+  if kind is bool:
+    return not field.default
+  if kind is str:
+    return next((w for w in allowed or ['x'] if w != field.default), None)
+  if field.default not in (None, 0):
+    return field.default + 1 if kind is int else field.default / 2
+  return 7 if kind is int else 0.25
+
+
+@pytest.mark.parametrize('name', config.names(Study))
+def test_a_flag_sets_its_own_field_only_and_is_in_json_by_its_name(name):
+  value, plain = changed(name), config.flat(Study())
+  study = running.study(**{name: value})
+  assert config.flat(study) == {**plain, name: value}
+  assert list(plain) == config.names(Study)
+  text = msgspec.json.encode(config.flat(study))
+  assert msgspec.json.decode(text) == {**plain, name: value}
+  assert config.key(study) != config.key(Study())
+  # Processes of a run may differ in what no result depends on, only.
+  own = {
+    row
+    for kind in (config.Archives, config.Engine, config.Processes)
+    for row in config.names(kind)
+  }
+  same = config.agreed(study) == config.agreed(Study())
+  assert same == (name in own)
+
+
+def test_keys_are_of_values_not_of_their_order():
+  assert config.key({'a': 1, 'b': [2.0]}) == config.key({'b': [2.0], 'a': 1})
+  assert config.key({'a': 1}) != config.key({'a': 2})
+  assert config.key({'a': 1}) != config.key({'b': 1})
+  assert re.fullmatch('[0-9a-f]{12}', config.key(Study()))
+
+
+def test_a_recipe_gives_way_to_what_is_given():
+  assert running.study().training.resolved == recipes.RECIPES['paper']
+  own = running.study(recipe='standard', augment=False, train_epochs=3)
+  wanted = recipes.RECIPES['standard']._replace(augment=False, epochs=3)
+  assert own.training.resolved == wanted and wanted.learning_rate == 0.1
+
+
+def test_settings_of_the_generators_are_what_the_flags_say():
+  study = running.study(
+    max_perturbation='8/255, none,8/255,.5',
+    cap='1.5',
+    eta=0.25,
+    degree_learning_rate=0.125,
+    degree_epochs=3,
+    degree_batch_size=5,
+    degree_width=7,
+  )
+  found = study.generators.settings
+  assert [own.max_perturbation for own in found] == [8 / 255, None, 0.5]
+  for own in found:
+    assert (own.cap, own.eta, own.learning_rate) == (1.5, 0.25, 0.125)
+    assert (own.epochs, own.batch_size, own.width) == (3, 5, 7)
+  assert running.study(cap='none').generators.settings[0].cap is None
+  assert running.study().generators.settings[0].cap == 'default'
+
+
+@pytest.mark.parametrize(
+  'flag, allowed',
+  [
+    ('max_perturbation=0', 'above 0 and at most 1, or none'),
+    ('max_perturbation=nan', 'above 0 and at most 1, or none'),
+    ('max_perturbation=8/255,2', 'above 0 and at most 1, or none'),
+    ('max_perturbation=', 'a number, a quotient such as 8/255, or none'),
+    ('max_perturbation=1/0', 'a number, a quotient such as 8/255, or none'),
+    ('cap=0', 'nats above 0, default or none'),
+    ('cap=inf', 'nats above 0, default or none'),
+    ('cap=low', 'a number, a quotient such as 8/255, or default or none'),
+  ],
+)
+def test_bad_bounds_and_caps_are_named(flag, allowed):
+  name, value = flag.split('=')
+  with pytest.raises(config.FlagError) as refused:
+    assert running.study(**{name: value}).generators.settings
+  assert str(refused.value).startswith(f'--{name}=')
+  assert str(refused.value).endswith(f'allowed: {allowed}')
+  # Another process sees the same line.
+  again = pickle.loads(pickle.dumps(refused.value))
+  assert isinstance(again, InputError) and str(again) == str(refused.value)
+
+
+@pytest.mark.parametrize(
+  'text, words',
+  [
+    ('topk', 'did you mean top_k?'),
+    ('', 'no strategy, allowed: retrain'),
+    ('top_k(k=0)', 'a whole number from 1, or a share'),
+    ('top_k(k=many)', 'Python literals, as in top_k(k=45'),
+    ('top_k(k=__import__("os"))', 'Python literals'),
+    ("top_k(k='5')", 'k='),
+    ('top_k(epsilom=5)', 'did you mean epsilon?'),
+    ('top_k(k=99999)', 'the scalars'),
+    ('random_k(rule="Scale")', 'did you mean scale?'),
+    ('random_k(ratio=nan)', 'Python literals'),
+    ('random_k(ratio=1.5)', 'above 0 and at most 1'),
+    ('random_top_k(ratio=0.0001)', 'shares of at least K = 45'),
+    ('eu_k(k=99)', 'tensors'),
+    ('finetune(js_weight=-0.1)', 'js_weight'),
+    ('finetune(learning_rate=1)', 'above 0 and below 1'),
+    ('finetune(epochs=-1)', '0 or more'),
+    ('finetune(js_teacher="retrained")', 'beside retrain'),
+    ('no_such_module:mine', 'a module on the path of Python'),
+    ('os:nothing', 'os has no nothing'),
+    ('os.path:join("a")', 'allowed: a Strategy'),
+    ('finetune)', 'is no strategy'),
+  ],
+)
+def test_a_strategy_that_cannot_be_is_one_line(text, words, tmp_path):
+  line = running.refused(
+    'unlearn', f'--strategies={text}', f'--workdir={tmp_path / "run"}'
+  )
+  assert line.startswith('error: --strategies') and words in line, line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_help_shows_every_factory_and_what_it_is():
+  status, out, _ = running.run('unlearn', '--help')
+  words = ' '.join(out.split())
+  assert status == 1  # So absl has it.
+  for name, factory in FACTORIES.items():
+    first = factory.__doc__.splitlines()[0]
+    assert f'{signature(name, factory)}: {first}' in words
+  for name in config.names(Study):
+    assert re.search(rf'--(\[no\])?{name}:', out), name

@@ -1,0 +1,311 @@
+"""Signals and several processes, with real processes that do little else."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments.runtime import distributed, signals
+from experiments.runtime.distributed import Processes
+from unlearn_jax.base import InputError
+
+ROOT = pathlib.Path(__file__).parent.parent
+ENVIRONMENT = {
+  **os.environ,
+  'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  'JAX_PLATFORMS': 'cpu',
+  'NPROC': '8',
+  'PYTHONUNBUFFERED': '',
+  'PYTHONPATH': str(ROOT),
+}
+
+
+@pytest.fixture
+def start():
+  """Starts Python on some code, and leaves no process behind."""
+  started = []
+
+  def one(code, *arguments, **more):
+    process = subprocess.Popen(
+      [sys.executable, '-c', code, *map(str, arguments)],
+      env={**ENVIRONMENT, **more},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    started.append(process)
+    return process
+
+  yield one
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+# Signals.
+
+SIGNALS = """
+import hashlib, sys, time
+from experiments.runtime import signals
+from experiments.runtime.signals import Stopped, asked, working
+
+def deaf(seconds):
+  # Nothing in C code interrupts this: Python's handlers wait for its end.
+  start = time.monotonic()
+  while time.monotonic() - start < seconds:
+    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**ROUNDS)
+
+try:
+  with signals.watched():
+    BODY
+except Stopped as stopped:
+  print(stopped.note)
+  sys.exit(128 + stopped.signum)
+"""
+READY = "print('ready', flush=True)"
+KEPT = 'finished stages are kept, the same command goes on'
+AT_ONCE = 'at once; what was saved is kept, the same command goes on'
+
+
+@pytest.fixture
+def ready(start):
+  """Runs lines under `watched`, and returns once they have said `ready`."""
+
+  def one(*lines, rounds=5):
+    body = '\n    '.join(lines)
+    code = SIGNALS.replace('BODY', body).replace('ROUNDS', str(rounds))
+    process = start(code)
+    assert process.stdout.readline() == 'ready\n'
+    return process
+
+  return one
+
+
+def ended(process, number):
+  out, err = process.communicate(timeout=20)
+  assert process.returncode == 128 + number, err
+  return out, err.splitlines()
+
+
+def waits(number):
+  word = signal.Signals(number).name
+  return f'{word}: saving and stopping; once more stops at once'
+
+
+def test_outside_of_work_it_ends_at_once(ready):
+  numbers = signal.SIGTERM, signal.SIGHUP
+  lines = READY, 'time.sleep(0.3)', "print('flushed')", 'deaf(60)'
+  both = [(ready(*lines, rounds=8), number) for number in numbers]
+  time.sleep(0.8)  # They are in C code.
+  for process, number in both:
+    process.send_signal(number)
+    word = signal.Signals(number).name
+    expected = 'flushed\n', [f'stopped by {word}: {KEPT}']
+    assert ended(process, number) == expected
+
+
+def test_work_is_finished_first(ready):
+  inner = '  with working():', f'    {READY}', '    deaf(1)', "  print('done')"
+  process = ready('with working():', *inner, "print('never')")
+  process.send_signal(signal.SIGHUP)
+  process.send_signal(signal.SIGHUP)  # As `timeout` does.
+  expected = f'done\n{KEPT}\n', [waits(signal.SIGHUP)]
+  assert ended(process, signal.SIGHUP) == expected
+
+
+@pytest.mark.parametrize('again', [True, False])
+def test_a_second_signal_or_too_long_ends_what_hears_nothing(ready, again):
+  assert signals._PATIENCE < 30  # After which schedulers kill.
+  patience = f'signals._PATIENCE = {60 if again else 1}'
+  inner = 'with working():', f'  {READY}', '  deaf(60)'
+  process = ready(patience, *inner, rounds=8)
+  time.sleep(0.3)
+  process.send_signal(signal.SIGINT)
+  if again:
+    time.sleep(signals._ECHO + 0.2)
+    process.send_signal(signal.SIGTERM)
+  expected = '', [waits(signal.SIGINT), f'stopped by SIGINT: {AT_ONCE}']
+  assert ended(process, signal.SIGINT) == expected
+
+
+def test_the_handlers_that_were_there_come_back():
+  before = [signal.getsignal(number) for number in signals.SIGNALS]
+  signal.signal(signal.SIGHUP, signal.SIG_IGN)
+  try:
+    with signals.watched(), signals.working():
+      assert signal.getsignal(signal.SIGTERM) != before[0]
+      assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # Of nohup.
+      assert signals.requested() is signals.asked() is None
+  finally:
+    signal.signal(signal.SIGHUP, before[2])
+  assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+  assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_an_error_is_not_hidden_and_a_request_is_forgotten_with_the_watch():
+  with pytest.raises(ZeroDivisionError), signals.watched():
+    with signals.working():
+      signal.raise_signal(signal.SIGTERM)
+      while signals.requested() != signal.SIGTERM:
+        time.sleep(0.01)
+      raise ZeroDivisionError
+  assert signals.requested() is None
+
+
+# Several processes.
+
+HOST = ('node:1', 2, 0)
+PROCESS = """
+import os, sys, time
+import jax
+import numpy as np
+from experiments.runtime import distributed, signals
+from unlearn_jax import parallel
+from unlearn_jax.base import InputError
+
+todo, port, index, seconds = sys.argv[1], *map(int, sys.argv[2:])
+distributed._SILENCE = 3
+mine = distributed.Processes(f'127.0.0.1:{port}', 2, index, seconds)
+word = todo.replace('#', str(index))
+mean = parallel.spmd(lambda rank, x: parallel.mean(x + rank))
+try:
+  with signals.watched(), distributed.joined(mine, word):
+    print(float(mean(np.float32(10))), flush=True)
+    print(distributed.name() + 'ready', file=sys.stderr, flush=True)
+    if todo == 'work':
+      with signals.working():
+        for step in range(10**6):
+          mean(np.float32(step)).block_until_ready()
+          if signum := signals.asked():
+            raise signals.Stopped(signum, f'step {step}')
+    if todo == 'wait' and index == 0:
+      parallel.gathered('never')
+    if todo == 'wait':
+      time.sleep(1000)
+  print('after')
+except InputError as error:
+  print(f'error: {error}', file=sys.stderr)
+  sys.exit(1)
+except signals.Stopped as stopped:
+  print(stopped.note, file=sys.stderr)
+  sys.exit(128 + stopped.signum)
+"""
+
+
+@pytest.fixture
+def pair(start):
+  """Two processes at one free port, and where they are ready."""
+
+  def two(todo, seconds=60):
+    with socket.socket() as probe:
+      probe.bind(('127.0.0.1', 0))
+      port = probe.getsockname()[1]
+    both = [start(PROCESS, todo, port, i, seconds) for i in range(2)]
+    for index, process in enumerate(both if todo in ('work', 'wait') else ()):
+      assert process.stderr.readline() == f'process {index}: ready\n'
+    return both
+
+  return two
+
+
+@pytest.mark.parametrize(
+  'flags, line',
+  [
+    (('node', 2, 0), '--coordinator=node, allowed: host:port of process 0'),
+    (('a:0', 2, 0), '--coordinator=a:0, allowed: host:port of process 0'),
+    (('a:²', 2, 0), '--coordinator=a:², allowed: host:port of process 0'),
+    (('a:1', 0, 0), '--num_processes=0, allowed: 1 to 65535'),
+    (('a:1', 2, 2), '--process_id=2, allowed: 0 to 1'),
+    (('a:1',), '--num_processes=, allowed: a value, because --coordinator is'),
+    ((None, None, 0), '--coordinator=, allowed: a value, because --process_id'),
+    ((*HOST, 0), '--join_seconds=0, allowed: above 0 and below 86400'),
+    ((*HOST, float('nan')), '--join_seconds=nan, allowed: above 0 and below'),
+  ],
+)
+def test_flags_that_say_nothing_possible_are_refused(flags, line):
+  with pytest.raises(InputError) as refused:
+    distributed.check(Processes(*flags))
+  assert str(refused.value).startswith(line)
+
+
+SLURM = {'SLURM_STEP_NODELIST': 'localhost', 'SLURM_PROCID': '0'}
+KUBERNETES = {'KUBERNETES_SERVICE_HOST': 'a', 'JOB_COMPLETION_INDEX': '0'}
+
+
+@pytest.mark.parametrize(
+  'variables, kind',
+  [
+    ({}, None),
+    ({'SLURM_NTASKS': '4'}, None),  # The script of a job, not its step.
+    ({**SLURM, 'SLURM_NTASKS': '1'}, None),
+    ({**SLURM, 'SLURM_NTASKS': '4'}, 'slurm'),
+    ({**SLURM, 'SLURM_NTASKS': '2', 'OMPI_COMM_WORLD_SIZE': '4'}, 'ompi'),
+    ({'TPU_WORKER_HOSTNAMES': 'a', 'TPU_ML_PLATFORM': 'JAX'}, None),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_ML_PLATFORM': 'JAX'}, 'gketpu'),
+    (KUBERNETES, 'k8s'),
+    ({'KUBERNETES_SERVICE_HOST': 'a'}, None),
+  ],
+)
+def test_what_has_started_several_processes(monkeypatch, variables, kind):
+  monkeypatch.setattr(os, 'environ', variables)
+  monkeypatch.setattr('importlib.util.find_spec', lambda name: name)
+  assert distributed.launcher() == kind
+
+
+def test_one_process_is_alone(capfd):
+  with distributed.joined(Processes('node:1', 1, 0), 'word'):
+    print('heard')
+  assert capfd.readouterr().out == 'heard\n'
+  assert distributed.name() == ''
+
+
+def test_two_compute_together_and_one_speaks(pair):
+  outs = [process.communicate(timeout=50) for process in pair('mean')]
+  assert outs[0] == ('11.5\nafter\n', 'process 0: ready\n')
+  assert outs[1] == ('after\n', 'process 1: ready\n')
+
+
+def test_two_commands_are_refused_in_both(pair):
+  for process in pair('other #'):
+    assert process.wait(50) == 1
+    assert process.communicate() == (
+      '',
+      'error: processes have other commands: other 0, other 1; allowed: the'
+      ' same in all\n',
+    )
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(pair):
+  both = pair('work')
+  both[1].send_signal(signal.SIGTERM)
+  errors = [process.communicate(timeout=50)[1] for process in both]
+  assert [process.returncode for process in both] == [143, 143], errors
+  said, step = errors[1].splitlines()
+  assert said == waits(signal.SIGTERM)
+  assert errors[0] == f'{step}\n'
+
+
+def test_when_one_is_killed_the_other_ends(pair):
+  for todo, victim in (('work', 0), ('wait', 1)):
+    both = pair(todo)
+    both[victim].kill()
+    _, error = both[1 - victim].communicate(timeout=55)
+    assert both[1 - victim].returncode not in (0, None)
+    assert 'JAX distributed service detected fatal errors' in error
+
+
+def test_nobody_comes_or_the_port_is_taken(start):
+  with socket.create_server(('127.0.0.1', 0)) as taken:
+    port = taken.getsockname()[1]
+    first = start(PROCESS, 'mean', port, 0, 60)
+    second = start(PROCESS, 'mean', port, 1, 2)
+    errors = [one.communicate(timeout=50)[1] for one in (first, second)]
+  where = f'error: --coordinator=127.0.0.1:{port}:'
+  assert first.returncode == second.returncode == 1
+  assert f'{where} OSError: [Errno 98]' in errors[0]
+  assert errors[1] == f'{where} not all there after --join_seconds=2\n'

@@ -1,0 +1,116 @@
+from . import strategies
+from .attacks import loss_threshold_auc
+from .base import (
+  Batch,
+  Context,
+  Dataset,
+  Examples,
+  InputError,
+  Model,
+  ModelState,
+  Splits,
+  stateless,
+)
+from .calibration import Calibrated, calibrated_degree
+from .data import split_forget
+from .degree import pair_degree, plan_pairs, require_measurable
+from .divergences import js_divergence, kl_divergence, similarity
+from .evaluation import METRICS, Evidence, Metric, evaluate
+from .finetuning import Budget, StopRule, minimize, monitor
+from .masks import (
+  count_scalars,
+  count_tensors,
+  last_k_mask,
+  random_topk_mask,
+  randomk_mask,
+  topk_mask,
+)
+from .metrics import (
+  acceleration,
+  accuracy,
+  forgetting_rate,
+  gap,
+  mean_interval,
+  memory_retention_rate,
+  paired_interval,
+  pixel_change,
+)
+from .models import definition_order, from_linen
+from .normalization import reestimate
+from .objectives import Term
+from .perturbation import donor_mix, perturb, reinitialize
+from .prediction import predict
+from .sensitivity import gradient_sensitivity, model_objective
+from .spd_gan import (
+  GeneratorSettings,
+  fit_generator,
+  perturb_images,
+)
+from .strategies import Edit, Strategy
+from .training import train
+from .unlearning import Unlearning, unlearn
+
+__version__: str
+
+__all__ = [
+  'Batch',
+  'Budget',
+  'Calibrated',
+  'Context',
+  'Dataset',
+  'Edit',
+  'Evidence',
+  'Examples',
+  'GeneratorSettings',
+  'InputError',
+  'METRICS',
+  'Metric',
+  'Model',
+  'ModelState',
+  'Splits',
+  'StopRule',
+  'Strategy',
+  'Term',
+  'Unlearning',
+  'acceleration',
+  'accuracy',
+  'calibrated_degree',
+  'count_scalars',
+  'count_tensors',
+  'definition_order',
+  'donor_mix',
+  'evaluate',
+  'fit_generator',
+  'forgetting_rate',
+  'from_linen',
+  'gap',
+  'gradient_sensitivity',
+  'js_divergence',
+  'kl_divergence',
+  'last_k_mask',
+  'loss_threshold_auc',
+  'mean_interval',
+  'memory_retention_rate',
+  'minimize',
+  'model_objective',
+  'monitor',
+  'pair_degree',
+  'paired_interval',
+  'perturb',
+  'perturb_images',
+  'pixel_change',
+  'plan_pairs',
+  'predict',
+  'random_topk_mask',
+  'randomk_mask',
+  'reestimate',
+  'reinitialize',
+  'require_measurable',
+  'similarity',
+  'split_forget',
+  'stateless',
+  'strategies',
+  'topk_mask',
+  'train',
+  'unlearn',
+]

@@ -1,0 +1,75 @@
+"""A strategy as data: one edit of the weights, then weighted terms."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import optax
+
+from unlearn_jax.base import Array, Context, Mask, Params, require
+from unlearn_jax.objectives import Term
+
+METHOD, CONTROL = 'method', 'control'
+BASELINE, REFERENCE = 'baseline', 'reference'
+
+
+class Edit(NamedTuple):
+  """The edited weights, and which of them were chosen.
+
+  Attributes:
+    params: like the source's; the very same object where nothing changed.
+    mask: boolean tree, true where chosen; None where nothing was.
+  """
+
+  params: Params
+  mask: Mask | None = None
+
+
+def keep(context: Context) -> Edit:
+  """Edits nothing."""
+  return Edit(context.source.params)
+
+
+class Strategy(NamedTuple):
+  """How a model is made to forget.
+
+  Attributes:
+    label: what a report calls it.
+    role: METHOD, BASELINE, CONTROL or REFERENCE.
+    edit: changes the source's weights; BatchNorm's statistics are estimated
+      anew on D_RE afterwards, by the caller.
+    terms: what is minimised then; (): nothing is trained.
+    penalty: `params -> scalar`, added to the terms; the same object each time.
+    moves: 'all'; the mask's 'scalars' only; or its 'tensors', all others
+      staying bit-identical with their BatchNorm statistics.
+    follows: 'budget': epochs and rate of the fine-tuning, ended by the stop
+      rule; 'recipe': those by which the source was trained, to the end.
+    optimizer: `(learning rate, steps in all) -> Optax`, the same object for
+      the same arguments; None is Adam, or the recipe's.
+    learning_rate: in place of the budget's.
+    epochs: likewise.
+    needs_retrained: whether `Context.retrained` has to be there.
+    check: `(params, order) -> None`: raises a `ValueError` if the strategy
+      does not fit a model of these shapes, before anything is computed.
+  """
+
+  label: str
+  role: str = METHOD
+  edit: Callable[[Context], Edit] = keep
+  terms: tuple[Term, ...] = ()
+  penalty: Callable[[Params], Array] | None = None
+  moves: Literal['all', 'scalars', 'tensors'] = 'all'
+  follows: Literal['budget', 'recipe'] = 'budget'
+  optimizer: Callable[[float, int], optax.GradientTransformation] | None = None
+  learning_rate: float | None = None
+  epochs: int | None = None
+  needs_retrained: bool = False
+  check: Callable[[Any, tuple[str, ...]], None] | None = None
+
+
+def require_training(learning_rate: float | None, epochs: int | None) -> None:
+  """The same for what every factory may be told of its training."""
+  rate_holds = learning_rate is None or 0 < learning_rate < 1
+  allowed = 'above 0 and below 1, or None'
+  require('learning_rate', learning_rate, rate_holds, allowed)
+  holds = epochs is None or 0 <= epochs < 2**31
+  require('epochs', epochs, holds, '0 or more, or None')
