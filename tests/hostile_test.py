@@ -16,7 +16,6 @@ from rich.console import Console
 from experiments.report import (
   degree,
   figures,
-  files,
   model,
   pages,
   pictures,
@@ -24,7 +23,9 @@ from experiments.report import (
   tables,
 )
 from experiments.report.sections import Section, Table
+from unlearn_jax import metrics
 from unlearn_jax.base import shown
+from unlearn_jax.degree import Standing
 
 NASTY = (
   '<script>alert(1)</script> "><img src=x onerror=alert(2)> \' onload=x '
@@ -79,8 +80,9 @@ def facts_of(string, unseen=True):
     return [[generator(level + s / 100, n) for n in range(3)] for s in (0, 1)]
 
   def generator(level, number):
-    found = model.Standing(*(level, 0.02, level - 0.02, 0.9, 0.8, 0.7, 0.6))
-    return model.Generator(number, *[found] * 4, 0.03, 0.01, None, 0.9, False)
+    found = Standing(4, 0.9, 0.88, 0.8, 0.8 - level)
+    pixels = metrics.PixelChange(linf=0.03, rms=0.01, psnr=None, ssim=0.9)
+    return model.Generator(number, *[found] * 4, pixels, False)
 
   found = [model.Estimate(x, x - 0.02, x + 0.02) for x in (0.3, 0.02, 0.28)]
   row = model.DegreeRow(
@@ -147,7 +149,7 @@ def written(tmp_path_factory):
     made = report_of(string)
     grid = {degree.name_of(made.degree[0], 'images'): figures.blank(1, 1)}
     with mock.patch.object(figures, 'DPI', 40):
-      paths = files.write(made, tmp_path_factory.mktemp(name), grid)
+      paths = report_test.write(made, tmp_path_factory.mktemp(name), grid)
     data = {form: path.read_bytes() for form, path in paths.items()}
     found.append((string.given, data, made, paths))
   return found
@@ -168,12 +170,12 @@ def test_the_page_has_no_element_of_theirs_and_shows_them_verbatim(written):
 
 def test_markdown_has_no_line_of_theirs(written):
   (_, hostile, *_), (_, plain, *_) = written
-  same_lines(hostile['markdown'].decode(), plain['markdown'].decode())
-  assert not re.search(rb'[\x00-\x08\x0b-\x1f]', hostile['markdown'])
+  same_lines(hostile['md'].decode(), plain['md'].decode())
+  assert not re.search(rb'[\x00-\x08\x0b-\x1f]', hostile['md'])
   # Command and configuration are HTML there too.
   pattern = re.compile(rb'<pre>.*?</pre>', re.DOTALL)
   first, second = (
-    Reader(b''.join(pattern.findall(f['markdown'])).decode())
+    Reader(b''.join(pattern.findall(f['md'])).decode())
     for f in (hostile, plain)
   )
   assert first.elements == second.elements

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from experiments import files
 from experiments.report import (
   figures,
-  files,
   judging,
   latex,
   model,
@@ -33,6 +33,17 @@ from experiments.report.sections import Column, Line, Section, Table
 from unlearn_jax import evaluation
 from unlearn_jax.base import InputError
 from unlearn_jax.metrics import mean_interval, paired_interval
+
+
+def write(report, root, grids=None):
+  """Writes a report; its files by their names."""
+  assert pages.write(report, root, grids) == root / 'report.html'
+  return {
+    path.stem if path.suffix == '.png' else path.suffix[1:]: path
+    for path in root.rglob('*')
+    if path.is_file()
+  }
+
 
 # Each header that a reader sees: key, scale, digits. Not read from METRICS.
 HEADERS = {
@@ -579,8 +590,8 @@ def test_every_form_is_written_for_any_choice_of_strategies(name, tmp_path):
     made.rows[5].values.update({m: [None] * 3 for m in made.rows[5].values})
     made = estimated(made)
     assert 'its gap to Retrain was not measured' in judging.verdicts(made)[1]
-  paths = files.write(made, tmp_path)
-  forms_ = {'json', 'markdown', 'html', 'csv', 'tex'}
+  paths = write(made, tmp_path)
+  forms_ = {'json', 'md', 'html', 'csv', 'tex'}
   assert set(paths) == forms_ | set(pictures.PICTURES)
   assert model.read(tmp_path) == made
   text = paths['html'].read_text('utf-8')
@@ -597,7 +608,7 @@ def test_every_form_is_written_for_any_choice_of_strategies(name, tmp_path):
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
-  return files.write(report_of(), tmp_path_factory.mktemp('report'))
+  return write(report_of(), tmp_path_factory.mktemp('report'))
 
 
 def test_pictures_are_large_enough_to_print(written):
@@ -618,7 +629,7 @@ def test_page_needs_no_network(written):
 
 
 def test_every_reader_is_told_how_to_read_it(written):
-  for form in ('html', 'markdown'):
+  for form in ('html', 'md'):
     text = written[form].read_text('utf-8').replace('\xa0', ' ')
     for claim, why in wording.how_to_read(report_of()):
       assert claim in text and why.split('.')[0].split('’')[0] in text

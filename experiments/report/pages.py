@@ -14,7 +14,6 @@ from experiments.report.model import Report, to_json
 from experiments.report.pictures import PICTURES
 from experiments.report.sections import Section
 
-
 Grids = Mapping[str, Figure] | None  # Images, by `degree.name_of`.
 
 

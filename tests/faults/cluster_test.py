@@ -13,10 +13,10 @@ import pytest
 FEW = ('--strategies=top_k(examples=24)',)
 
 
-def ended(started, logs):
-  """The exit statuses, and what was written, within a minute."""
+def ended(started, logs, seconds=60):
+  """The exit statuses, and what was written, after so long at most."""
   for process in started:
-    process.join(60)
+    process.join(seconds)
   return [process.exitcode for process in started], [
     x.read_text() for x in logs
   ]
@@ -49,7 +49,7 @@ def test_killed_and_told_to_end_they_end_with_the_numbers_of_one_process(
     texts[0],
   ), texts
   # They go on, and process 0 speaks and writes.
-  statuses, texts = ended(*unlearn.pair(tmp_path, workdir, *FEW))
+  statuses, texts = ended(*unlearn.pair(tmp_path, workdir, *FEW), 300)
   assert statuses == [0, 0], texts
   assert 'goes on after epoch' in texts[0] and 'Report: ' in texts[0]
   assert not texts[1]
