@@ -13,7 +13,7 @@ from .base import (
 )
 from .calibration import Calibrated, calibrated_degree
 from .data import split_forget
-from .degree import pair_degree, plan_pairs, require_measurable
+from .degree import pair_degree
 from .divergences import js_divergence, kl_divergence, similarity
 from .evaluation import METRICS, Evidence, Metric, evaluate
 from .finetuning import Budget, StopRule, minimize, monitor
@@ -99,13 +99,11 @@ __all__ = [
   'perturb',
   'perturb_images',
   'pixel_change',
-  'plan_pairs',
   'predict',
   'random_topk_mask',
   'randomk_mask',
   'reestimate',
   'reinitialize',
-  'require_measurable',
   'similarity',
   'split_forget',
   'stateless',

@@ -280,6 +280,23 @@ def pair_degree(
 
   Raises:
     InputError: a training that diverged.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> labels = np.arange(32) % 2
+    >>> images = np.full((32, 4, 4, 1), 255) * (1 - labels)[:, None, None, None]
+    >>> every = Examples.of(images, labels)
+    >>> splits = Splits.of(every, np.arange(16), every)
+    >>> model = stateless(lambda w, x: w * (x.mean((1, 2, 3)) - 99)[:, None])
+    >>> right = ModelState(np.array([1.0, -1.0]))
+    >>> wrong = ModelState(-right.params)
+    >>> plan = plan_pairs(jax.random.key(0), splits)
+    >>> settings = GeneratorSettings(epochs=1, batch_size=8, width=2)
+    >>> with parallel.use(jax.devices()[:1]):
+    ...   found = pair_degree(plan.key, model, right, wrong, plan.known,
+    ...                       settings)
+    >>> found.values
+    [1.0, 1.0, 1.0, 1.0, 1.0]
   """
   clean = [predict(model, state, sets.every) for state in (source, other)]
   tell = on_epoch or (lambda seed, epoch: None)

@@ -10,7 +10,7 @@ import signal
 import processes
 import pytest
 
-FEW = ('--strategies=top_k(examples=24)',)
+FEW = ('--strategies=finetune',)
 
 
 def ended(started, logs, seconds=60):
