@@ -1,94 +1,36 @@
-"""What a command can be told: frozen dataclasses, and flags made of them.
+"""What a command can be told, as frozen dataclasses; `settings` makes flags.
 
-A field says its default, its help, and what it may be. Flags, ranges, help
-texts, JSON and keys are made of that here and nowhere else.
+A field says its default, its help, and what it may be.
 """
 
-from collections.abc import Iterator
 import dataclasses
-import hashlib
 import math
-import types
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from absl import flags
-import msgspec
-
+from experiments.settings import (
+  COUNT,
+  RATE,
+  SHARE,
+  WHOLE,
+  FlagError,
+  Range,
+  key,
+  setting,
+)
 from unlearn_jax import models
-from unlearn_jax.base import InputError, shown
+from unlearn_jax.base import InputError
 from unlearn_jax.finetuning import Budget
 from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
 from unlearn_jax.strategies import (
   FACTORIES,
   Chosen,
-  closest,
   parse,
   signature,
 )
 
-T = TypeVar('T')
 _MOST = 2**31 - 1  # of what is counted on the devices
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
-
-
-class FlagError(InputError):
-  """A flag whose value is not allowed."""
-
-  def __init__(self, name: str, value: Any, allowed: str):
-    super().__init__(f'--{name}={shown(value)}, allowed: {allowed}')
-
-  def __reduce__(self):
-    return InputError, (str(self),)  # As another process sees it.
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """What a number may be; ends that are None are not there."""
-
-  least: float | None = None
-  most: float | None = None
-  above: float | None = None
-  below: float | None = None
-
-  def holds(self, value: float) -> bool:
-    """Whether the value is inside; NaN and infinity never are."""
-    return (
-      abs(value) < math.inf  # Integers of any length are not too large.
-      and (self.least is None or value >= self.least)
-      and (self.most is None or value <= self.most)
-      and (self.above is None or value > self.above)
-      and (self.below is None or value < self.below)
-    )
-
-  def __str__(self) -> str:
-    """As a sentence has it.
-
-    Example:
-      >>> print(Range(1), Range(1, 9), Range(above=0, below=1), sep='; ')
-      1 or more; 1 to 9; above 0 and below 1
-    """
-    if self.least is not None and self.most is not None:
-      return f'{self.least} to {self.most}'
-    if self.least is not None:
-      return f'{self.least} or more'
-    ends = {'above': self.above, 'below': self.below, 'at most': self.most}
-    known = [f'{word} {end}' for word, end in ends.items() if end is not None]
-    return ' and '.join(known) or 'a finite number'
-
-
-COUNT, WHOLE = Range(1, _MOST), Range(0, _MOST)
-SHARE, RATE = Range(above=0, below=1), Range(above=0, below=1)
-ANY = Range()
-
-
-def setting(
-  default: Any, text: str, allowed: Range | tuple[str, ...] | None = None
-) -> Any:
-  """A field: its default, its help, and what it may be."""
-  return dataclasses.field(
-    default=default, metadata={'help': text, 'allowed': allowed}
-  )
 
 
 def _by(field: str) -> str:
@@ -417,82 +359,6 @@ class Study:
 _OWN = (Archives, Engine, Processes)
 
 
-def fields(kind: type) -> Iterator[tuple[str, dataclasses.Field, Any]]:
-  """(name, field, type) of every setting of a dataclass, sections flattened."""
-  hints = get_type_hints(kind)
-  for field in dataclasses.fields(kind):
-    if dataclasses.is_dataclass(hints[field.name]):
-      yield from fields(hints[field.name])
-    else:
-      yield field.name, field, hints[field.name]
-
-
-def define(kind: type, own: flags.FlagValues = flags.FLAGS) -> None:
-  """An absl flag for every setting of a dataclass."""
-  defines = {
-    bool: flags.DEFINE_bool,
-    int: flags.DEFINE_integer,
-    float: flags.DEFINE_float,
-    str: flags.DEFINE_string,
-  }
-  for name, field, hint in fields(kind):
-    make: Any = defines[_plain(hint)]
-    make(name, field.default, field.metadata['help'], flag_values=own)
-
-
-def _plain(hint: Any) -> type:
-  """`int` of `int | None`."""
-  if get_origin(hint) is types.UnionType:
-    (hint,) = [kind for kind in get_args(hint) if kind is not type(None)]
-  return hint
-
-
-def read(kind: type[T], own: flags.FlagValues = flags.FLAGS) -> T:
-  """The dataclass that the flags say, every setting checked."""
-  values = {}
-  for field in dataclasses.fields(kind):  # type: ignore[arg-type]
-    hint = get_type_hints(kind)[field.name]
-    if dataclasses.is_dataclass(hint):
-      values[field.name] = read(hint, own)  # type: ignore[arg-type]
-    else:
-      values[field.name] = _checked(field, getattr(own, field.name))
-  return kind(**values)
-
-
-def _checked(field: dataclasses.Field, value: Any) -> Any:
-  if isinstance(value, str):
-    try:
-      value.encode()  # As reports and keys have it.
-    except UnicodeEncodeError:
-      raise FlagError(field.name, value, 'text in UTF-8') from None
-  allowed = field.metadata['allowed']
-  if value is None or allowed is None:
-    return value
-  if isinstance(allowed, Range):
-    if not allowed.holds(value):
-      raise FlagError(field.name, value, str(allowed))
-  elif value not in allowed:
-    raise FlagError(field.name, value, closest(value, allowed))
-  return value
-
-
-def names(kind: type) -> list[str]:
-  """The flags of a dataclass."""
-  return [name for name, _, _ in fields(kind)]
-
-
-def flat(config: Any) -> dict[str, Any]:
-  """Every setting by its flag's name, in JSON's types."""
-  found: dict[str, Any] = {}
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      found |= flat(value)
-    else:
-      found[field.name] = value
-  return found
-
-
 def agreed(config: Any) -> str:
   """What has to be alike in all processes of a run, as a short text."""
   shared = {
@@ -501,14 +367,3 @@ def agreed(config: Any) -> str:
     if not isinstance(getattr(config, field.name), _OWN)
   }
   return key(shared)
-
-
-def key(value: Any) -> str:
-  """Twelve hex digits of a value in JSON's types, or of dataclasses.
-
-  Example:
-    >>> key({'a': 1, 'b': 2.0}) == key({'b': 2.0, 'a': 1})
-    True
-  """
-  text = msgspec.json.encode(value, order='deterministic')
-  return hashlib.sha256(text).hexdigest()[:12]

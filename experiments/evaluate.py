@@ -16,8 +16,8 @@ import json
 import pathlib
 
 from experiments import config
-from experiments.config import FlagError, setting
 from experiments.runtime import binary
+from experiments.settings import FlagError, setting
 from experiments.study import lineage
 from unlearn_jax.evaluation import evaluate
 

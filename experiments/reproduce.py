@@ -15,7 +15,7 @@ from experiments import config
 from experiments.config import FlagError, Range, setting
 from experiments.reproduction import computing, page, paper, presets
 from experiments.reproduction.presets import FIRST_SWEEP_SEED, PRESETS
-from experiments.reproduction.tally import Tally
+from experiments.reproduction.series import Numbers
 from experiments.runtime import binary
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import closest
@@ -65,10 +65,14 @@ def main(asked: Reproduce) -> None:
   plans = computing.planned(parts, root, own)
   wanted = computing.jobs(parts, plans)
   if asked.dry_run:
-    print('\n'.join(computing.listed(wanted)))
+    for key, (stage, artefacts) in wanted.items():
+      state = 'done' if stage.done() else ''
+      print(f'{key}  {state:4}  {stage.title}  [{",".join(artefacts)}]')
+    done = sum(job.stage.done() for job in wanted.values())
+    print(f'{len(wanted)} stages, {done} done')
     return
   found = computing.compute(wanted, plans, workdir)
-  print(f'Page: {page.write(Tally(preset, only, found), wanted, root)}')
+  print(f'Page: {page.write(Numbers(preset, only, found), wanted, root)}')
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import dataclasses
 
 from experiments.report import rendering
 from experiments.report.sections import Section
-from experiments.reproduction import counting
+from experiments.reproduction import paper
 from experiments.runtime import binary
 
 
@@ -21,7 +21,7 @@ class Table1:
 def section() -> Section:
   """The table below its title."""
   title = 'Parameters perturbed; in brackets the paper’s Table I'
-  return Section(title, tables=[counting.table()])
+  return Section(title, tables=[paper.table_1()])
 
 
 def main(asked: Table1) -> None:

@@ -13,8 +13,8 @@ shares, what one of them trained the other does not train again.
 import dataclasses
 
 from experiments import config
-from experiments.config import setting
 from experiments.runtime import binary
+from experiments.settings import setting
 from experiments.study import planning, study
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import parse

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 import running
 
-from experiments import config, evaluate, reproduce, table1, train
-from experiments.config import Range, Study
+from experiments import config, evaluate, reproduce, settings, table1, train
+from experiments.config import Study
+from experiments.settings import Range
 from unlearn_jax import recipes
 from unlearn_jax.base import InputError
 from unlearn_jax.strategies import FACTORIES, signature
@@ -33,8 +34,8 @@ PARSED = {'strategies', 'max_perturbation', 'cap'}
 def wrong_values():
   """A flag, a value that is not allowed, and what is said to be."""
   found = []
-  for name, field, hint in config.fields(Study):
-    allowed, kind = field.metadata['allowed'], config._plain(hint)
+  for name, field, hint in settings.fields(Study):
+    allowed, kind = field.metadata['allowed'], settings._plain(hint)
     if isinstance(allowed, Range):
       outside = []
       if allowed.least is not None:
@@ -72,12 +73,12 @@ def test_what_is_not_allowed_is_one_line_that_says_what_is(
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_setting_has_a_help_a_flag_and_its_default(kind):
   own = flags.FlagValues()
-  config.define(kind, own)
+  settings.define(kind, own)
   own([kind.__name__])
-  assert config.read(kind, own) == kind()
-  names = config.names(kind)
+  assert settings.read(kind, own) == kind()
+  names = settings.names(kind)
   assert len(set(names)) == len(names) and set(names) == set(own)
-  for name, field, _ in config.fields(kind):
+  for name, field, _ in settings.fields(kind):
     words = field.metadata['help']
     assert len(words) > 5 and words.endswith(('.', 'standard)')), name
     assert own[name].help == words and own[name].default == field.default
@@ -85,8 +86,8 @@ def test_every_setting_has_a_help_a_flag_and_its_default(kind):
 
 def changed(name):
   """A value of a flag of `Study` that is allowed and not the default."""
-  field, hint = next((f, h) for n, f, h in config.fields(Study) if n == name)
-  allowed, kind = field.metadata['allowed'], config._plain(hint)
+  field, hint = next((f, h) for n, f, h in settings.fields(Study) if n == name)
+  allowed, kind = field.metadata['allowed'], settings._plain(hint)
   if kind is bool:
     return not field.default
   if kind is str:
@@ -96,30 +97,32 @@ def changed(name):
   return 7 if kind is int else 0.25
 
 
-@pytest.mark.parametrize('name', config.names(Study))
+@pytest.mark.parametrize('name', settings.names(Study))
 def test_a_flag_sets_its_own_field_only_and_is_in_json_by_its_name(name):
-  value, plain = changed(name), config.flat(Study())
+  value, plain = changed(name), settings.flat(Study())
   study = running.study(**{name: value})
-  assert config.flat(study) == {**plain, name: value}
-  assert list(plain) == config.names(Study)
-  text = msgspec.json.encode(config.flat(study))
+  assert settings.flat(study) == {**plain, name: value}
+  assert list(plain) == settings.names(Study)
+  text = msgspec.json.encode(settings.flat(study))
   assert msgspec.json.decode(text) == {**plain, name: value}
-  assert config.key(study) != config.key(Study())
+  assert settings.key(study) != settings.key(Study())
   # Processes of a run may differ in what no result depends on, only.
   own = {
     row
     for kind in (config.Archives, config.Engine, config.Processes)
-    for row in config.names(kind)
+    for row in settings.names(kind)
   }
   same = config.agreed(study) == config.agreed(Study())
   assert same == (name in own)
 
 
 def test_keys_are_of_values_not_of_their_order():
-  assert config.key({'a': 1, 'b': [2.0]}) == config.key({'b': [2.0], 'a': 1})
-  assert config.key({'a': 1}) != config.key({'a': 2})
-  assert config.key({'a': 1}) != config.key({'b': 1})
-  assert re.fullmatch('[0-9a-f]{12}', config.key(Study()))
+  assert settings.key({'a': 1, 'b': [2.0]}) == settings.key(
+    {'b': [2.0], 'a': 1}
+  )
+  assert settings.key({'a': 1}) != settings.key({'a': 2})
+  assert settings.key({'a': 1}) != settings.key({'b': 1})
+  assert re.fullmatch('[0-9a-f]{12}', settings.key(Study()))
 
 
 def test_a_recipe_gives_way_to_what_is_given():
@@ -163,7 +166,7 @@ def test_settings_of_the_generators_are_what_the_flags_say():
 )
 def test_bad_bounds_and_caps_are_named(flag, allowed):
   name, value = flag.split('=')
-  with pytest.raises(config.FlagError) as refused:
+  with pytest.raises(settings.FlagError) as refused:
     assert running.study(**{name: value}).generators.settings
   assert str(refused.value).startswith(f'--{name}=')
   assert str(refused.value).endswith(f'allowed: {allowed}')
@@ -213,5 +216,5 @@ def test_help_shows_every_factory_and_what_it_is():
   for name, factory in FACTORIES.items():
     first = factory.__doc__.splitlines()[0]
     assert f'{signature(name, factory)}: {first}' in words
-  for name in config.names(Study):
+  for name in settings.names(Study):
     assert re.search(rf'--(\[no\])?{name}:', out), name

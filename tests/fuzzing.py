@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 from hypothesis import HealthCheck, settings
 
 from experiments import config, evaluate, reproduce, train, unlearn
+from experiments import settings as flagged
 from experiments.runtime import binary, distributed, process
 from experiments.study import results
 from experiments.workdir.directory import Workdir
@@ -136,8 +137,8 @@ def run_binary(name, arguments, whole=False):
   It ends where computing would begin; with `whole`, where reporting would.
   """
   main, kind = BINARIES[name]
-  own, read = absl_flags.FlagValues(), config.read
-  config.define(kind, own)
+  own, read = absl_flags.FlagValues(), flagged.read
+  flagged.define(kind, own)
   absl_flags.DEFINE_string('flagfile', '', 'absl’s.', flag_values=own)
   if not absl_flags.FLAGS.is_parsed():
     absl_flags.FLAGS.mark_as_parsed()
@@ -149,7 +150,7 @@ def run_binary(name, arguments, whole=False):
       )
     for room, thing, value in (
       (absl_flags, 'FLAGS', own),
-      (config, 'read', lambda kind, _=None: read(kind, own)),
+      (flagged, 'read', lambda kind, _=None: read(kind, own)),
       (process, 'prepare', lambda: None),
       (sys, 'argv', ['binary', *arguments]),
     ):

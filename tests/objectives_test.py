@@ -1,5 +1,6 @@
 """Weighted terms, a stranger's strategies, and what a training is told."""
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -224,7 +225,7 @@ def test_d_ul_never_enters_the_running_statistics():
     'sum': jnp.float32(0)
   })  # fmt: skip
   with parallel.use(jax.devices()[:1]):
-    fit = finetuning.finetune(
+    fit = helpers.finetune(
       jax.random.key(1), model, state, splits,
       teacher=state, epochs=1, batch_size=16, js_weight=0.5,
     )  # fmt: skip

@@ -5,7 +5,9 @@ import dataclasses
 import functools
 import io
 import json
+import pathlib
 import re
+import tomllib
 from types import SimpleNamespace as Own
 
 import helpers
@@ -18,21 +20,21 @@ from experiments.config import FlagError
 from experiments.report import rendering
 from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
 from experiments.reproduction import (
-  judgements,
   page,
   paper,
   presets,
+  series,
   statements,
-  sweeping,
-  tally,
 )
-from experiments.reproduction.judgements import UNDECIDED
-from experiments.reproduction.presets import PRESETS, ROWS, Name
-from experiments.reproduction.tally import NULL, Tally
+from experiments.reproduction.paper import ROWS
+from experiments.reproduction.presets import PRESETS, Name, Place
+from experiments.reproduction.series import NULL, Numbers
+from experiments.reproduction.statements import UNDECIDED
 from experiments.study.results import Outcome, Results
 from experiments.workdir.finished import Epoch, Record
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError
+from unlearn_jax.metrics import Interval
 
 SMOKE = PRESETS['smoke']
 DIGITS = SMOKE.problems[0]
@@ -105,7 +107,6 @@ def test_the_papers_numbers_are_its_own():
   sums = [round(sum(column), 2) for column in zip(*cells)]
   assert sums == [2332.66, 2728.79, 2447.96, 16870.7]
   assert paper.acceleration(0.05, 'top_k') == pytest.approx(1190.15 / 76.97)
-  assert paper.acceleration(0.05, 'finetune') is None
 
 
 class Made:
@@ -154,7 +155,7 @@ class Made:
     stop = None if (row, name.fraction, seed) in self.never else 1
     return Outcome(values, Record(history), stop, None)
 
-  def tally(self):
+  def numbers(self):
     only = tuple(a for a in EVERYTHING if a != 'fig4')
     found = {}
     for name, part in presets.studies(self.preset, only).items():
@@ -174,7 +175,7 @@ class Made:
         pairs = {(t, False): self.pair(seed, r) for t, (r, _) in rows.items()}
         runs.append(Own(seed=seed, degrees=[pairs]))
       found[name] = Results(Own(runs=runs), outcomes, {})
-    return Tally(self.preset, only, found)
+    return Numbers(self.preset, only, found)
 
   def pair(self, seed, row):
     degree = self.SAID[row][5] + 0.001 * seed * (1 + [*self.SAID].index(row))
@@ -184,9 +185,9 @@ class Made:
 
 @pytest.fixture(autouse=True)
 def pairs_that_are_made_up(monkeypatch):
-  read = tally.degrees.read
+  read = series.degrees.read
   monkeypatch.setattr(
-    tally.degrees,
+    series.degrees,
     'read',
     lambda own: own if hasattr(own, 'generators') else read(own),
   )
@@ -194,7 +195,9 @@ def pairs_that_are_made_up(monkeypatch):
 
 def judged(made, artefact):
   """Verdicts by statement."""
-  found = [j for j in statements.judge(made.tally()) if j.artefact == artefact]
+  found = [
+    j for j in statements.judge(made.numbers()) if j.artefact == artefact
+  ]
   known = [own for own in found if 'numbers of its rows' not in own.statement]
   return {own.statement: own.verdict for own in known}
 
@@ -262,7 +265,7 @@ def test_the_papers_own_numbers_would_be_reproduced(printed):
 
 @pytest.mark.parametrize('field', paper.Cells._fields)
 def test_a_mistyped_number_is_not_reproduced(printed, monkeypatch, field):
-  wrong, made = paper.TABLE_2[0.15]['eu_10'], printed.tally()
+  wrong, made = paper.TABLE_2[0.15]['eu_10'], printed.numbers()
   wrong = wrong._replace(**{field: 1.1 * getattr(wrong, field)})
   monkeypatch.setitem(paper.TABLE_2[0.15], 'eu_10', wrong)
   found = [j for j in statements.judge(made) if j.verdict == NOT_REPRODUCED]
@@ -278,22 +281,62 @@ def test_a_speed_that_is_cut_off_is_no_number(printed):
 
 
 def test_the_arrow_is_at_the_lowest_gap():
-  made = Made().tally()
-  assert page.gap_marks(made, DIGITS, FEW) == {'random_k': '↓'}
+  made = Made().numbers()
+  assert page.gap_marks(made, Place(DIGITS, FEW)) == {'random_k': '↓'}
   # Lower on average, but not by more than seeds are apart.
   own = made.found[Name('table', DIGITS.name, FEW)].outcomes
   gaps = {'top_k': (0.12, 0.06, 0.1), 'random_k': (0.1, 0.11, 0.1)}
   for row, values in gaps.items():
     for outcome, gap in zip(own[SMOKE.spelled(DIGITS, row)], values):
       outcome.values['gap_to_retrained'] = gap
-  marks = page.gap_marks(made, DIGITS, FEW)
+  marks = page.gap_marks(made, Place(DIGITS, FEW))
   assert marks['top_k'] == '↓' and marks['random_k'] == '(↓)'
+
+
+def test_how_numbers_are_written():
+  shown, sign = statements.shown, statements.sign
+  above = Interval(0.5, 0.25, 0.75, 3)
+  assert shown(above) == '50.0 points [25.0, 75.0]' and sign(above) == 1
+  assert shown(above, 's') == '0.50 s [0.25, 0.75]'
+  assert shown(Interval(0.5, None, None, 1)) == '50.0 points, one seed'
+  assert sign(Interval(0.5, 0.5, 0.5, 2)) == 0
+  assert sign(Interval(-0.5, -0.75, -0.25, 3)) == -1
+  option = {'rule': 'scale', 'epsilon': -1.0}
+  assert statements.describe(option) == 'rule scale, ε −1'
+  assert page.cell({0: 0.5}, 'test_accuracy') == '50.0'
+  assert page.cell(QUARTER | {1: 0.27}, 'test_accuracy') == '26.0 ± 12.7'
+  assert page.cell({}, 'test_accuracy') == '–'
+  found = series.difference({0: 1.0, 1: 3.0}, {1: 1.0, 2: 9.0})
+  assert (found.mean, found.size) == (2.0, 1)
+
+
+def unread(written, read):
+  """Names in a data file that nobody reads, misspelled ones for instance."""
+  if isinstance(written, list):
+    both = zip(written, read, strict=True)
+    return [name for pair in both for name in unread(*pair)]
+  if not isinstance(written, dict) or isinstance(read, dict):
+    return []  # Names of parameters and differences are free.
+  known = {f.name for f in dataclasses.fields(read)} & written.keys()
+  inner = [unread(written[name], getattr(read, name)) for name in known]
+  return sum(inner, sorted(written.keys() - known))
+
+
+def test_all_that_presets_and_statements_say_is_read():
+  folder = pathlib.Path(presets.__file__).parent
+  for name, own in tomllib.loads((folder / 'presets.toml').read_text()).items():
+    assert not unread(own, PRESETS[name])
+    assert unread({**own, 'curve_epoch': 1}, PRESETS[name]) == ['curve_epoch']
+  orders = tomllib.loads((folder / 'statements.toml').read_text())
+  for artefact, every in orders.items():
+    assert not unread(every, statements.ORDERS[artefact])
+  assert {*COUNTS} <= {*orders, 'fig5'} and {*orders} <= {*EVERYTHING}
 
 
 def test_table_1_is_the_papers_to_its_last_digit():
   found = list(statements.table_1(None, None))
   assert len(found) == 12
-  assert {judgement.verdict for judgement in found} == {REPRODUCED}
+  assert {verdict for _, (verdict, _) in found} == {REPRODUCED}
   assert statements.says('0.558M', 558_999)
   assert not statements.says('0.558M', 559_001)
 
@@ -332,13 +375,13 @@ ORDERS = {
 @pytest.mark.parametrize('evidence', ORDERS)
 def test_an_order(evidence):
   verdict, *sides = ORDERS[evidence]
-  found = judgements.ordering('fig1', 'a is above b', dict(zip('ab', sides)))
-  assert found.verdict == verdict and found.evidence.startswith(evidence)
-  assert found.evidence.endswith('clear of 2') == evidence.startswith('b')
+  found, text = statements.ordering(dict(zip('ab', sides)))
+  assert found == verdict and text.startswith(evidence)
+  assert text.endswith('clear of 2') == evidence.startswith('b')
 
 
 @pytest.mark.parametrize(
-  'series, why_not, verdict',
+  'ours, why_not, verdict',
   [
     ({0: 79.9, 1: 80.1}, '', REPRODUCED),  # 80 ± 1.27
     ({0: 89.9, 1: 90.1}, '', NOT_REPRODUCED),
@@ -350,10 +393,9 @@ def test_an_order(evidence):
     ({0: 79.9, 1: 80.1}, 'another data set', UNDECIDED),
   ],
 )
-def test_a_number(series, why_not, verdict):
-  found = judgements.number('table2', 'x', 80.0, series, 5.0, '%', why_not)
-  assert found.verdict == verdict and found.statement == 'x: 80 %'
-  assert found.evidence.endswith(why_not)
+def test_a_number(ours, why_not, verdict):
+  found, text = statements.number(ours, 80.0, 5.0, '%', why_not)
+  assert found == verdict and text.endswith(why_not)
 
 
 def test_the_best_of_many_ks_is_corrected_for_how_many_there_are():
@@ -361,13 +403,13 @@ def test_the_best_of_many_ks_is_corrected_for_how_many_there_are():
   # 0.10 ± 0.087 by itself: t(0.975, 2) = 4.303, s = 0.035, √3. Of twenty, the
   # half-width is 0.41: t(0.99875, 2) = 19.96.
   gain = {0: 0.065, 1: 0.10, 2: 0.135}
-  k, interval = tally.best_k({0: zero, 45: gain})
+  k, interval = series.best_k({0: zero, 45: gain})
   assert k == 45
   assert interval.low == pytest.approx(0.1 - 0.0869, abs=1e-3)
   flat = {k: zero for k in range(1, 20)}
-  k, interval = tally.best_k({0: zero, **flat, 45: gain})
+  k, interval = series.best_k({0: zero, **flat, 45: gain})
   assert k == 45 and interval.low == pytest.approx(0.1 - 0.404, abs=5e-3)
-  assert tally.best_k({0: zero}) is None
+  assert series.best_k({0: zero}) is None
 
 
 GAPS = {
@@ -380,22 +422,37 @@ GAPS = {
 
 @pytest.mark.parametrize('said', GAPS)
 def test_a_default_changes_only_where_another_is_resolvably_closer(said):
-  own, other = ({sweeping.GAP: gaps} for gaps in GAPS[said])
-  change = tally.difference(*GAPS[said][::-1])
-  tried = [sweeping.Point('λ 0.1', True, own, None)]
-  tried.append(sweeping.Point('λ 0', False, other, change))
-  text = sweeping.conclusion(presets.SWEEPS[2], tried)
+  own, other = ({statements.GAP: gaps} for gaps in GAPS[said])
+  change = series.difference(*GAPS[said][::-1])
+  tried = [statements.Point('λ 0.1', True, own, None)]
+  tried.append(statements.Point('λ 0', False, other, change))
+  text = statements.conclusion(PRESETS['paper'].sweeps[2], tried)
   assert text.startswith(f'λ: {said}')
   assert ('should change' in text) == said.startswith('λ 0 is')
+
+
+def test_a_sweep_is_corrected_for_how_many_settings_there_are(monkeypatch):
+  # As above, 0.10 ± 0.087 by itself; of three, t(1 − 0.05 / 6, 2) = 7.649.
+  gaps = {0: 0.065, 1: 0.10, 2: 0.135}
+  monkeypatch.setattr(
+    statements,
+    'columns',
+    lambda found, sweep, text: {
+      statements.GAP: dict.fromkeys(SEEDS, 0.0) if text == 'top_k' else gaps
+    },
+  )
+  preset = PRESETS['paper']
+  tried = statements.points(Numbers(preset, (), {}), preset.sweeps[0])
+  assert [point.default for point in tried] == [True, False, False, False]
+  changes = [point.change for point in tried[1:]]
+  assert [own.low for own in changes] == pytest.approx([-0.0546] * 3, abs=1e-3)
 
 
 @pytest.fixture(scope='module')
 def toy(tmp_path_factory):
   """A preset of seconds, of which one setting diverges."""
   path = helpers.stripes_file(tmp_path_factory.mktemp('data'))
-  problem = presets.Problem(
-    f'npz:{path}', 'cnn', 5, 4, fractions=(0.2,), shows=EVERYTHING
-  )
+  problem = presets.Problem(f'npz:{path}', 'cnn', 5, 4, fractions=(0.2,))
   return dataclasses.replace(
     SMOKE,
     name='toy',
@@ -472,3 +529,8 @@ def test_bad_input_is_refused_before_anything_is_written(toy, tmp_path):
   (tmp_path / 'mine.txt').write_text('x')
   with pytest.raises(InputError, match='an empty directory or one of this'):
     run(toy, tmp_path)
+  # No flag that this command does not have.
+  large = config.Training('paper', 5, 0.01, False, 10**6)
+  large = dataclasses.replace(toy, training=large)
+  with pytest.raises(InputError, match='^[^-]*-cnn: batch_size=1000000, allow'):
+    run(large, tmp_path / 'new')

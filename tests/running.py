@@ -7,7 +7,7 @@ import sys
 from absl import flags
 import jax
 
-from experiments import config, evaluate, train, unlearn
+from experiments import config, evaluate, settings, train, unlearn
 from experiments.runtime import binary
 from unlearn_jax import parallel
 
@@ -21,7 +21,7 @@ KINDS = {
 @contextlib.contextmanager
 def _own_flags(kind):
   """Takes away flags of these names, and gives them back."""
-  names = config.names(kind)
+  names = settings.names(kind)
   kept = {name: flags.FLAGS[name] for name in names if name in flags.FLAGS}
   for name in kept:
     delattr(flags.FLAGS, name)
@@ -74,9 +74,9 @@ def refused(name, *arguments, status=None, devices=1):
 def study(*arguments, **values):
   """The `Study` that flags make."""
   own = flags.FlagValues()
-  config.define(config.Study, own)
+  settings.define(config.Study, own)
   own(['unlearn', *arguments, *(f'--{n}={v}' for n, v in values.items())])
-  return config.read(config.Study, own)
+  return settings.read(config.Study, own)
 
 
 def training(data_file, workdir, *more):

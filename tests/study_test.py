@@ -26,7 +26,7 @@ import optax
 import pytest
 import running
 
-from experiments import config
+from experiments import config, settings
 from experiments.runtime.progress import Silent
 from experiments.study import (
   engine,
@@ -166,7 +166,7 @@ def names():
 
 
 def test_every_flag_is_in_the_table():
-  assert set(config.names(config.Study)) == {*DEPENDS, *OTHERS}
+  assert set(settings.names(config.Study)) == {*DEPENDS, *OTHERS}
 
 
 @pytest.mark.parametrize('flag', DEPENDS)

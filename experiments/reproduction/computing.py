@@ -13,6 +13,7 @@ from experiments.study.results import Results
 from experiments.study.stages import Stage
 from experiments.workdir.directory import Workdir
 from unlearn_jax import checkpoints
+from unlearn_jax.base import InputError
 
 
 class Job(NamedTuple):
@@ -25,20 +26,15 @@ class Job(NamedTuple):
 def planned(
   parts: Mapping[Name, Part], root: pathlib.Path, settings: Mapping[str, Any]
 ) -> dict[Name, Plan]:
-  """The stages of every study; data are loaded, nothing is written.
-
-  Args:
-    parts: the studies.
-    root: the work directory; each problem has one of its own below it.
-    settings: fields of each study that say where and by whom, not what.
-
-  Raises:
-    InputError: data or a directory that cannot be used.
-  """
+  """The stages of every study, whose `settings` say where and by whom."""
   plans = {}
   for name, part in parts.items():
     own = dataclasses.replace(part.study, **settings)
-    plans[name] = planning.plan(own, root / name.problem)
+    try:
+      plans[name] = planning.plan(own, root / name.problem)
+    except InputError as error:  # It names a study's flag, not one of ours.
+      text = str(error).removeprefix('--')
+      raise InputError(f'{name.problem}: {text}') from error
   return plans
 
 
@@ -49,48 +45,23 @@ def jobs(
   found: dict[str, Job] = {}
   for name, plan in plans.items():
     for stage in plan.stages:
+      words = [name.problem]
+      if stage.depends['kind'] != 'source':  # It serves every share.
+        words.append(f'{100 * name.fraction:g} %')
+        words += ['no stop'] if name.kind in ('curve', 'k') else []
+      title = ' · '.join([*words, stage.title])
       # What fails is named on the page, and the rest is done.
-      titled = dataclasses.replace(
-        stage, title=_title(name, stage), required=False
-      )
-      job = found.setdefault(stage.key, Job(titled, ()))
+      own = dataclasses.replace(stage, title=title, required=False)
+      job = found.setdefault(stage.key, Job(own, ()))
       serves = dict.fromkeys((*job.artefacts, *parts[name].artefacts))
       found[stage.key] = job._replace(artefacts=tuple(serves))
   return found
 
 
-def _title(name: Name, stage: Stage) -> str:
-  words = [name.problem]
-  if stage.depends['kind'] != 'source':  # It serves every share.
-    words.append(f'{100 * name.fraction:g} %')
-    words += ['no stop'] if name.kind in ('curve', 'k') else []
-  return ' · '.join([*words, stage.title])
-
-
-def listed(wanted: Mapping[str, Job]) -> list[str]:
-  """A line a stage for whoever wants to know what would be done."""
-  lines, done = [], 0
-  for key, (stage, artefacts) in wanted.items():
-    state = 'done' if stage.done() else ''
-    lines.append(f'{key}  {state:4}  {stage.title}  [{",".join(artefacts)}]')
-    done += stage.done()
-  return [*lines, f'{len(wanted)} stages, {done} done']
-
-
 def compute(
   wanted: Mapping[str, Job], plans: Mapping[Name, Plan], workdir: Workdir
 ) -> dict[Name, Results]:
-  """Carries out what is not done, and measures what came out.
-
-  Args:
-    wanted: the stages.
-    plans: the studies.
-    workdir: of all of them.
-
-  Raises:
-    InputError: a directory or data that cannot be used.
-    Stopped: the program was asked to end; the same command goes on.
-  """
+  """Carries out what is not done, and measures what came out."""
   setups = {name.problem: plan.setup for name, plan in plans.items()}
   claimed = [workdir] + [
     Workdir(workdir.root / name, study.identity(setup))

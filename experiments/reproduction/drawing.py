@@ -1,8 +1,11 @@
 """The paper's figures, drawn of our numbers in the style of the report's."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+import itertools
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 from matplotlib import ticker
@@ -14,275 +17,207 @@ import numpy as np
 
 from experiments.report import degree, figures
 from experiments.report.figures import BLACK, GREY, Bar
-from experiments.reproduction import judgements, sweeping, tally
-from experiments.reproduction.presets import CURVES, ROWS, Problem, label
-from experiments.reproduction.sweeping import GAP
-from experiments.reproduction.tally import Series, Tally
+from experiments.reproduction import paper, series, statements
+from experiments.reproduction.paper import FIGURES
+from experiments.reproduction.presets import GRANULARITIES
+from experiments.reproduction.series import Numbers, Series
+from experiments.reproduction.statements import GAP
 from experiments.study import degrees
+from experiments.study.degree_results import degree_facts
 
-# Colour, marker, line style and name, the same in every figure.
-_LOOKS: dict[str, tuple[str, str, Any, str]] = {
-  'retrain': (BLACK, 'x', ':', label('retrain')),
-  'finetune': (GREY, 'v', (0, (4, 1)), label('finetune')),
-  'top_k': (figures.VERMILLION, 'o', '-', label('top_k')),
-  'random_k': (figures.BLUE, 's', '--', label('random_k')),
-  'random_top_k': (figures.PURPLE, 'D', '-.', label('random_top_k')),
-  'eu_5': (figures.GREEN, '<', '-', label('eu_5')),
-  'eu_10': (figures.GREEN, '>', '--', label('eu_10')),
-  'cf_5': (figures.ORANGE, '^', '-', label('cf_5')),
-  'cf_10': (figures.ORANGE, 'P', '--', label('cf_10')),
-  'scalar': (figures.VERMILLION, 'o', '-', 'K scalars'),
-  'leaf': (figures.SKY, 's', '--', 'K tensors'),
-  'retain_accuracy': (figures.BLUE, 's', '--', 'retained images'),
-  'forget_accuracy': (figures.VERMILLION, 'o', '-', 'forget set'),
-  'source': (BLACK, '', ':', 'source on test'),
-}
-_SHARE = 'share of D that is forgotten, %'
-_EPOCH = 'epoch of fine-tuning (0: perturbed)'
+LOOKS = FIGURES['looks']
 
 
-def _look(name: str) -> dict[str, Any]:
-  return dict(zip(('color', 'marker', 'linestyle'), _LOOKS[name]))
-
-
-class Panel(NamedTuple):
-  """A part of a figure.
-
-  Attributes:
-    title: above it.
-    xs: places of the columns; empty where something else is drawn.
-    lines: a series for each place, by a name of `_LOOKS`.
-  """
-
-  title: str
-  xs: Sequence[float] = ()
-  lines: Mapping[str, Sequence[Series]] = {}
+# A title, places, and for each a series, by a name of `LOOKS`.
+Panel = tuple[str, Sequence[float], Mapping[str, Sequence[Series]]]
 
 
 def _figure(
-  panels: Sequence[Panel],
-  size: tuple[int, float],
-  xlabel: str,
-  ylabel: str,
-  names: Sequence[str],
-  more: Sequence[Line2D] = (),
+  artefact: str, panels: Sequence[Panel], *more: Any
 ) -> tuple[Figure, list[Axes]]:
-  """Panels in rows of `size[0]`, `size[1]` inches high, below one legend."""
-  across = max(1, min(size[0], len(panels)))
+  """Panels in rows below one legend."""
+  own = FIGURES[artefact]
+  across = max(1, min(own['size'][0], len(panels)))
   down = math.ceil(len(panels) / across)
-  figure = figures.blank(figures.WIDTH, size[1] * down + 0.7)
+  figure = figures.blank(figures.WIDTH, own['size'][1] * down + 0.7)
   grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
-  for axes, panel in zip(grid, panels):
-    for name, columns in panel.lines.items():
-      _line(axes, panel.xs, columns, **_look(name))
-    small = 7.5 if panel.title.count('\n') > 1 else 8.5
-    axes.set_title(panel.title, loc='left', fontsize=small)
+  for axes, (title, xs, lines) in zip(grid, panels):
+    for name, columns in lines.items():
+      _line(axes, xs, columns, LOOKS[name])
+    small = 7.5 if title.count('\n') > 1 else 8.5
+    axes.set_title(title, loc='left', fontsize=small)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.grid(axis='y')
   for axes in grid[len(panels) :]:
     axes.remove()
   for axes in grid[: len(panels) : across]:
-    axes.set_ylabel(ylabel)
-  figure.supxlabel(xlabel, fontsize=8.5)
-  handles = [Line2D([], [], label=_LOOKS[n][3], **_look(n)) for n in names]
-  handles += more
-  where: dict[str, Any] = {'loc': 'outside upper center', 'handlelength': 2.8}
+    axes.set_ylabel(own['ylabel'])
+  figure.supxlabel(own['xlabel'], fontsize=8.5)
+  names = dict.fromkeys(name for *_, lines in panels for name in lines)
+  handles = [Line2D([], [], **LOOKS[name]) for name in names] + [*more]
+  where: Any = {'loc': 'outside upper center', 'handlelength': 2.8}
   figure.legend(handles=handles, ncols=min(4, len(handles)), **where)
   return figure, list(grid[: len(panels)])
 
 
 def _line(
-  axes: Axes, xs: Sequence[float], columns: Sequence[Series], **look: Any
-) -> None:
+  axes: Axes, xs: Sequence[float], columns: Sequence[Series], look: Any
+):
   """Means as a line, seeds as thin ones, 95 % intervals as a band.
 
   The axis fits the seeds; of two, an interval is easily ten times as wide.
   At a single x these are a marker, dots and a bar.
   """
-  known = [(x, i) for x, c in zip(xs, columns) if (i := tally.interval(c))]
+  known = [(x, i) for x, c in zip(xs, columns) if (i := series.interval(c))]
   if not known:
     return
-  alone, color = len(known) == 1, look['color']
-  if alone:
-    look['marker'] = look.get('marker') or '_'
-  every = max(1, len(xs) // 8)
-  means = [100 * i.mean for _, i in known]
-  axes.plot([x for x, _ in known], means, markevery=every, **look)
-  thin: dict[str, Any] = {'color': color, 'linewidth': 0.5, 'alpha': 0.6}
+  thin: Any = {'color': look['color'], 'lw': 0.5, 'alpha': 0.6}
+  dots = thin
+  if len(known) == 1:
+    look = {**look, 'marker': look['marker'] or '_'}
+    dots = {**thin, 'marker': '.', 'markersize': 3}
+  means = [(x, 100 * i.mean) for x, i in known]
+  axes.plot(*zip(*means), markevery=max(1, len(xs) // 8), **look)
   for seed in sorted({seed for column in columns for seed in column}):
     own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
-    look_ = {**thin, 'marker': '.', 'markersize': 3} if alone else thin
-    axes.plot([x for x, _ in own], [y for _, y in own], **look_)
+    axes.plot(*zip(*own), **dots)
   low = [(x, 100 * i.low) for x, i in known if i.low is not None]
   high = [(x, 100 * i.high) for x, i in known if i.high is not None]
   # Unlike a patch or a line of `plot`, an artist leaves the axis alone.
   if len(low) == 1:
-    axes.add_artist(Line2D(*zip(*low, *high), **{**thin, 'linewidth': 1.0}))
+    axes.add_artist(Line2D(*zip(*low, *high), **{**thin, 'lw': 1.0}))
   elif low:
-    band: dict[str, Any] = {'color': color, 'alpha': 0.15, 'linewidth': 0}
+    band = {**thin, 'alpha': 0.15, 'lw': 0}
     axes.add_artist(Polygon([*low, *reversed(high)], **band))
 
 
-def _pairs(found: Tally, artefact: str) -> list[tuple[Problem, float]]:
-  problems = found.problems(artefact)
-  return [(p, fraction) for p in problems for fraction in p.fractions]
-
-
-def _figure_1(found: Tally) -> Figure:
+def _figure_1(found: Numbers) -> Figure:
   """Acc_RE and Acc_UL after Random-k, and the source's test accuracy."""
-  drawn = {
-    'retain_accuracy': ('random_k', 'retain_accuracy'),
-    'forget_accuracy': ('random_k', 'forget_accuracy'),
-    'source': ('source', 'test_accuracy'),
-  }
   panels = []
   for problem in found.problems('fig1'):
-    xs = [100 * fraction for fraction in problem.fractions]
     lines = {
-      name: [found.curve(problem, f, *what) for f in problem.fractions]
-      for name, what in drawn.items()
+      metric: [found.of('curve', at, row, metric) for at in problem.places]
+      for metric, row in FIGURES['fig1']['lines'].items()
     }
-    panels.append(Panel(problem.name, xs, lines))
-  figure, every = _figure(panels, (4, 2.1), _SHARE, 'accuracy, %', [*drawn])
-  for axes, panel in zip(every, panels):
-    axes.set_xticks(panel.xs)
+    xs = [100 * fraction for fraction in problem.fractions]
+    panels.append((problem.name, xs, lines))
+  figure, every = _figure('fig1', panels)
+  for axes, (_, xs, _) in zip(every, panels):
+    axes.set_xticks(xs)
   return figure
 
 
-def _figure_5(found: Tally) -> Figure:
+def _figure_4(found: Numbers) -> Figure:
+  """Images of D_UL before and after the generator of one pair."""
+  for at in found.places('fig4'):
+    for stage in found.pairs(at, 'top_k').values():
+      return degrees.grid(stage, found.classes(at))
+  return figures.message('No pair could be measured.')
+
+
+def _figure_5(found: Numbers) -> Figure:
   """Acc_RE − Acc_UL by K, as the difference to K = 0 of the same seed."""
   panels, spreads = [], []
-  for problem, fraction in _pairs(found, 'fig5'):
-    title, lines, ks = f'{problem.name}, {100 * fraction:g} %', {}, []
-    for name in ('scalar', 'leaf'):
-      series = found.of_k(problem, fraction, name)
-      zero = series[0]
-      lines[name] = {
-        k: {s: v - zero[s] for s, v in column.items() if s in zero}
-        for k, column in series.items()
-      }
-      ks += [k for k in series if k not in ks]
-      title += f'\n{_LOOKS[name][3]}: {_optimum(series)}'
-    values = list(zero.values())
-    spreads.append(100 * float(np.std(values, ddof=1)) if values[1:] else 0.0)
-    columns = {
-      n: [own.get(k, {}) for k in sorted(ks)] for n, own in lines.items()
+  for at in found.places('fig5'):
+    own = {g: found.of_k(at, g) for g in GRANULARITIES}
+    ks = sorted({k for by_k in own.values() for k in by_k})
+    lines = {
+      granularity: [series.minus(by_k.get(k, {}), by_k[0]) for k in ks]
+      for granularity, by_k in own.items()
     }
-    panels.append(Panel(title, sorted(ks), columns))
-  gray: dict[str, Any] = {'color': GREY, 'alpha': 0.3, 'linewidth': 6}
-  band = Line2D([], [], label='seed to seed: ± 1 SD of K = 0', **gray)
-  text = '(Acc_RE − Acc_UL) −\nthat of K = 0, points'
-  figure, every = _figure(
-    panels, (2, 2.0), 'K', text, ['scalar', 'leaf'], [band]
-  )
+    best = [f'{LOOKS[g]["label"]}: {_best(by_k)}' for g, by_k in own.items()]
+    panels.append(('\n'.join([f'{at}', *best]), ks, lines))
+    zero = list(own['leaf'][0].values())
+    spreads.append(100 * float(np.std(zero, ddof=1)) if zero[1:] else 0.0)
+  text = 'seed to seed: ± 1 SD of K = 0'
+  band = figures.key(text, color=GREY, alpha=0.3, linewidth=6)
+  figure, every = _figure('fig5', panels, band)
   for axes, spread in zip(every, spreads):
     axes.axhspan(-spread, spread, color=GREY, alpha=0.18, lw=0, zorder=0)
     axes.axhline(0, color=BLACK, linewidth=0.7)
   return figure
 
 
-def _optimum(series: Mapping[int, Series]) -> str:
-  best = tally.best_k(series)
+def _best(by_k: Mapping[int, Series]) -> str:
+  best = series.best_k(by_k)
   if best is None or best[1].low is None:
     return 'too few seeds'
-  above = judgements.sign(best[1]) > 0
+  above = statements.sign(best[1]) > 0
   return f'best K = {best[0]}' if above else 'no optimum resolved'
 
 
-def _by_epoch(
-  found: Tally,
-  title: str,
-  problem: Problem,
-  fraction: float,
-  part: str,
-  rows: Sequence[str],
-) -> Panel:
-  epochs = range(found.preset.curve_epochs + 1)
-  lines = {
-    row: [
-      found.curve(problem, fraction, row, f'{part}_accuracy', epoch)
-      for epoch in epochs
-    ]
-    for row in rows
-  }
-  return Panel(title, epochs, lines)
-
-
-def _figure_6(found: Tally) -> Figure:
-  """Acc_RE and Acc_UL by epoch, Top-K and Random-k, and the control."""
+def _by_epoch(found: Numbers, artefact: str) -> Figure:
+  """Accuracies of Top-K, Random-k, Random-TopK, and the control."""
+  own, epochs = FIGURES[artefact], range(found.preset.curve_epochs + 1)
   panels = []
-  for problem in found.problems('fig6'):
-    last = problem.fractions[-1]
-    for part, name in (('retain', 'D_RE'), ('forget', 'D_UL')):
-      title = f'{name}: {problem.name}, {100 * last:g} %'
-      panel = _by_epoch(found, title, problem, last, part, CURVES[:3])
-      panels.append(panel)
-  return _figure(panels, (2, 1.9), _EPOCH, 'accuracy, %', CURVES[:3])[0]
+  for problem in found.problems(artefact):
+    places = problem.places[-1:] if own['last'] else problem.places
+    for at, (title, metric) in itertools.product(places, own['panels'].items()):
+      lines = {
+        row: [found.of('curve', at, row, metric, epoch) for epoch in epochs]
+        for row in own['rows']
+      }
+      panels.append((title.format(place=at), epochs, lines))
+  return _figure(artefact, panels)[0]
 
 
-def _figure_7(found: Tally) -> Figure:
-  """Acceleration over Retrain by share forgotten, on a logarithmic axis."""
+def _figure_7(found: Numbers) -> Figure:
+  """Acceleration over Retrain by share forgotten, on a logarithmic axis.
+
+  Geometric means, hollow if they are bounds, and lines over the seeds' range:
+  an interval may reach below 0, which has no place there.
+  """
   problems = found.problems('fig7')
-  rows = [row for row in ROWS if row != 'retrain']
-  panels = [Panel(problem.name) for problem in problems]
-  text = 'speed, × Retrain (log scale)'
-  figure, every = _figure(panels, (2, 2.6), _SHARE, text, rows)
+  rows = [row for row in paper.ROWS if row != 'retrain']
+  panels = [(own.name, (), dict.fromkeys(rows, ())) for own in problems]
+  figure, every = _figure('fig7', panels)
   for axes, problem in zip(every, problems):
-    for place, row in enumerate(rows):
-      for number, fraction in enumerate(problem.fractions):
-        series = found.table(problem, fraction, row, 'acceleration')
-        x = number + 0.085 * (place - (len(rows) - 1) / 2)
-        _whisker(axes, x, series, row, found.cut_off(problem, fraction, row))
+    for (x, at), row in itertools.product(enumerate(problem.places), rows):
+      own = list(found.of('table', at, row, 'acceleration').values())
+      if not own:
+        continue
+      place = x + 0.085 * (rows.index(row) - (len(rows) - 1) / 2)
+      color, marker = LOOKS[row]['color'], LOOKS[row]['marker']
+      face = 'white' if found.cut_off(at, row) else color
+      axes.plot([place, place], [min(own), max(own)], color=color, lw=1.0)
+      look: Any = {'color': color, 'mfc': face, 'markersize': 4.5, 'zorder': 4}
+      axes.plot(place, np.exp(np.mean(np.log(own))), marker, **look)
     names = [f'{100 * fraction:g}' for fraction in problem.fractions]
     axes.set_xticks(range(len(names)), names)
     axes.axhline(1, color=BLACK, linewidth=0.7, linestyle=':')
     axes.set_yscale('log')
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f'{y:g}'))
+    axes.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
     axes.yaxis.set_minor_locator(ticker.NullLocator())
   return figure
 
 
-def _whisker(axes: Axes, x: float, series: Series, row: str, cut: bool) -> None:
-  """The mean, hollow if it is a bound, and a line over the seeds' range.
-
-  An interval may reach below 0, which has no place on this axis.
-  """
-  if not series:
-    return
-  values, look = list(series.values()), {**_look(row), 'linestyle': ''}
-  axes.plot([x, x], [min(values), max(values)], color=look['color'], lw=1.0)
-  if cut:
-    look['markerfacecolor'] = 'white'
-  mean = float(np.exp(np.mean(np.log(values))))
-  axes.plot([x], [mean], markersize=4.5, zorder=4, **look)
-
-
-def _figure_8(found: Tally) -> Figure:
-  """Acc_RE by epoch: Top-K, Random-k, Random-TopK, and the control."""
-  panels = []
-  for problem, fraction in _pairs(found, 'fig8'):
-    title = f'{problem.name}\n{100 * fraction:g} %'
-    panel = _by_epoch(found, title, problem, fraction, 'retain', CURVES)
-    panels.append(panel)
-  return _figure(panels, (4, 1.8), _EPOCH, 'Acc_RE, %', CURVES)[0]
+def _figure_9(found: Numbers) -> dict[str, Figure]:
+  """Unlearning degrees, a figure for each share; none if not whole."""
+  made = {}
+  for at in found.places('fig9'):
+    own = found.found.get(at.name('degree'))
+    names = {found.text(at, r): row.label for r, row in paper.ROWS.items()}
+    for facts in degree_facts(own.plan, own.errors) if own else ():
+      rows = [
+        dataclasses.replace(row, label=names[row.strategy])
+        for row in facts.rows
+      ]
+      facts = dataclasses.replace(facts, rows=rows)
+      figure = degree.bars(facts, len(found.classes(at)))
+      made[f'fig9_{100 * at.fraction:g}'] = figure
+  return made
 
 
-def _figure_4(found: Tally, problem: Problem, classes: Sequence[str]) -> Figure:
-  """Images of D_UL before and after the generator of one pair."""
-  for fraction in problem.fractions:
-    for stage in found.pairs(problem, fraction, 'top_k').values():
-      return degrees.grid(stage, classes)
-  return figures.message('No pair could be measured.')
-
-
-def _sweeps(found: Tally) -> Figure:
+def _sweeps(found: Numbers) -> Figure:
   """The gap to Retrain of every setting that was tried."""
-  control = list(sweeping.control(found).values())
-  shown = [Bar(label('finetune'), control, 'control', marked=True)]
-  for sweep in found.preset.sweeps:
+  sweeps = found.preset.sweeps
+  text = found.preset.spelled(found.preset.problems[0], 'finetune')
+  control = list(statements.columns(found, sweeps[0], text)[GAP].values())
+  shown = [Bar(paper.ROWS['finetune'].label, control, 'control', marked=True)]
+  for sweep in sweeps:
     shown.append(Bar(f'{sweep.name}:'))
-    for point in sweeping.points(found, sweep):
+    for point in statements.points(found, sweep):
       values = list(point.columns[GAP].values())
       role = 'default' if point.default else 'tried'
       shown.append(Bar(point.text, values, role))
@@ -290,32 +225,20 @@ def _sweeps(found: Tally) -> Figure:
   return figures.bars(shown, text, fitted=True)
 
 
-_DRAWN: dict[str, Callable[[Tally], Figure]] = {
+_DRAWN: dict[str, Callable[[Numbers], Figure]] = {
   'fig1': _figure_1,
+  'fig4': _figure_4,
   'fig5': _figure_5,
-  'fig6': _figure_6,
+  'fig6': functools.partial(_by_epoch, artefact='fig6'),
   'fig7': _figure_7,
-  'fig8': _figure_8,
+  'fig8': functools.partial(_by_epoch, artefact='fig8'),
   'sweeps': _sweeps,
 }
 
 
-def drawn(found: Tally) -> Iterator[tuple[str, str, Figure]]:
-  """(artefact, file name, figure), of the artefacts that were asked for."""
-  classes = {
-    name.problem: own.plan.setup.dataset.class_names
-    for name, own in found.found.items()
-  }
-  with matplotlib.rc_context(figures.STYLE):
-    for artefact in found.only:
-      if artefact in _DRAWN:
-        yield artefact, artefact, _DRAWN[artefact](found)
-      for problem in found.problems(artefact):
-        if artefact == 'fig4':
-          own = classes[problem.name]
-          yield artefact, artefact, _figure_4(found, problem, own)
-        if artefact == 'fig9':
-          for fraction in problem.fractions:
-            for facts in found.degree_facts(problem, fraction):
-              figure = degree.bars(facts, len(classes[problem.name]))
-              yield artefact, f'fig9_{100 * fraction:g}', figure
+@matplotlib.rc_context(figures.STYLE)
+def drawn(found: Numbers, artefact: str) -> dict[str, Figure]:
+  """The figures of an artefact, by the names of their files."""
+  if artefact == 'fig9':
+    return _figure_9(found)
+  return {artefact: _DRAWN[artefact](found)} if artefact in _DRAWN else {}

@@ -15,9 +15,9 @@ from typing import Any, NoReturn, TypeVar
 from absl import app, flags
 import jax
 
-from experiments import config
-from experiments.config import FlagError
+from experiments import config, settings
 from experiments.runtime import distributed, process, signals
+from experiments.settings import FlagError
 from unlearn_jax.base import InputError, require_file, shown
 
 C = TypeVar('C')
@@ -28,9 +28,9 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
   for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
-  if config.names(kind) and config.names(kind)[0] not in flags.FLAGS:
-    config.define(kind)
-  for name in config.names(kind):  # Those that --help shows.
+  if settings.names(kind) and settings.names(kind)[0] not in flags.FLAGS:
+    settings.define(kind)
+  for name in settings.names(kind):  # Those that --help shows.
     flag = flags.FLAGS[name]
     flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   try:
@@ -68,7 +68,7 @@ def _require_flag_files(argv: Sequence[str]) -> None:
 def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
   process.prepare()
   try:
-    own: Any = config.read(kind)
+    own: Any = settings.read(kind)
     processes = getattr(own, 'processes', config.Processes())
     archives = getattr(own, 'archives', config.Archives())
     distributed.check(processes)

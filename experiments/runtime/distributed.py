@@ -14,7 +14,8 @@ from typing import Any
 
 import jax
 
-from experiments.config import FlagError, Processes
+from experiments.config import Processes
+from experiments.settings import FlagError
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, shown
 

@@ -14,9 +14,9 @@ import pathlib
 from typing import Any
 
 from experiments import config
-from experiments.config import FlagError
 from experiments.runtime import process
 from experiments.runtime.progress import Progress, Silent
+from experiments.settings import FlagError
 from experiments.study import stages
 from experiments.study.stages import Stage, StageFailedError
 from unlearn_jax.base import InputError, shown

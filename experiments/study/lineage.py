@@ -5,7 +5,7 @@ import pathlib
 from typing import Any
 
 from experiments import config
-from experiments.config import FlagError
+from experiments.settings import FlagError
 from experiments.study import planning
 from experiments.study import setup as setups
 from experiments.study.setup import Setup

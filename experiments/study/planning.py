@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from experiments import config
-from experiments.config import FlagError
+from experiments.settings import FlagError
 from experiments.study import setup as setups
 from experiments.study.degrees import MeasureDegree
 from experiments.study.setup import Setup

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments import config
+from experiments import config, settings
 from experiments.report import model as reports
 from experiments.report.model import Curve, Estimate, Report, Row
 from experiments.study import provenance, stages
@@ -149,7 +149,7 @@ def report(results: Results, wall_seconds: float) -> Report:
   rows += [_row(results, own, control) for own in plan.chosen]
   return Report(
     command=command(),
-    config=config.flat(study),
+    config=settings.flat(study),
     environment={
       **provenance.environment(),
       'wall_seconds': round(wall_seconds, 1),

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments import config
-from experiments.config import FlagError
+from experiments.settings import FlagError
 from experiments.workdir.finished import Facts
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (

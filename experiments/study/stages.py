@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import msgspec
 
-from experiments import config
+from experiments import config, settings
 from experiments.runtime import signals
 from experiments.runtime.progress import Progress
 from experiments.study import provenance
@@ -68,7 +68,7 @@ class Stage:
   def key(self) -> str:
     """A hash of what the result depends on, its parents' keys included."""
     parents = {role: parent.key for role, parent in self.parents.items()}
-    return config.key({'depends': self.depends, 'parents': parents})
+    return settings.key({'depends': self.depends, 'parents': parents})
 
   @property
   def path(self) -> pathlib.Path:

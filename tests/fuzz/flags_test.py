@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 import pytest
 
-from experiments import config
+from experiments import settings
 from unlearn_jax.base import shown
 from unlearn_jax.strategies import FACTORIES
 
@@ -95,7 +95,7 @@ def spelled(draw):
 
 
 def given_flags(binary):
-  known = st.sampled_from(sorted(config.names(fuzzing.BINARIES[binary][1])))
+  known = st.sampled_from(sorted(settings.names(fuzzing.BINARIES[binary][1])))
   odd = st.sampled_from(
     ['no_such', 'seéd', '', '-', '=', 'noaugment', 'help\0']
   )
@@ -132,7 +132,7 @@ def check(binary, base, drawn, places, finished):
     value = made[-1].partition('=')[2]
     said = ' '.join(text.split())
     near = ' '.join(shown(' '.join(value.split()), 20).split())[:20]
-    known = name in config.names(fuzzing.BINARIES[binary][1])
+    known = name in settings.names(fuzzing.BINARIES[binary][1])
     named = shown(name) if known else 'nknown'
     assert named in said or near in said or not value.isprintable(), text
 
