@@ -12,11 +12,11 @@ import dataclasses
 import pathlib
 
 from experiments import config
-from experiments.config import FlagError, Range, setting
 from experiments.reproduction import computing, page, paper, presets
 from experiments.reproduction.presets import FIRST_SWEEP_SEED, PRESETS
 from experiments.reproduction.series import Numbers
 from experiments.runtime import binary
+from experiments.settings import FlagError, Range, setting
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import closest
 

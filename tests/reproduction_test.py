@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from experiments import config, reproduce, table1
-from experiments.config import FlagError
 from experiments.report import rendering
 from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
 from experiments.reproduction import (
@@ -30,6 +29,7 @@ from experiments.reproduction.paper import ROWS
 from experiments.reproduction.presets import PRESETS, Name, Place
 from experiments.reproduction.series import NULL, Numbers
 from experiments.reproduction.statements import UNDECIDED
+from experiments.settings import FlagError
 from experiments.study.results import Outcome, Results
 from experiments.workdir.finished import Epoch, Record
 from unlearn_jax import parallel
