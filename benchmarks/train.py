@@ -89,7 +89,7 @@ def python_loop(
 
     def objective(params):
       now = ModelState(params, batch_stats)
-      return training.cross_entropy(model, now, (batch,))
+      return training.cross_entropy(model, now, (batch,), np.uint32(0))
 
     (loss, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(
       params
