@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 
+from experiments.study.provenance import cores, cpu_name
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
 
@@ -111,25 +113,6 @@ def environment() -> dict[str, Any]:
     'date': now.isoformat(timespec='seconds'),
     'command': shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
   }
-
-
-def cores() -> int:
-  """Those that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-  """As the kernel says it, otherwise the architecture."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    text = ''
-  for line in text.splitlines():
-    if line.startswith('model name'):
-      return line.split(':', 1)[1].strip()
-  return platform.processor() or platform.machine()
 
 
 def commit() -> str | None:

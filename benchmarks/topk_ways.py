@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import cores
+from experiments.study.provenance import cores
 from unlearn_jax import topk_mask
 
 FLOOR = 'read once'

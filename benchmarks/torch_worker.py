@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from benchmarks import record
+from experiments.study.provenance import cores
 
 # Without data nothing is known of them; `unlearn_jax.models.build`'s defaults.
 _MEAN, _STD = 0.5, 0.25
@@ -93,7 +93,7 @@ def start(task: dict[str, Any]) -> int:
   torch.manual_seed(task['seed'])
   torch.backends.cudnn.benchmark = True
   torch.set_float32_matmul_precision('high')
-  torch.set_num_threads(record.cores())
+  torch.set_num_threads(cores())
   count, shape = (task['images'],), (task['images'], *task['image_shape'])
   images = torch.randint(0, 256, shape, dtype=torch.uint8).to(device)
   labels = torch.randint(0, task['classes'], count).to(device)

@@ -8,7 +8,7 @@ the retrained reference are found beside the checkpoint, or named by flags.
 With --degree it measures instead how far generators (SPD-GAN, Algorithm 2) can
 tell the model from its source, held against M′, the source's twin of another
 seed: it is named, found beside the source, or trained. The report goes to
---workdir; it took 50 s for a model of digits on 2 CPU cores.
+--workdir.
 """
 
 import dataclasses

@@ -64,7 +64,7 @@ def device() -> str:
   first = parallel.devices()[0]
   kind = first.device_kind
   if first.platform == 'cpu':
-    kind = f'{_cpu_name()}, {cores()} cores'
+    kind = f'{cpu_name()}, {cores()} cores'
   return f'{first.platform}: {kind}'
 
 
@@ -75,7 +75,7 @@ def cores() -> int:
   return os.cpu_count() or 1
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
   """As the kernel says it, otherwise the architecture."""
   try:
     text = pathlib.Path('/proc/cpuinfo').read_text()
