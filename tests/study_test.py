@@ -554,6 +554,12 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     assert 'allowed: its address, or its file' in text
 
 
+@pytest.mark.parametrize('flag', ['scheduler=tcp://a:1', 'workers=2'])
+def test_what_is_of_a_cluster_is_refused_without_one(data_file, tmp_path, flag):
+  text = running.refused('unlearn', *quick(data_file, tmp_path), f'--{flag}')
+  assert f'--{flag}, allowed: nothing, without --engine=dask' in text
+
+
 def test_without_dask_it_is_said_how_to_get_it(
   data_file, tmp_path, monkeypatch
 ):

@@ -47,6 +47,9 @@ def run(
   """Carries out all stages, each after its parents and each once."""
   seconds = engine.save_seconds
   if engine.engine == 'local':
+    for name in ('scheduler', 'workers'):
+      if (value := getattr(engine, name)) is not None:
+        raise FlagError(name, value, 'nothing, without --engine=dask')
 
     def here(stage: Stage) -> str:
       return stages.carry_out(stage, seconds, progress)
