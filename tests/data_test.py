@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import struct
+import shutil
 import subprocess
 import sys
 
@@ -497,10 +498,13 @@ def test_damaged_tfrecord(tmp_path):
   (file,) = folder.glob('*train.tfrecord*')
   whole = file.read_bytes()
   flipped = bytes([whole[0] ^ 1])
-  for content in (whole[:-1], whole[:5], flipped + whole[1:], whole + b'x'):
+  for content in (whole[:-1], whole[:5], whole + b'x'):
     file.write_bytes(content)
     message = error_of(data.load, 'tiny', data_dir=tmp_path)
     assert f'{file}: damaged or cut short' in message
+  file.write_bytes(flipped + whole[1:])
+  message = error_of(data.load, 'tiny', data_dir=tmp_path)
+  assert str(folder) in message and 'cannot be read' in message
   (length,) = struct.unpack('<Q', whole[:8])
   file.write_bytes(whole[length + 16 :])
   message = error_of(data.load, 'tiny', data_dir=tmp_path)
@@ -527,7 +531,7 @@ def test_damaged_directory(tmp_path):
   for content in ('{', '{}', '\0'):
     info.write_text(content)
     message = error_of(data.load, 'tiny', data_dir=tmp_path)
-    assert str(folder) in message and 'prepare it again' in message
+    assert str(folder.parent) in message and 'prepare it again' in message
 
 
 def test_cache_is_used_until_the_records_change(tmp_path, monkeypatch):
@@ -740,19 +744,15 @@ def test_configurations(tmp_path):
   assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/large/1.0.0'
   (tmp_path / 'tiny/.config/metadata.json').unlink()
   message = error_of(data.load, 'tiny', data_dir=tmp_path)
-  assert 'tiny/large, tiny/small' in message
-  (tmp_path / 'tiny/small').rename(tmp_path / 'tiny/.gone')
-  (tmp_path / 'tiny/.gone/1.0.0/dataset_info.json').unlink()
-  assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/large/1.0.0'
+  assert message.endswith('configurations or versions there, large, small')
   assert prepared.find('tiny/none', tmp_path) is None
 
 
-def test_the_highest_complete_version_counts(tmp_path):
-  for version in ('1.9.0', '1.10.0', '2.0.0', 'incomplete.X_3.0.0'):
-    folder = tmp_path / 'tiny' / version
-    folder.mkdir(parents=True)
-    if version != '2.0.0':
-      (folder / 'dataset_info.json').write_text('{}')
+def test_the_highest_version_counts(tmp_path):
+  folder = build(tmp_path)
+  for version in ('1.9.0', '1.10.0'):
+    shutil.copytree(folder, tmp_path / 'tiny' / version)
+  (tmp_path / 'tiny' / 'incomplete.X_3.0.0').mkdir()
   assert prepared.find('tiny', tmp_path) == tmp_path / 'tiny/1.10.0'
   assert prepared.find('tiny:1.9.0', tmp_path) == tmp_path / 'tiny/1.9.0'
   assert prepared.find('tiny:2.0.0', tmp_path) is None

@@ -240,6 +240,13 @@ def _nothing_prepared(name: str, root: pathlib.Path) -> str:
 
   known = tfds.list_builders(with_community_datasets=False)
   plain = name.partition(':')[0].partition('/')[0]
+  if plain.isidentifier():
+    there = sorted(path.name for path in (root / plain).glob('[!.]*/'))
+    if there:
+      return (
+        f'{name}: not prepared in {root / plain}; allowed are the'
+        f' configurations or versions there, {", ".join(there)}'
+      )
   if plain in NAMES[1:]:
     return (
       f'{name}: not prepared in {root}; allowed is {plain}, which is downloaded'
