@@ -37,7 +37,7 @@ def test_pixel_statistics_of_many_pixels():
 
 def test_a_constant_channel_is_not_blown_up():
   images = np.full((4, 2, 2, 1), 77, np.uint8)
-  mean, std = data.pixel_statistics(base.Examples.of(images, np.zeros(4)))
+  mean, std = data.pixel_statistics(base.Examples.of(images, np.zeros(4, int)))
   assert std.tolist() == [np.float32(images_module.MIN_STD)]
 
 

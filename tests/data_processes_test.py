@@ -9,7 +9,6 @@ import socket
 import zipfile
 
 import numpy as np
-import PIL.Image
 import processes_test
 import pytest
 
@@ -144,16 +143,6 @@ def test_a_damaged_file_is_refused_in_one_line(file, how):
   assert '\n' not in str(caught.value) and str(file) in str(caught.value)
 
 
-def test_a_told_fingerprint_is_taken_and_no_image_read(file):
-  harm(file, 'flip')
-  told = 'f' * 64
-  dataset = data.load(f'npz:{file}', map_beyond=0, known_fingerprint=told)
-  assert dataset.fingerprint == told
-  # What is read is verified all the same.
-  with pytest.raises(base.InputError, match='x_train cannot be read'):
-    data.load(f'npz:{file}', known_fingerprint=told)
-
-
 # What process 0 tells the others.
 
 
@@ -181,18 +170,17 @@ def other_process(monkeypatch):
       first = function()
       meanwhile()
       patch.setattr(parallel, 'by_first', lambda _: json.loads(told.pop(0)))
-      for room, name in (
-        (data, 'fingerprint'),
-        (images, 'pixel_statistics'),
-      ):
-        patch.setattr(room, name, lambda *_, name=name: pytest.fail(name))
+      name = 'pixel_statistics'
+      patch.setattr(images, name, lambda *_: pytest.fail(name))
       return first, function()
 
   return run
 
 
 @pytest.mark.parametrize('limit, train_subset', [(None, 9), (0, None)])
-def test_one_process_hashes_for_all(file, other_process, limit, train_subset):
+def test_processes_have_the_same_data_and_statistics(
+  file, other_process, limit, train_subset
+):
   with streaming.limit(limit):
     first, second = other_process(lambda: set_up(f'npz:{file}', train_subset))
   assert first.facts == second.facts
@@ -208,7 +196,6 @@ def test_one_process_hashes_for_all(file, other_process, limit, train_subset):
 
 OTHERS = {
   'sizes': {'x_test': np.zeros((3, 5, 4, 3), np.uint8), 'y_test': [0, 1, 2]},
-  'class names': {'y_test': np.array([0, 1, 2, 3])},
   'labels': {'y_train': np.arange(200)[::-1] % 3},
   'images': {'x_train': arrays()['x_train'] ^ 1},
 }
@@ -223,23 +210,9 @@ def test_another_data_set_than_that_of_process_0(file, other_process, what):
   with streaming.limit(0), pytest.raises(base.InputError) as caught:
     other_process(lambda: set_up(f'npz:{file}'), change)
   assert str(caught.value) == (
-    f'--dataset=npz:{file}: {what} differ from those of process 0; allowed is'
+    f'--dataset=npz:{file}: its data differ from those of process 0; allowed is'
     ' the same data set in all processes'
   )
-
-
-def test_other_ids(tmp_path, other_process):
-  for split in ('train', 'test'):
-    for name in ('a', 'b'):
-      (tmp_path / split / name).mkdir(parents=True)
-      image = PIL.Image.fromarray(np.zeros((4, 4), np.uint8))
-      image.save(tmp_path / split / name / 'x.png')
-
-  def rename():
-    (tmp_path / 'train/a/x.png').rename(tmp_path / 'train/a/y.png')
-
-  with pytest.raises(base.InputError, match='ids differ from those of'):
-    other_process(lambda: set_up(f'folder:{tmp_path}'), rename)
 
 
 # Two real processes.
@@ -247,7 +220,7 @@ def test_other_ids(tmp_path, other_process):
 ROWS, SIDE = 1600, 64
 
 READING = """
-import json, re, types
+import json, types
 import jax.numpy as jnp
 from experiments import config
 from experiments.study import setup as setups
@@ -267,18 +240,13 @@ class Counting(OnHost):
 
 np.memmap = Counting
 
-def read_so_far():
-  plain = re.search('rchar: ([0-9]+)', open('/proc/self/io').read())
-  train, _ = Counting.maps or [None, None]
-  return [int(plain[1]), train.taken if train else 0]
-
 def note():
-  found.append([now - then for now, then in zip(read_so_far(), before)])
+  found.append(Counting.maps[0].taken)
 
 model = base.stateless(
   lambda params, x: x.astype(jnp.float32).mean((1, 2)) * params['w']
 )
-found, before = [], read_so_far()
+found = []
 with streaming.limit(0):
   which = config.Data(f'npz:{out}/data.npz')
   train = setups.load(which, config.Archives()).train
@@ -299,7 +267,6 @@ with open(f'{out}/{process}.json', 'w') as stream:
 
 
 def test_a_process_reads_what_its_devices_take(tmp_path, monkeypatch):
-  """Bytes of plain reads, as Linux counts them, and rows of the map."""
   images = np.zeros((ROWS + 2, SIDE, SIDE, 1), np.uint8)
   labels = np.arange(ROWS + 2) % 2
   train, test = slice(ROWS), slice(ROWS, None)
@@ -319,13 +286,8 @@ def test_a_process_reads_what_its_devices_take(tmp_path, monkeypatch):
   for process in started:
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-2000:]
-  (first, _), (second, trained) = (
-    json.loads((tmp_path / f'{number}.json').read_text()) for number in range(2)
-  )
-  # The first verifies the file, and hashes and looks at its images.
-  assert first[0] > images.nbytes and first[1] == ROWS + setups._LOOKED_AT
-  # The other one has the labels, and looks at a few images.
-  assert second[0] < images.nbytes / 10 and second[1] == setups._LOOKED_AT
-  # An epoch is half of the images for each.
-  assert trained[0] < images.nbytes / 2, trained
-  assert trained[1] == ROWS // 2 + setups._LOOKED_AT
+  for number in range(2):
+    file = tmp_path / f'{number}.json'
+    loaded, trained = json.loads(file.read_text())
+    # All are hashed; then an epoch is half of the images for each.
+    assert (loaded, trained - loaded) == (ROWS, ROWS // 2)

@@ -5,8 +5,8 @@ import json
 import math
 import os
 import pathlib
-import struct
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -180,11 +180,15 @@ def test_npz_of_gray_images(tmp_path):
     ({'x_train': np.ones((0, 5, 4), np.uint8)}, ['x_train', '(0, 5, 4)']),
     ({'x_test': np.ones((2, 4, 4, 3), np.uint8)}, ['4x4x3', '5x4x3']),
     ({'x_test': np.ones((2, 5, 4), np.uint8)}, ['5x4x1', '5x4x3']),
-    ({'y_train': np.zeros(5, int)}, ['y_train', '(5,)', '(6,)']),
-    ({'y_train': np.zeros((6, 1), int)}, ['y_train', '(6, 1)', '(6,)']),
-    ({'y_train': np.zeros(6)}, ['y_train is float64', 'integers']),
-    ({'y_test': np.array([True, False])}, ['y_test is bool', 'integers']),
-    ({'y_test': np.array([0, -1])}, ['y_test', '-1', '0..']),
+    ({'y_train': np.zeros(5, int)}, ['y_train', 'int64[5]', 'integers [6]']),
+    ({'y_train': np.eye(6, dtype=int)}, ['y_train', 'int64[6, 6]', '[6]']),
+    ({'y_train': np.zeros(6)}, ['y_train: labels are float64[6]', 'integers']),
+    (
+      {'y_test': np.array([True, False])},
+      ['y_test: labels are bool[2]', 'integers'],
+    ),
+    ({'y_test': np.array([0, -1])}, ['y_test: labels=-1', '0 or more']),
+    ({'y_test': np.array([0, 7])}, ['y_test has the label 7', 'y_train']),
     ({'y_train': np.full(6, 2**64 - 1, np.uint64)}, ['18446744073709551615']),
     ({'y_train': np.full(6, None)}, ['y_train', 'Python objects']),
     ({'x_train': np.array('text')}, ['x_train is <U4', 'uint8']),

@@ -151,7 +151,9 @@ def test_generators_are_fitted_on_half_of_d_ul_or_on_unseen_images(monkeypatch):
 def test_the_held_out_half_is_the_other_one():
   _, splits, *_ = problem()
   known = degree.plan_pairs(jax.random.key(0), splits, 40).known
-  fitted, held_out = images_of(known.fitted), images_of(known.held_out)
+  fitted, held_out = (
+    images_of(known.part(name)) for name in ('fitted', 'held_out')
+  )
   assert not fitted & held_out
   assert fitted | held_out == images_of(splits.forget)
 

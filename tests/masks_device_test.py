@@ -129,8 +129,8 @@ def test_memory_beyond_the_mask_is_small(dtype, name):
   lowered = scalars._topk_on_device.lower([shape], k, plan=PLANS[name])
   memory = lowered.compile().memory_analysis()
   assert memory.output_size_in_bytes <= 2**24 + 1024
-  # XLA:CPU copies the bits of bfloat16.
-  copied = 2 if dtype == 'bfloat16' else 0
+  # XLA:CPU copies bfloat16 to float32.
+  copied = 4 if dtype == 'bfloat16' else 0
   assert memory.temp_size_in_bytes <= (copied + 0.1) * 2**24
 
 

@@ -15,6 +15,7 @@ from unlearn_jax import (
   training,
 )
 from unlearn_jax.base import (
+  AXIS,
   Examples,
   Model,
   ModelState,
@@ -473,9 +474,9 @@ def test_a_forgotten_mean_would_show():
     mean = parallel.spmd(lambda rank, x: parallel.mean(x + rank))(
       jnp.float32(1)
     )
-    every = parallel.spmd(
-      lambda rank, x: parallel.gather(jnp.full((1,), x + rank))
-    )(jnp.float32(1))
+    every = parallel.spmd(lambda rank, x: jax.lax.all_gather(x + rank, AXIS))(
+      jnp.float32(1)
+    )
   assert float(raw) == 1.0
   assert float(mean) == 2.5
   assert every.tolist() == [1, 2, 3, 4]

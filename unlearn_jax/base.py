@@ -167,14 +167,55 @@ class Examples(NamedTuple):
     return np.asarray(self.labels)[np.asarray(self.indices)]
 
   @classmethod
-  def of(cls, images: Array, labels: Array) -> 'Examples':
-    """All rows of two arrays with the same leading axis."""
-    return cls(images, labels, np.arange(len(labels), dtype=np.int32))
+  def of(cls, images: Any, labels: Any) -> 'Examples':
+    """All rows of two arrays with the same leading axis.
 
-  def take(self, positions: Array) -> 'Examples':
-    """The examples at `positions` (each in `[0, M)`) of this set."""
-    targets = None if self.targets is None else self.targets[positions]
-    return Examples(self.images, self.labels, self.indices[positions], targets)
+    Args:
+      images: `[N, ...]`, N ≥ 1.
+      labels: whole numbers from 0, `[N]` or `[N, 1]`.
+
+    Raises:
+      ValueError: others, such as one-hot rows, or another number of them.
+
+    Example:
+      >>> Examples.of(np.eye(3), [[0], [1], [1]]).labels.tolist()
+      [0, 1, 1]
+    """
+    images = images if hasattr(images, 'shape') else np.asarray(images)
+    found = np.asarray(labels)
+    if found.ndim == 2 and found.shape[1] == 1:
+      found = labels = found[:, 0]
+    length = images.shape[0]
+    if found.dtype.kind not in 'iu' or found.shape != (length,) or not length:
+      raise ValueError(
+        f'labels are {found.dtype}{list(found.shape)}, allowed: integers'
+        f' [{length}], one for each row of images'
+      )
+    for label in (found.min(), found.max()):
+      require('labels', int(label), 0 <= label < 2**31, '0 or more')
+    if not isinstance(labels, jax.Array) or labels.dtype != np.int32:
+      labels = found.astype(np.int32)
+    return cls(images, labels, np.arange(length, dtype=np.int32))
+
+  def take(self, positions: Any) -> 'Examples':
+    """Some examples of this set, in the order of `positions`.
+
+    Args:
+      positions: integers in `[0, M)`, or a boolean mask `[M]`.
+
+    Raises:
+      ValueError: others.
+    """
+    rows = _rows('positions', positions, self.size)
+    targets = None if self.targets is None else self.targets[rows]
+    return Examples(self.images, self.labels, self.indices[rows], targets)
+
+  def spread(self, limit: int) -> 'Examples':
+    """At most `limit` of them, evenly spaced over the set."""
+    if self.size <= limit:
+      return self
+    places = np.linspace(0, self.size - 1, limit).round()
+    return self.take(places.astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,13 +258,42 @@ class Splits(NamedTuple):
   def of(cls, train: Examples, forget: Array, test: Examples) -> 'Splits':
     """D split by the positions `forget` in `train`; the rest is retained.
 
+    Args:
+      train: D, of M examples.
+      forget: which are D_UL, but not all: integers in `[0, M)`, each once, or
+        a boolean mask `[M]`.
+      test: held-out data.
+
+    Raises:
+      ValueError: others.
+
     Example:
       >>> every = Examples.of(np.eye(4), np.arange(4))
       >>> Splits.of(every, np.array([2]), every).retain.indices.tolist()
       [0, 1, 3]
     """
-    rest = np.setdiff1d(np.arange(train.size), forget)
-    return cls(train, train.take(forget), train.take(rest), test)
+    rows = _rows('forget', forget, train.size)
+    values, counts = np.unique(rows, return_counts=True)
+    repeated = values[counts > 1].tolist()
+    require('forget', repeated[:3], not repeated, 'each example once')
+    rest = np.setdiff1d(np.arange(train.size), rows)
+    allowed = f'1 to {train.size - 1} of {train.size} examples'
+    require('forget', len(rows), 0 < len(rows) < train.size, allowed)
+    return cls(train, train.take(rows), train.take(rest), test)
+
+
+def _rows(name: str, given: Any, size: int) -> np.ndarray:
+  """int32 row numbers in `[0, size)`; a boolean mask means its true rows."""
+  found = np.asarray(given)
+  if found.dtype == bool and found.shape == (size,):
+    return np.flatnonzero(found).astype(np.int32)
+  allowed = f'integers from 0 to {size - 1}, or a boolean mask [{size}]'
+  if found.ndim != 1 or (found.size and found.dtype.kind not in 'iu'):
+    told = f'{found.dtype}{list(found.shape)}'
+    raise ValueError(f'{name} are {told}, allowed: {allowed}')
+  outside = found[(found < 0) | (found >= size)].tolist()
+  require(name, outside[:3], not outside, allowed)
+  return found.astype(np.int32)
 
 
 @dataclasses.dataclass(frozen=True)

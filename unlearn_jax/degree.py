@@ -115,16 +115,6 @@ class Degree(NamedTuple):
     """The degree on the held-out half, one a generator."""
     return [run.held_out.degree for run in self.runs]
 
-  @property
-  def interval(self) -> metrics.Interval:
-    """Of the degree, over generators."""
-    return metrics.mean_interval(self.values)
-
-  @property
-  def took_off(self) -> int:
-    """In how many runs the loss took off."""
-    return sum(run.took_off for run in self.runs)
-
 
 class Sets(NamedTuple):
   """Images of a pair's own, and where its four sets lie among them.
@@ -137,17 +127,10 @@ class Sets(NamedTuple):
   every: Examples
   parts: dict[str, slice]
 
-  @property
-  def fitted(self) -> Examples:
-    """What generators are fitted on."""
-    part = self.parts['fitted']
-    return Examples.of(self.every.images[part], self.every.labels[part])
-
-  @property
-  def held_out(self) -> Examples:
-    """What *the* degree is scored on."""
-    part = self.parts['held_out']
-    return Examples.of(self.every.images[part], self.every.labels[part])
+  def part(self, name: str) -> Examples:
+    """One of the sets: generators are fitted on 'fitted'."""
+    rows = self.parts[name]
+    return Examples.of(self.every.images[rows], self.every.labels[rows])
 
 
 class Plan(NamedTuple):
@@ -194,8 +177,8 @@ def _sets(
   chosen = {
     'fitted': examples.take(order[:half]),
     'held_out': examples.take(order[half:]),
-    'retain': _spread(splits.retain, limit),
-    'test': _spread(splits.test, limit),
+    'retain': splits.retain.spread(limit),
+    'test': splits.test.spread(limit),
   }
   # Rows of their own, so that one program serves every pair.
   images = np.concatenate(
@@ -205,13 +188,6 @@ def _sets(
   ends = np.cumsum([0, *(s.size for s in chosen.values())])
   parts = {name: slice(*e) for name, e in zip(chosen, zip(ends, ends[1:]))}
   return Sets(Examples.of(images, labels), parts)
-
-
-def _spread(examples: Examples, limit: int) -> Examples:
-  count = min(limit, examples.size)
-  return examples.take(
-    np.linspace(0, examples.size - 1, count).round().astype(np.int32)
-  )
 
 
 def require_measurable(
@@ -307,7 +283,7 @@ def pair_degree(
       model,
       source,
       other,
-      sets.fitted,
+      sets.part('fitted'),
       settings,
       num_classes=clean[0].shape[1],
       on_epoch=lambda epoch: tell(seed, epoch),
@@ -317,7 +293,7 @@ def pair_degree(
       predict_perturbed(model, state, fitted.state, sets.every, settings)
       for state in (source, other)
     ]
-    held_out = sets.held_out
+    held_out = sets.part('held_out')
     moved = perturb_images(fitted.state, held_out, settings)
     runs.append(
       Run(

@@ -106,7 +106,8 @@ def monitor(
     >>> sorted(monitor(model, source, splits)(source).items())[0]
     ('forget_accuracy', 0.0)
   """
-  forget, retain = _spread(splits.forget, limit), _spread(splits.retain, limit)
+  forget = streaming.gathered(splits.forget.spread(limit))
+  retain = streaming.gathered(splits.retain.spread(limit))
   teacher = predict(model, source, forget)
 
   def measure(state: ModelState) -> dict[str, float]:
@@ -118,14 +119,6 @@ def monitor(
     }
 
   return measure
-
-
-def _spread(examples: Examples, limit: int) -> Examples:
-  if examples.size > limit:
-    examples = examples.take(
-      np.linspace(0, examples.size - 1, limit).round().astype(np.int32)
-    )
-  return streaming.gathered(examples)
 
 
 def _accuracy(probabilities: np.ndarray, examples: Examples) -> float:

@@ -9,7 +9,7 @@ import chex
 import numpy as np
 import scipy.stats
 
-from unlearn_jax.base import Array
+from unlearn_jax.base import Array, require
 
 _LOOKED_AT = 256  # images behind an SSIM
 # What two models are compared by: each a share in [0, 1].
@@ -56,16 +56,11 @@ def accuracy(logits: Array, labels: Array) -> float:
   logits, labels = np.asarray(logits), np.asarray(labels)
   chex.assert_rank([logits, labels], [2, 1])
   chex.assert_equal_shape_prefix([logits, labels], 1)
-  if not logits.size:
-    raise ValueError(f'logits has shape {logits.shape}; M and C must not be 0.')
-  if np.isnan(logits).any():
-    raise ValueError('logits contains NaN; allowed are numbers.')
-  classes = logits.shape[1]
-  if labels.min() < 0 or labels.max() >= classes:
-    raise ValueError(
-      f'labels has values from {labels.min()} to {labels.max()}; allowed are '
-      f'0 to {classes - 1}.'
-    )
+  require('logits.shape', logits.shape, logits.size > 0, 'M and C above 0')
+  require('logits', math.nan, not np.isnan(logits).any(), 'numbers')
+  for label in (labels.min(), labels.max()):
+    holds = 0 <= label < logits.shape[1]
+    require('labels', int(label), holds, f'0 to {logits.shape[1] - 1}')
   return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
@@ -86,8 +81,8 @@ def forgetting_rate(before: float, after: float) -> float:
     >>> forgetting_rate(before=1.0, after=0.75)
     0.25
   """
-  _check_accuracy('before', before, positive=True)
-  _check_accuracy('after', after)
+  _require_shares(before=before, after=after)
+  require('before', before, before > 0, 'above 0, it is the denominator')
   return (before - after) / before
 
 
@@ -111,8 +106,9 @@ def memory_retention_rate(retain_after: float, forget_before: float) -> float:
     >>> memory_retention_rate(retain_after=0.9, forget_before=1.0)
     0.9
   """
-  _check_accuracy('retain_after', retain_after)
-  _check_accuracy('forget_before', forget_before, positive=True)
+  _require_shares(retain_after=retain_after, forget_before=forget_before)
+  allowed = 'above 0, it is the denominator'
+  require('forget_before', forget_before, forget_before > 0, allowed)
   return retain_after / forget_before
 
 
@@ -133,12 +129,9 @@ def acceleration(retrain_seconds: float, seconds: float) -> float:
     >>> acceleration(retrain_seconds=60.0, seconds=15.0)
     4.0
   """
-  for name, value in (
-    ('retrain_seconds', retrain_seconds),
-    ('seconds', seconds),
-  ):
-    if not (math.isfinite(value) and value > 0):
-      raise ValueError(f'{name} is {value}; allowed are finite times above 0.')
+  times = {'retrain_seconds': retrain_seconds, 'seconds': seconds}
+  for name, value in times.items():
+    require(name, value, 0 < value < math.inf, 'finite times above 0')
   return retrain_seconds / seconds
 
 
@@ -168,8 +161,7 @@ def gap(
   for name in COMPARED:
     a, b = metrics_a.get(name), metrics_b.get(name)
     if a is not None and b is not None:
-      _check_accuracy(f'metrics_a[{name!r}]', a)
-      _check_accuracy(f'metrics_b[{name!r}]', b)
+      _require_shares(**{f'metrics_a[{name!r}]': a, f'metrics_b[{name!r}]': b})
       differences.append(abs(a - b))
   if not differences:
     raise ValueError(
@@ -254,8 +246,7 @@ def mean_interval(
     (2.0, -0.484, 4.484)
   """
   _check_values('values', values)
-  if not 0 < confidence < 1:
-    raise ValueError(f'confidence is {confidence}; allowed is (0, 1).')
+  require('confidence', confidence, 0 < confidence < 1, '(0, 1)')
   count = len(values)
   mean = float(np.mean(values))
   if count == 1:
@@ -299,19 +290,13 @@ def paired_interval(
   return mean_interval([v - c for v, c in zip(values, control)], confidence)
 
 
-def _check_accuracy(name: str, value: float, positive: bool = False) -> None:
-  # Written so that NaN fails.
-  if not 0 <= value <= 1:
-    raise ValueError(f'{name} is {value}; allowed is [0, 1].')
-  if positive and value == 0:
-    raise ValueError(
-      f'{name} is 0; allowed is (0, 1], since it is the denominator.'
-    )
+def _require_shares(**shares: float) -> None:
+  for name, value in shares.items():
+    require(name, value, 0 <= value <= 1, '[0, 1]')
 
 
 def _check_values(name: str, values: Sequence[float]) -> None:
-  if not len(values):
-    raise ValueError(f'{name} is empty; allowed is one number or more.')
+  require(name, values, len(values) > 0, 'one number or more')
   for i, value in enumerate(values):
-    if value is None or not math.isfinite(value):
-      raise ValueError(f'{name}[{i}] is {value}; allowed are finite numbers.')
+    holds = value is not None and math.isfinite(value)
+    require(f'{name}[{i}]', value, holds, 'finite numbers')

@@ -96,7 +96,7 @@ def reestimate(
     ...   remembered = 0.9 * state.batch_stats['mean'] + 0.1 * mean
     ...   return x - mean, {'mean': remembered}
     >>> state = ModelState({}, {'mean': jnp.zeros(1)})
-    >>> examples = Examples.of(np.ones((8, 1), np.float32), np.zeros(8))
+    >>> examples = Examples.of(np.ones((8, 1), np.float32), np.zeros(8, int))
     >>> got = reestimate(Model(apply), state, examples)
     >>> round(float(got.batch_stats['mean'][0]), 3)
     1.0

@@ -211,11 +211,6 @@ def mean(tree: Any) -> Any:
   return jax.lax.pmean(tree, AXIS)
 
 
-def gather(array: jax.Array) -> jax.Array:
-  """`[P, ...]` on each of D devices to `[D * P, ...]` on all of them."""
-  return jax.lax.all_gather(array, AXIS, tiled=True)
-
-
 def spmd(
   function: Callable[..., Any],
   donate: Sequence[int] = (),
@@ -226,7 +221,7 @@ def spmd(
   Args:
     function: pure; `rank` is the int32 number of the device, in [0, D). All
       else is the same on every device, and so must be all that it returns:
-      pass it through `mean` or `gather`, otherwise device 0's value comes
+      pass it through `mean` or gather it, otherwise device 0's value comes
       back in silence.
     donate: positions in `args` whose memory the outputs may reuse.
     split: positions in `args` of which each device gets its own row, as

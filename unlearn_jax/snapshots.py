@@ -52,11 +52,6 @@ class Course(NamedTuple):
     return self.history[-1].epoch
 
   @property
-  def total_seconds(self) -> float:
-    """That training took until here, with what compilation took."""
-    return self.history[-1].seconds + self.seconds + self.compile_seconds
-
-  @property
   def step(self) -> int:
     """Steps of the next epoch that are done: the position in the data.
 

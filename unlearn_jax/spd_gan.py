@@ -26,6 +26,7 @@ from unlearn_jax.base import (
   ModelState,
   Params,
   TrainState,
+  require,
   tensor_paths,
 )
 from unlearn_jax.prediction import predict
@@ -71,29 +72,19 @@ class GeneratorSettings:
   width: int = 32
 
   def __post_init__(self):
+    cap, bound = self.cap, self.max_perturbation
+    nats = not isinstance(cap, str | None) and 0 < cap < math.inf
+    whole = bound is None or 0 < bound <= 1
     for name, holds, allowed in (
-      ('eta', lambda v: 0 <= v < math.inf, '0 or more'),
-      (
-        'cap',
-        lambda v: (
-          v in ('default', None)
-          or (not isinstance(v, str) and 0 < v < math.inf)
-        ),
-        "nats above 0, 'default' or None",
-      ),
-      (
-        'max_perturbation',
-        lambda v: v is None or 0 < v <= 1,
-        'above 0 and at most 1, or None',
-      ),
-      ('epochs', lambda v: v >= 1, '1 or more'),
-      ('batch_size', lambda v: v >= 1, '1 or more'),
-      ('learning_rate', lambda v: 0 < v < 1, 'above 0 and below 1'),
-      ('width', lambda v: v >= 1, '1 or more'),
+      ('eta', 0 <= self.eta < math.inf, '0 or more'),
+      ('cap', nats or cap in ('default', None), "nats, 'default' or None"),
+      ('max_perturbation', whole, 'above 0 and at most 1, or None'),
+      ('epochs', self.epochs >= 1, '1 or more'),
+      ('batch_size', self.batch_size >= 1, '1 or more'),
+      ('learning_rate', 0 < self.learning_rate < 1, 'above 0 and below 1'),
+      ('width', self.width >= 1, '1 or more'),
     ):
-      value = getattr(self, name)
-      if not holds(value):
-        raise ValueError(f'{name}={value}, allowed: {allowed}')
+      require(name, getattr(self, name), holds, allowed)
 
 
 class FittedGenerator(NamedTuple):
@@ -432,7 +423,7 @@ def perturb_images(
     >>> settings = GeneratorSettings(width=2)
     >>> model = generator_model((4, 4, 1), width=2)
     >>> G = training.initialize(jax.random.key(0), model)
-    >>> white = Examples.of(np.full((3, 4, 4, 1), 255, np.uint8), np.zeros(3))
+    >>> white = Examples.of(np.full((3, 4, 4, 1), 255), np.zeros(3, int))
     >>> perturbed = perturb_images(G, white, settings)
     >>> bool((perturbed <= 255).all() and (perturbed >= 247).all())
     True

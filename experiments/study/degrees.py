@@ -93,7 +93,8 @@ def _kept(
   runs: tuple[Run, ...], sets: Sets, settings: GeneratorSettings
 ) -> tuple[Measured, dict]:
   """Numbers, and images before and after the first generator."""
-  few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
+  held_out = sets.part('held_out')
+  few = held_out.take(np.arange(min(SHOWN, held_out.size)))
   tree = {
     'images': np.asarray(few.images)[np.asarray(few.indices)],
     'perturbed': spd_gan.perturb_images(runs[0].generator, few, settings),

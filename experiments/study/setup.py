@@ -1,6 +1,5 @@
 """The problem that a configuration poses: data, model, what is forgotten."""
 
-from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -28,8 +27,6 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.data import images, streaming
 
-# Images of each split by which processes see that they have the same data.
-_LOOKED_AT = 8
 Purpose = Literal['split', 'source', 'unlearn', 'degree']
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
 
@@ -108,70 +105,38 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
   several processes the first loads before the others do: the data may have to
   be prepared, once.
   """
-  try:
-    dataset = _agreed(
-      lambda known: data.load(
+
+  def read() -> Dataset:
+    try:
+      dataset = data.load(
         which.dataset,
         data_dir=archives.data_dir,
         raw_dir=archives.raw_dir,
         map_beyond=streaming.limit_bytes(),
-        known_fingerprint=known,
       )
-    )
-  except InputError as error:
-    raise InputError(f'--dataset={which.dataset}: {error}') from error
-  size = which.train_subset
-  if size is None:
-    return dataset
-  if size > dataset.train.size:
-    raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
-  return _agreed(
-    lambda known: data.subset(dataset, size, known_fingerprint=known)
-  )
+    except InputError as error:
+      raise InputError(f'--dataset={which.dataset}: {error}') from error
+    size = which.train_subset
+    if size is None:
+      return dataset
+    if size > dataset.train.size:
+      raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
+    return data.subset(dataset, size)
 
-
-def _agreed(read: Callable[[str | None], Dataset]) -> Dataset:
-  """The same data set in all processes, of which the first hashes it."""
   made: list[Dataset] = []
 
-  def first() -> dict[str, str]:
-    made.append(read(None))
-    return {'fingerprint': made[0].fingerprint, **_outline(made[0])}
+  def first() -> str:
+    made.append(read())
+    return made[0].fingerprint
 
   told = parallel.by_first(first)
-  if made:
-    return made[0]
-  dataset = read(told['fingerprint'])
-  for what, digest in _outline(dataset).items():
-    if digest != told[what]:
-      raise InputError(
-        f'{what} differ from those of process 0; allowed is the same data set'
-        ' in all processes'
-      )
+  dataset = made[0] if made else read()
+  if dataset.fingerprint != told:
+    raise InputError(
+      f'--dataset={which.dataset}: its data differ from those of process 0;'
+      ' allowed is the same data set in all processes'
+    )
   return dataset
-
-
-def _outline(dataset: Dataset) -> dict[str, str]:
-  """Digests of what tells data sets apart without reading all images."""
-  parts = (dataset.train, dataset.test)
-  few = [np.linspace(0, p.size - 1, _LOOKED_AT).astype(int) for p in parts]
-  contents = {
-    'sizes': str([part.images.shape for part in parts]).encode(),
-    'class names': _encoded(dataset.class_names),
-    'ids': _encoded(dataset.ids.tolist()),
-    'labels': b''.join(np.asarray(part.labels).tobytes() for part in parts),
-    'images': b''.join(
-      np.asarray(part.images[rows]).tobytes() for part, rows in zip(parts, few)
-    ),
-  }
-  return {
-    what: hashlib.sha256(content).hexdigest()
-    for what, content in contents.items()
-  }
-
-
-def _encoded(names: Sequence[str]) -> bytes:
-  return '\0'.join(names).encode('utf-8', 'surrogatepass')
 
 
 def assemble(dataset: Dataset, facts: Facts) -> Setup:

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import pathlib
-from typing import Any
 
 import numpy as np
 
@@ -43,7 +42,6 @@ def load(
   data_dir: str | os.PathLike[str] | None = None,
   raw_dir: str | os.PathLike[str] | None = None,
   map_beyond: float = math.inf,
-  known_fingerprint: str | None = None,
 ) -> base.Dataset:
   """Reads a data set for image classification.
 
@@ -65,8 +63,6 @@ def load(
       file, as an `np.memmap`, where it lies there uncompressed: in an npz by
       `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
       maps what is streamed. The file must not change as long as it is mapped.
-    known_fingerprint: of the same data, where another process has read and
-      verified them all: images that are mapped are not read then.
 
   Returns:
     The data set: uint8 images `[N, height, width, channels]`, int32 labels.
@@ -83,7 +79,6 @@ def load(
   # Each of these is needed by what it reads only.
   from unlearn_jax.data import local, prepare, prepared
 
-  storage: Any = {'map_beyond': map_beyond, 'verify': not known_fingerprint}
   kind, colon, path = name.partition(':')
   if name == 'digits':
     parts = local.read_digits()
@@ -91,7 +86,7 @@ def load(
     if not path:
       raise base.InputError(f'{name}: allowed is {kind}:PATH')
     if kind == 'npz':
-      parts = local.read_npz(_expanded(path), **storage)
+      parts = local.read_npz(_expanded(path), map_beyond)
     else:
       parts = local.read_folder(_expanded(path))
   else:
@@ -100,29 +95,22 @@ def load(
     )
     folder = prepared.find(name, root)
     if folder is not None:
-      parts = prepared.read(folder, **storage)
+      parts = prepared.read(folder, map_beyond)
     elif name in NAMES[1:]:
       raw = None if raw_dir is None else _expanded(raw_dir)
-      parts = prepare.read(name, root, raw, **storage)
+      parts = prepare.read(name, root, raw, map_beyond)
     else:
       raise base.InputError(_nothing_prepared(base.shown(name), root))
-  return _dataset(name, *parts, known_fingerprint)
+  return _dataset(name, *parts)
 
 
-def subset(
-  dataset: base.Dataset,
-  size: int,
-  seed: int = 0,
-  *,
-  known_fingerprint: str | None = None,
-) -> base.Dataset:
+def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
   """A data set with fewer training examples, drawn uniformly.
 
   Args:
     dataset: N training examples.
     size: how many to keep, in 1..N; their order and ids are kept too.
     seed: of the draw, >= 0.
-    known_fingerprint: of the smaller data set, where it is known already.
 
   Returns:
     The smaller data set; its test part is that of `dataset`.
@@ -152,7 +140,7 @@ def subset(
     test=dataset.test,
     class_names=dataset.class_names,
     ids=ids,
-    fingerprint=known_fingerprint or fingerprint(train, dataset.test, ids),
+    fingerprint=fingerprint(train, dataset.test, ids),
   )
 
 
@@ -170,7 +158,7 @@ def fingerprint(
     64 hexadecimal digits, the same on every machine.
 
   Example:
-    >>> part = base.Examples.of(np.zeros((1, 2, 2, 1), np.uint8), np.zeros(1))
+    >>> part = base.Examples.of(np.zeros((1, 2, 2, 1)), np.zeros(1, int))
     >>> fingerprint(part, part, ['a'])[:8] == fingerprint(part, part, ['b'])[:8]
     False
   """
@@ -202,7 +190,6 @@ def _dataset(
   test_labels: np.ndarray,
   class_names: tuple[str, ...],
   ids: np.ndarray | None,
-  known_fingerprint: str | None,
 ) -> base.Dataset:
   """A `Dataset` of what a reader returned."""
   train = base.Examples.of(images, labels)
@@ -215,7 +202,7 @@ def _dataset(
     test=test,
     class_names=class_names,
     ids=ids,
-    fingerprint=known_fingerprint or fingerprint(train, test, ids),
+    fingerprint=fingerprint(train, test, ids),
   )
 
 

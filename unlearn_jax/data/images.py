@@ -32,7 +32,7 @@ def pixel_statistics(examples: base.Examples) -> tuple[np.ndarray, np.ndarray]:
 
   Example:
     >>> images = np.array([0, 255], np.uint8).reshape(2, 1, 1, 1)
-    >>> mean, std = pixel_statistics(base.Examples.of(images, np.zeros(2)))
+    >>> mean, std = pixel_statistics(base.Examples.of(images, np.zeros(2, int)))
     >>> float(mean[0]), float(std[0])
     (0.5, 0.5)
   """

@@ -26,9 +26,6 @@ Parts = tuple[
   np.ndarray | None,
 ]
 
-# More classes than this are taken for a mistake, not for classes.
-MAX_CLASSES = 65536
-
 _DIGITS_TEST = 360
 _NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
 
@@ -57,19 +54,15 @@ def read_digits() -> Parts:
 
 
 def read_npz(
-  file: str | os.PathLike[str],
-  *,
-  map_beyond: float = math.inf,
-  verify: bool = True,
+  file: str | os.PathLike[str], map_beyond: float = math.inf
 ) -> Parts:
   """An npz of four arrays: x_train, y_train, x_test, y_test.
 
   Args:
     file: images are uint8 `[N, height, width]` or `[N, height, width,
-      channels]`, labels integers `[N]`, 0 or more. C is the largest label
-      plus one.
+      channels]`, labels integers `[N]` or `[N, 1]`, 0 or more. The classes are
+      the labels of y_train, in order, named by them.
     map_beyond: see `npz.read`; for the images.
-    verify: see `npz.read`.
 
   Returns:
     The parts of the data set, see the module.
@@ -78,7 +71,7 @@ def read_npz(
     InputError: the file is missing or no npz, or an array is missing, of the
       wrong type or shape, or does not fit the others.
   """
-  arrays = _npz_arrays(file, map_beyond, verify)
+  arrays = _npz_arrays(file, map_beyond)
   parts = {}
   for name in ('x_train', 'x_test'):
     images = arrays[name]
@@ -98,33 +91,27 @@ def read_npz(
       f'{file}: x_test has images of {_size(test_size)}; allowed is that of'
       f' x_train, {_size(size)}'
     )
-  for name in ('y_train', 'y_test'):
-    labels = arrays[name]
-    count = len(parts['x' + name[1:]])
-    if labels.dtype.kind not in 'iu':
-      raise base.InputError(
-        f'{file}: {name} is {labels.dtype}; allowed are integers'
-      )
-    if labels.shape != (count,):
-      raise base.InputError(
-        f'{file}: {name} has shape {labels.shape}; allowed is ({count},), a'
-        f' label for each image of x{name[1:]}'
-      )
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= MAX_CLASSES:
-      raise base.InputError(
-        f'{file}: {name} has the label {lowest if lowest < 0 else highest};'
-        f' allowed are 0..{MAX_CLASSES - 1}'
-      )
-    parts[name] = labels.astype(np.int32)
-  highest = max(int(parts['y_train'].max()), int(parts['y_test'].max()))
-  names = tuple(str(label) for label in range(highest + 1))
+  for split in ('train', 'test'):
+    x, y = f'x_{split}', f'y_{split}'
+    try:
+      parts[y] = base.Examples.of(parts[x], arrays[y]).own_labels
+    except ValueError as error:
+      raise base.InputError(f'{file}: y_{split}: {error}') from None
+  known, unseen = (
+    np.unique(parts['y_train']).tolist(),
+    np.setdiff1d(parts['y_test'], parts['y_train']).tolist(),
+  )
+  if unseen:
+    raise base.InputError(
+      f'{file}: y_test has the label {unseen[0]}; allowed are those of y_train'
+    )
+  # Classes are the labels that there are, whatever lies between them.
   return (
     parts['x_train'],
-    parts['y_train'],
+    np.searchsorted(known, parts['y_train']).astype(np.int32),
     parts['x_test'],
-    parts['y_test'],
-    names,
+    np.searchsorted(known, parts['y_test']).astype(np.int32),
+    tuple(map(str, known)),
     None,
   )
 
@@ -204,7 +191,7 @@ def read_folder(folder: str | os.PathLike[str]) -> Parts:
 
 
 def _npz_arrays(
-  file: str | os.PathLike[str], map_beyond: float, verify: bool
+  file: str | os.PathLike[str], map_beyond: float
 ) -> dict[str, np.ndarray]:
   """The four arrays as they are in the file."""
   base.require_file(file)
@@ -233,9 +220,7 @@ def _npz_arrays(
       # Labels are read to be verified, and are small.
       beyond = map_beyond if name.startswith('x_') else math.inf
       try:
-        arrays[name] = npz.read(
-          loaded.zip, name, map_beyond=beyond, verify=verify
-        )
+        arrays[name] = npz.read(loaded.zip, name, beyond)
       except Exception as error:
         raise base.InputError(
           f'{file}: {name} cannot be read ({_reason(error)}); allowed is a'

@@ -14,11 +14,7 @@ _PIECE = 2**20
 
 
 def read(
-  archive: zipfile.ZipFile,
-  name: str,
-  *,
-  map_beyond: float = math.inf,
-  verify: bool = True,
+  archive: zipfile.ZipFile, name: str, map_beyond: float = math.inf
 ) -> np.ndarray:
   """An array, refused before memory is taken for what is not there.
 
@@ -31,8 +27,6 @@ def read(
     map_beyond: an array of more bytes than this stays in the file, as an
       `np.memmap` that is not writable, if it lies there uncompressed and by
       the row, on a file system that can map. It outlives the archive.
-    verify: whether to compare the checksum of what is mapped, which reads it
-      once; of what is read it always is.
 
   Returns:
     The array.
@@ -70,7 +64,7 @@ def read(
     )
     if plain and declared > map_beyond:
       # zipfile compares the checksum where the member ends.
-      while verify and stream.read(_PIECE):
+      while stream.read(_PIECE):
         pass
       start = _start(file, member) + header
       with contextlib.suppress(OSError):  # Not all file systems can map.

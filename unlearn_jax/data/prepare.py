@@ -107,7 +107,7 @@ def read(
   name: str,
   data_dir: pathlib.Path,
   source_dir: pathlib.Path | None = None,
-  **storage: Any,
+  map_beyond: float = math.inf,
 ) -> local.Parts:
   """A stock data set, decoded from its archives unless it was before.
 
@@ -120,7 +120,7 @@ def read(
     data_dir: TFDS's data directory; made if need be.
     source_dir: where files that were downloaded by hand lie: CIFAR's tar.gz
       or what is in it, MNIST's four idx files with or without .gz.
-    **storage: `map_beyond` and `verify`, see `npz.read`; for the images.
+    map_beyond: see `npz.read`; for the images.
 
   Returns:
     The parts of the data set, see `local`.
@@ -131,7 +131,7 @@ def read(
   """
   stock = STOCK[name]
   cache = data_dir / name / prepared.CACHE_NAME, f'{name} of archives, 1'
-  if kept := prepared.read_cache(*cache, **storage):
+  if kept := prepared.read_cache(*cache, map_beyond):
     return kept
   try:
     if source_dir is None:
@@ -146,7 +146,7 @@ def read(
     else:
       raise base.InputError(f'{source_dir}: no such folder (--raw_dir)')
     cache[0].parent.mkdir(parents=True, exist_ok=True)
-    return prepared.keep(*cache, parts, **storage)
+    return prepared.keep(*cache, parts, map_beyond)
   except OSError as error:
     raise base.InputError(
       f'{name}: cannot be prepared in {data_dir} ({error})'

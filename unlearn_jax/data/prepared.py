@@ -72,10 +72,7 @@ def _damaged(folder: pathlib.Path, error: Exception) -> base.InputError:
 
 
 def read(
-  folder: str | os.PathLike[str],
-  *,
-  map_beyond: float = math.inf,
-  verify: bool = True,
+  folder: str | os.PathLike[str], map_beyond: float = math.inf
 ) -> local.Parts:
   """The images and labels of a prepared data set.
 
@@ -86,7 +83,6 @@ def read(
   Args:
     folder: as found by `find`.
     map_beyond: see `npz.read`; for the decoded images.
-    verify: see `npz.read`.
 
   Returns:
     Training images uint8 `[N, height, width, channels]` and labels int32
@@ -103,7 +99,7 @@ def read(
     import tensorflow_datasets as tfds
 
     key = _cache_key(folder)
-    if kept := read_cache(file, key, map_beyond, verify):
+    if kept := read_cache(file, key, map_beyond):
       return kept
     parts = _decode(tfds.builder_from_directory(folder), folder)
   except base.InputError:
@@ -111,7 +107,7 @@ def read(
   except Exception as error:  # Damaged files raise a dozen types.
     raise _damaged(folder, error) from error
   try:
-    return keep(file, key, parts, map_beyond, verify)
+    return keep(file, key, parts, map_beyond)
   except OSError:  # A read-only directory or a full disk.
     return parts
 
@@ -280,7 +276,7 @@ def _cache_key(folder: pathlib.Path) -> str:
 
 
 def read_cache(
-  file: pathlib.Path, key: str, map_beyond: float, verify: bool
+  file: pathlib.Path, key: str, map_beyond: float
 ) -> local.Parts | None:
   """What `keep` wrote; None where it is missing, broken or of another key."""
   try:
@@ -289,8 +285,7 @@ def read_cache(
       if str(npz.read(archive, 'key')) != key:
         return None
       images, test_images = (
-        npz.read(archive, name, map_beyond=map_beyond, verify=verify)
-        for name in ('x_train', 'x_test')
+        npz.read(archive, name, map_beyond) for name in ('x_train', 'x_test')
       )
       labels, test_labels, names, ids = (
         npz.read(archive, name)
@@ -309,11 +304,7 @@ def read_cache(
 
 
 def keep(
-  file: pathlib.Path,
-  key: str,
-  parts: local.Parts,
-  map_beyond: float,
-  verify: bool,
+  file: pathlib.Path, key: str, parts: local.Parts, map_beyond: float
 ) -> local.Parts:
   """Writes decoded arrays in one step, so that others see all or nothing.
 
@@ -340,5 +331,5 @@ def keep(
   finally:
     pathlib.Path(temporary).unlink(missing_ok=True)
   if max(images.nbytes, test_images.nbytes) > map_beyond:
-    return read_cache(file, key, map_beyond, verify) or parts
+    return read_cache(file, key, map_beyond) or parts
   return parts

@@ -44,7 +44,7 @@ def limit(nbytes: int | None) -> Iterator[None]:
     ValueError: a negative number.
 
   Example:
-    >>> images = base.Examples.of(np.zeros((9, 2, 2, 1)), np.zeros(9))
+    >>> images = base.Examples.of(np.zeros((9, 2, 2, 1)), np.zeros(9, int))
     >>> with limit(100):
     ...   streams(images)
     True

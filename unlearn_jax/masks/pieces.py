@@ -124,20 +124,11 @@ def count(
   # Tied to the bounds, keys and places cannot be hoisted out of the search's
   # loop, where they would be arrays.
   contiguous = piece.strides == row_major(piece.shape)
-  if piece.dtype == jnp.bfloat16 and jax.default_backend() == 'cpu':
-    # XLA:CPU takes bfloat16 through a barrier as a float32 copy; like this,
-    # the bits are copied all the same, in two bytes each.
-    zero = jnp.zeros((), jnp.uint16)
-    changing = (zero, piece.origin, _runtime(piece))
-    (zero, origin, strides), bounds = jax.lax.optimization_barrier(
-      (changing, bounds)
-    )
-    arrays = tuple(_changed_by(x, zero) for x in piece.arrays)
-  else:
-    tied = (piece.arrays, piece.origin, _runtime(piece))
-    (arrays, origin, strides), bounds = jax.lax.optimization_barrier(
-      (tied, bounds)
-    )
+  strides = tuple(jnp.uint32(stride) for stride in piece.strides)
+  tied = (piece.arrays, piece.origin, strides)
+  (arrays, origin, strides), bounds = jax.lax.optimization_barrier(
+    (tied, bounds)
+  )
   piece = piece._replace(arrays=arrays, origin=origin, strides=strides)
   # XLA:CPU cuts slices from bfloat16 by way of a float32 copy of the leaf.
   sliceable = contiguous and piece.dtype != jnp.bfloat16
@@ -145,15 +136,6 @@ def count(
   if loop and sliceable and _BLOCK <= piece.size < _LIMIT:
     way = _by_blocks
   return way(piece, list(bounds), ties) * piece.counts
-
-
-def _runtime(piece: Piece) -> tuple[jax.Array, ...]:
-  return tuple(jnp.uint32(stride) for stride in piece.strides)
-
-
-def _changed_by(x: jax.Array, zero: jax.Array) -> jax.Array:
-  bits = jax.lax.bitcast_convert_type(x, zero.dtype)
-  return jax.lax.bitcast_convert_type(bits ^ zero, x.dtype)
 
 
 def _searched(

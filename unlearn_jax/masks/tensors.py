@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import Mask, Params, tensor_paths
+from unlearn_jax.base import Mask, Params, require, tensor_paths
 from unlearn_jax.masks import keys
 
 
@@ -36,18 +36,12 @@ def last_k_mask(params: Params, k: int, order: tuple[str, ...]) -> Mask:
     {'bias': [True, True], 'kernel': [[False, False]]}
   """
   paths = tensor_paths(params)
-  if isinstance(k, bool | np.bool_) or not isinstance(k, int | np.integer):
-    raise ValueError(f'k is {k!r}; allowed are whole numbers of tensors.')
-  if not 1 <= k <= len(paths):
-    raise ValueError(f'k is {k}; allowed are 1 to {len(paths)} tensors.')
-  for path in paths:
-    if path not in order:
-      raise ValueError(f'order lacks {path!r}, which is a tensor of params.')
-  for place, path in enumerate(order):
-    if path not in paths:
-      raise ValueError(f'order has {path!r}, which is no tensor of params.')
-    if path in order[:place]:
-      raise ValueError(f'order has {path!r} more than once.')
+  whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
+  holds = whole and 1 <= k <= len(paths)
+  require('k', k, holds, f'1 to {len(paths)} tensors')
+  for path in (*paths, *order):
+    known = paths.count(path) == order.count(path) == 1
+    require('order', path, known, 'each tensor of params once')
   chosen = frozenset(order[-k:])
   leaves, treedef = jax.tree.flatten(params)
   return jax.tree.unflatten(

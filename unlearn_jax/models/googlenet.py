@@ -28,6 +28,11 @@ _INCEPTIONS = (
 )
 
 
+def _max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
+  """3×3 max-pool of `[B, H, W, C]`, padded by one pixel on all sides."""
+  return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+
 class Inception(layers.Block, kw_only=True):
   """Four branches side by side.
 
@@ -50,7 +55,7 @@ class Inception(layers.Block, kw_only=True):
     second = unit(unit(x, three_in, 1, 'b2_in'), three, 3, 'b2')
     third = unit(unit(x, five_in, 1, 'b3_in'), five, 3, 'b3_mid')
     third = unit(third, five, 3, 'b3')
-    fourth = unit(layers.max_pool_3x3(x), pooled, 1, 'b4')
+    fourth = unit(_max_pool(x), pooled, 1, 'b4')
     return jnp.concatenate([first, second, third, fourth], -1)
 
 
@@ -67,7 +72,7 @@ class GoogLeNet(layers.Classifier):
     x = nn.relu(self.norm(x, train, 'bn1'))
     for i, row in enumerate(_INCEPTIONS):
       if row is None:
-        x = layers.max_pool_3x3(x, stride=2)
+        x = _max_pool(x, stride=2)
       else:
         features = tuple(max(1, n * self.width // 64) for n in row)
         name = f'inception{i + 1}'

@@ -1,11 +1,9 @@
 """What every network is made of."""
 
-import functools
 from typing import Any
 
 from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from unlearn_jax.models.convolution import conv_general_dilated
@@ -103,62 +101,3 @@ def mean_pool_2x2(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   x = x[:, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
-def max_pool_3x3(x: jax.Array, stride: int = 1) -> jax.Array:
-  """3×3 max-pool of `[B, H, W, C]`, padded by one pixel on all sides.
-
-  On a CPU the maximum is taken along rows, then along columns: 3 to 5 times
-  faster, with its gradient, than `reduce_window`, and equal to it. Where
-  pixels of a window tie, its whole gradient goes to the first of them, row by
-  row.
-  """
-  if jax.default_backend() != 'cpu' or stride not in (1, 2):
-    return nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
-  return _max_of_3(_max_of_3(x, stride, 2), stride, 1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_of_3(x: jax.Array, stride: int, axis: int) -> jax.Array:
-  """Maxima of three neighbours along an axis of `[B, H, W, C]`."""
-  first, second, third = _neighbours(x, stride, axis)
-  return jnp.maximum(jnp.maximum(first, second), third)
-
-
-def _neighbours(x, stride, axis):
-  """The first, second and third pixels of all windows, each like the maxima."""
-  last = (x.shape[axis] - 1) // stride * stride
-  pads = [(int(i == axis),) * 2 for i in range(x.ndim)]
-  x = jnp.pad(x, pads, constant_values=-jnp.inf)
-  return [lax.slice_in_dim(x, i, i + last + 1, stride, axis) for i in range(3)]
-
-
-def _max_of_3_forward(x, stride, axis):
-  out = _max_of_3(x, stride, axis)
-  return out, (x, out)
-
-
-def _max_of_3_backward(stride, axis, residuals, out_grad):
-  x, out = residuals
-  first, second, _ = _neighbours(x, stride, axis)
-  winner = jnp.where(first == out, 0, jnp.where(second == out, 1, 2))
-  pads = [(int(i == axis),) * 2 for i in range(x.ndim)]
-  winner = jnp.pad(winner.astype(jnp.uint8), pads)
-  grad = jnp.pad(out_grad, pads)
-
-  def won(place, shift):
-    """Per window, what the one `shift` further on sends to that place in it."""
-    start, stop = 1 + shift, 1 + shift + out.shape[axis]
-    there = lax.slice_in_dim(winner, start, stop, 1, axis) == place
-    return jnp.where(there, lax.slice_in_dim(grad, start, stop, 1, axis), 0)
-
-  # A pixel is the second of a window; it or the next one is the third of that
-  # window and the first of the following one.
-  if stride == 1:
-    return (won(2, -1) + won(1, 0) + won(0, 1),)
-  pairs = jnp.stack([won(1, 0), won(2, 0) + won(0, 1)], axis + 1)
-  shape = tuple(2 * n if i == axis else n for i, n in enumerate(out.shape))
-  return (lax.slice_in_dim(pairs.reshape(shape), 0, x.shape[axis], 1, axis),)
-
-
-_max_of_3.defvjp(_max_of_3_forward, _max_of_3_backward)

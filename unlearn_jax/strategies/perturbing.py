@@ -95,10 +95,6 @@ def random_scalars(
   k: int | float = 45,
   epsilon: float = -1.0,
   *,
-  granularity: Granularity = 'scalar',
-  objective: Objective = 'loss',
-  reduction: Reduction = 'mean_abs',
-  examples: int = 256,
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
@@ -108,12 +104,9 @@ def random_scalars(
   """As many scalars as Top-K perturbs, drawn by lot: what choosing is worth.
 
   Args:
-    k: as in `top_k`, and so are all others.
-    epsilon: ε.
-    granularity: what K counts.
-    objective: F.
-    reduction: over examples.
-    examples: of D, that the sensitivity averages.
+    k: K, scalars or a share of them, as in `top_k`; beside a Top-K of tensors,
+      as many scalars as those have.
+    epsilon: as in `top_k`, and so are all others.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves.
@@ -126,16 +119,10 @@ def random_scalars(
   shared = _shared(
     k, epsilon, js_weight, js_teacher, moves, learning_rate, epochs
   )
-  require('examples', examples, examples >= 1, '1 or more')
 
   def edit(context: Context) -> Edit:
     params = context.source.params
-    number: int | float = k
-    if granularity == 'leaf':  # As many scalars as those tensors have.
-      scores = _sensitivity(context, objective, reduction, examples)
-      top = masks.topk_mask(params, scores, k, granularity='leaf')
-      number = masks.count_scalars(top)
-    mask = masks.randomk_mask(_lot(context), params, number)
+    mask = masks.randomk_mask(_lot(context), params, k)
     return Edit(perturbation.perturb(params, mask, epsilon), mask)
 
   return Strategy(
@@ -143,7 +130,7 @@ def random_scalars(
     CONTROL,
     edit,
     **shared,
-    check=functools.partial(_require_k, k=k, granularity=granularity),
+    check=functools.partial(_require_k, k=k, granularity='scalar'),
   )
 
 
