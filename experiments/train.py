@@ -42,11 +42,7 @@ class Train:
 
 def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
-  own = {
-    field.name: getattr(asked, field.name)
-    for field in dataclasses.fields(Train)
-    if field.name != 'subset'
-  }
+  own = {name: v for name, v in vars(asked).items() if name != 'subset'}
   whole = config.Study(**own, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []

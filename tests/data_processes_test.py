@@ -206,6 +206,7 @@ def test_one_process_hashes_for_all(file, other_process, limit, train_subset):
   )
 
 
+DIFFER = 'sizes, names, ids, labels or images differ'
 OTHERS = {
   'sizes': {'x_test': np.zeros((3, 5, 4, 3), np.uint8), 'y_test': [0, 1, 2]},
   'class names': {'y_test': np.array([0, 1, 2, 3])},
@@ -223,7 +224,7 @@ def test_another_data_set_than_that_of_process_0(file, other_process, what):
   with streaming.limit(0), pytest.raises(base.InputError) as caught:
     other_process(lambda: set_up(f'npz:{file}'), change)
   assert str(caught.value) == (
-    f'--dataset=npz:{file}: {what} differ from those of process 0; allowed is'
+    f'--dataset=npz:{file}: {DIFFER} from those of process 0; allowed is'
     ' the same data set in all processes'
   )
 
@@ -238,7 +239,7 @@ def test_other_ids(tmp_path, other_process):
   def rename():
     (tmp_path / 'train/a/x.png').rename(tmp_path / 'train/a/y.png')
 
-  with pytest.raises(base.InputError, match='ids differ from those of'):
+  with pytest.raises(base.InputError, match=f'{DIFFER} from those of'):
     other_process(lambda: set_up(f'folder:{tmp_path}'), rename)
 
 

@@ -38,14 +38,10 @@ class InProcess(futures.Executor):
     return future
 
 
-def run(
-  wanted: Sequence[Stage],
-  engine: config.Engine,
-  archives: config.Archives,
-  progress: Progress,
-) -> dict[str, str]:
-  """Carries out all stages, each after its parents and each once."""
-  seconds = engine.save_seconds
+def run(wanted: Sequence[Stage], asked: config.Study) -> dict[str, str]:
+  """Carries out all stages as `asked` says; by key, why some have failed."""
+  progress = Progress(len(wanted), sum(stage.epochs for stage in wanted))
+  engine, seconds = asked.execution, asked.execution.save_seconds
   if engine.engine == 'local':
     for name in ('scheduler', 'workers'):
       if (value := getattr(engine, name)) is not None:
@@ -67,7 +63,8 @@ def run(
     else:
       progress.skip(stage.title, stage.epochs, 'done before')
 
-  there = functools.partial(_there, save_seconds=seconds, archives=archives)
+  most = asked.archives.device_data_mb
+  there = functools.partial(_there, save_seconds=seconds, device_data_mb=most)
   with _dask(engine) as pool:
     return schedule(wanted, pool, there, tell)
 
@@ -109,10 +106,12 @@ def schedule(
   return failed
 
 
-def _there(stage: Stage, save_seconds: float, archives: config.Archives) -> str:
+def _there(
+  stage: Stage, save_seconds: float, device_data_mb: int | None
+) -> str:
   """What a worker does, in a process of its own."""
   process.prepare()
-  with process.device_limit(archives.device_data_mb):
+  with process.device_limit(device_data_mb):
     return stages.carry_out(stage, save_seconds, Silent())
 
 
@@ -134,9 +133,8 @@ def _dask(engine: config.Engine) -> Iterator[futures.Executor]:
       cluster = stack.enter_context(_local_cluster(engine.workers))
       client = stack.enter_context(distributed.Client(cluster))
     else:
-      where: dict[str, Any] = {'address': engine.scheduler}
-      if pathlib.Path(engine.scheduler).is_file():
-        where = {'scheduler_file': engine.scheduler}
+      is_file = pathlib.Path(engine.scheduler).is_file()
+      where = {'scheduler_file' if is_file else 'address': engine.scheduler}
       try:
         client = distributed.Client(**where, timeout=_PATIENCE)
       except (OSError, ValueError) as error:
@@ -155,14 +153,11 @@ def _local_cluster(workers: int | None) -> Any:
   gpus = sorted(pathlib.Path('/dev').glob('nvidia[0-9]*'))
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   names = visible.split(',') if visible else [p.name[6:] for p in gpus]
-  count = workers or len(names) or 1
-  # Nothing is taken from a worker for its memory: JAX's is not Dask's.
   spec = {}
-  for number in range(count):
-    env: dict[str, str] = {}
-    if names:
-      env['CUDA_VISIBLE_DEVICES'] = names[number % len(names)]
-    options = {'nthreads': 1, 'memory_limit': 0, 'env': env}
+  for number in range(workers or len(names) or 1):
+    own = {'CUDA_VISIBLE_DEVICES': names[number % len(names)]} if names else {}
+    # Nothing is taken from a worker for its memory: JAX's is not Dask's.
+    options = {'nthreads': 1, 'memory_limit': 0, 'env': own}
     spec[number] = {'cls': distributed.Nanny, 'options': options}
   scheduler = {
     'cls': distributed.Scheduler,

@@ -1,19 +1,19 @@
 """The problem that a configuration poses: data, model, what is forgotten."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import config
 from experiments.settings import FlagError
-from experiments.workdir.finished import Facts
+from experiments.workdir import finished
+from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (
   Dataset,
@@ -21,7 +21,6 @@ from unlearn_jax.base import (
   Key,
   Model,
   ModelState,
-  Params,
   Splits,
   shown,
   tensor_paths,
@@ -30,8 +29,9 @@ from unlearn_jax.data import images, streaming
 
 # Images of each split by which processes see that they have the same data.
 _LOOKED_AT = 8
-Purpose = Literal['split', 'source', 'unlearn', 'degree']
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
+# What two models must have in common to be compared.
+COMMON = ('model', 'width', 'num_classes', 'data_fingerprint')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,10 +44,14 @@ class Setup:
   # deviation a channel, the same for source and Retrain.
   model: Model
   facts: Facts  # what every manifest says of the two
-  params: Params  # shapes and kinds of the parameters
-  tensor_sizes: dict[str, int]  # scalars per tensor, in definition order
-  # Kind and shape of each tensor and statistic, by its path.
-  tensors: dict[str, str]
+  shapes: ModelState  # shapes and kinds of its arrays
+
+  @property
+  def tensor_sizes(self) -> dict[str, int]:
+    """Scalars per tensor, in definition order."""
+    params = self.shapes.params
+    leaves = dict(zip(tensor_paths(params), jax.tree.leaves(params)))
+    return {path: int(leaves[path].size) for path in self.model.order}
 
   @property
   def parameters(self) -> int:
@@ -134,44 +138,30 @@ def _agreed(read: Callable[[str | None], Dataset]) -> Dataset:
   """The same data set in all processes, of which the first hashes it."""
   made: list[Dataset] = []
 
-  def first() -> dict[str, str]:
+  def first() -> list[str]:
     made.append(read(None))
-    return {'fingerprint': made[0].fingerprint, **_outline(made[0])}
+    return [made[0].fingerprint, _outline(made[0])]
 
-  told = parallel.by_first(first)
-  if made:
-    return made[0]
-  dataset = read(told['fingerprint'])
-  for what, digest in _outline(dataset).items():
-    if digest != told[what]:
-      raise InputError(
-        f'{what} differ from those of process 0; allowed is the same data set'
-        ' in all processes'
-      )
+  fingerprint, outline = parallel.by_first(first)
+  dataset = made[0] if made else read(fingerprint)
+  if not made and _outline(dataset) != outline:
+    raise InputError(
+      'sizes, names, ids, labels or images differ from those of process 0;'
+      ' allowed is the same data set in all processes'
+    )
   return dataset
 
 
-def _outline(dataset: Dataset) -> dict[str, str]:
-  """Digests of what tells data sets apart without reading all images."""
-  parts = (dataset.train, dataset.test)
-  few = [np.linspace(0, p.size - 1, _LOOKED_AT).astype(int) for p in parts]
-  contents = {
-    'sizes': str([part.images.shape for part in parts]).encode(),
-    'class names': _encoded(dataset.class_names),
-    'ids': _encoded(dataset.ids.tolist()),
-    'labels': b''.join(np.asarray(part.labels).tobytes() for part in parts),
-    'images': b''.join(
-      np.asarray(part.images[rows]).tobytes() for part, rows in zip(parts, few)
-    ),
-  }
-  return {
-    what: hashlib.sha256(content).hexdigest()
-    for what, content in contents.items()
-  }
-
-
-def _encoded(names: Sequence[str]) -> bytes:
-  return '\0'.join(names).encode('utf-8', 'surrogatepass')
+def _outline(dataset: Dataset) -> str:
+  """A digest of what tells data sets apart without reading all images."""
+  names = repr([*dataset.class_names, *dataset.ids.tolist()])
+  sha = hashlib.sha256(names.encode())
+  for part in (dataset.train, dataset.test):
+    few = np.linspace(0, part.size - 1, _LOOKED_AT).astype(int)
+    sha.update(str(part.images.shape).encode())
+    sha.update(np.asarray(part.labels).tobytes())
+    sha.update(np.asarray(part.images[few]).tobytes())
+  return sha.hexdigest()
 
 
 def assemble(dataset: Dataset, facts: Facts) -> Setup:
@@ -194,12 +184,11 @@ def assemble(dataset: Dataset, facts: Facts) -> Setup:
   except ValueError as error:
     raise InputError(f'{facts.dataset}: {error}') from error
   assert model.init is not None
-  state = jax.eval_shape(model.init, jax.random.key(0))
-  leaves = dict(zip(tensor_paths(state.params), jax.tree.leaves(state.params)))
-  sizes = {path: int(leaves[path].size) for path in model.order}
-  if sum(sizes.values()) >= 2**31:
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  setup = Setup(dataset, model, facts, shapes)
+  if setup.parameters >= 2**31:
     raise too_large
-  return Setup(dataset, model, facts, state.params, sizes, _tensors(state))
+  return setup
 
 
 def _tensors(state: ModelState) -> dict[str, str]:
@@ -208,11 +197,12 @@ def _tensors(state: ModelState) -> dict[str, str]:
   return {path: f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
 
 
-def require_fits(
-  setup: Setup, state: ModelState, path: str | os.PathLike
-) -> None:
-  """Refuses a checkpoint whose tensors are not those of the model."""
-  wanted, found = setup.tensors, _tensors(state)
+def load_model(setup: Setup, path: pathlib.Path, **expected: Any) -> Finished:
+  """A checkpoint, refused if it is of another problem or not as expected."""
+  facts = {name: getattr(setup.facts, name) for name in COMMON}
+  finished.require(path, **facts, **expected)
+  model = finished.load(path)
+  wanted, found = _tensors(setup.shapes), _tensors(model.state)
   for name in sorted({*wanted, *found}):
     if wanted.get(name) != found.get(name):
       raise InputError(
@@ -220,9 +210,10 @@ def require_fits(
         f' allowed for {setup.facts.model}, width {setup.facts.width}:'
         f' {wanted.get(name, "none")}'
       )
+  return model
 
 
-def key_of(what: Purpose, seed: int) -> Key:
+def key_of(what: str, seed: int) -> Key:
   """The key of one purpose, unlike that of another with the same seed."""
   return jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(what))
 
@@ -263,27 +254,27 @@ def forget_hash(setup: Setup, splits: Splits) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe(setup: Setup) -> list[str]:
-  """What was loaded, in two lines."""
+def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
+  """What was loaded, and what each seed forgets, with warnings; in lines."""
   dataset, facts = setup.dataset, setup.facts
   height, width, channels = dataset.image_shape
-  return [
+  lines = [
     f'{shown(dataset.name)}: {dataset.train.size:,} training and'
     f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
     f' {len(dataset.class_names)} classes',
     f'{facts.model}, width {facts.width}: {setup.parameters:,} parameters in'
     f' {len(setup.tensor_sizes)} tensors',
   ]
-
-
-def describe_forget(setup: Setup, splits: Splits, seed: int) -> str:
-  """What one run forgets, in a line."""
-  ids = forget_ids(setup, splits)
-  few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
-  return (
-    f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
-    f' ({few})'
-  )
+  for seed, splits in drawn.items():
+    ids = forget_ids(setup, splits)
+    few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
+    lines.append(
+      f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
+      f' ({few})'
+    )
+    lost = lost_classes(setup, splits, seed)
+    lines += [f'warning: {warning}' for warning in lost]
+  return lines
 
 
 def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:

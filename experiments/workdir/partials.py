@@ -41,11 +41,9 @@ class Partial:
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
-    # What a save was last begun of, what is saved, and what is being saved.
-    self._begun: snapshots.Course | None = None
+    # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
     self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
-    self._loaded: snapshots.Snapshot | None = None
 
   def part(self, name: str) -> 'Partial':
     """Keeps a training that is one of several of the stage."""
@@ -59,18 +57,17 @@ class Partial:
     if newest is None:
       return None
     # With several processes the others read what process 0 has found whole.
-    snapshot = self._loaded or self._read(self.folder / newest, like)
-    self._loaded = None
+    snapshot = self._read(self.folder / newest, like)
     if self._tell:
       self._tell(snapshot.course.epoch)
     return snapshot
 
   def _newest(self, like: TrainState) -> str | None:
-    """The name of that save, which is then loaded."""
+    """The name of that save."""
     self._sweep()
     for path in reversed(self._saves()):
       try:
-        self._loaded = self._read(path, like)
+        self._read(path, like)
       except (InputError, KeyError, TypeError, ValueError) as error:
         if checkpoints.is_unread(error):
           raise
@@ -84,8 +81,7 @@ class Partial:
     packed, manifest = snapshots.restore(path, stage=self._finished.name)
     snapshot = snapshots.unpack(packed, like)
     self.wall_seconds = float(manifest['wall_seconds'])
-    self._held, self._begun = packed, packed.course
-    self._saved = packed.course
+    self._held, self._saved = packed, packed.course
     self.saved_at = time.monotonic()
     return snapshot
 
@@ -121,8 +117,7 @@ class Partial:
     """Begins to write the last snapshot, once the one before is written."""
     self.settle()
     assert self._held is not None
-    start, self._begun = time.monotonic(), self._held.course
-    course = self._begun
+    start, course = time.monotonic(), self._held.course
     name = f'epoch-{course.epoch:06}'
     if course.step:
       name += f'-step-{course.step:09}'
@@ -192,13 +187,12 @@ class Partial:
     return (
       f'after step {step} of epoch {epoch + 1}'
       if step
-      else (f'after epoch {epoch}')
+      else f'after epoch {epoch}'
     )
 
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
     self.settle()
-    self._held = None
     if parallel.is_first():
       self._sweep()
       shutil.rmtree(self.folder, ignore_errors=True)
