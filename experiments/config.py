@@ -25,7 +25,6 @@ from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
 from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
 
 _MOST = 2**31 - 1  # of what is counted on the devices
-_MOST_EPOCHS = 10**5  # whose steps can still be counted
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
 
 
@@ -97,9 +96,7 @@ class Training:
     tuple(RECIPES),
   )
   train_epochs: int | None = setting(
-    None,
-    f'Epochs of source and Retrain; {_by("epochs")}.',
-    Range(1, _MOST_EPOCHS),
+    None, f'Epochs of source and Retrain; {_by("epochs")}.', COUNT
   )
   train_learning_rate: float | None = setting(
     None, f'Theirs; {_by("learning_rate")}.', RATE
@@ -168,7 +165,7 @@ class Methods:
 
   strategies: str = setting(', '.join(FACTORIES), _factories())
   epochs: int = setting(
-    _BUDGET.epochs, 'The most epochs of fine-tuning.', Range(0, _MOST_EPOCHS)
+    _BUDGET.epochs, 'The most epochs of fine-tuning.', WHOLE
   )
   learning_rate: float = setting(
     _BUDGET.learning_rate, "Adam's, in every fine-tuning.", RATE

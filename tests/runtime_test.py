@@ -241,8 +241,6 @@ KUBERNETES = {'KUBERNETES_SERVICE_HOST': 'a', 'JOB_COMPLETION_INDEX': '0'}
     ({**SLURM, 'SLURM_NTASKS': '1'}, None),
     ({**SLURM, 'SLURM_NTASKS': '4'}, 'slurm'),
     ({**SLURM, 'SLURM_NTASKS': '2', 'OMPI_COMM_WORLD_SIZE': '4'}, 'ompi'),
-    ({'TPU_WORKER_HOSTNAMES': 'a', 'TPU_ML_PLATFORM': 'JAX'}, None),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_ML_PLATFORM': 'JAX'}, 'gketpu'),
     (KUBERNETES, 'k8s'),
     ({'KUBERNETES_SERVICE_HOST': 'a'}, None),
   ],

@@ -352,7 +352,7 @@ def test_source_and_retrain_follow_schedules_of_their_own_length(
   digests = []
   for run in plan.runs:
     for stage in (run.source, run.strategies['retrain']):
-      stages.carry_out(stage, 30.0, Silent())
+      stages.carry_out(stage, Silent())
       digests.append(stages.load(stage).manifest.state_sha256)
   # Of 240 images 24 are forgotten; 24 are a step.
   assert told[:2] == [(0.01, 2 * 10), (0.01, 2 * 9)]

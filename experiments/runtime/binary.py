@@ -26,11 +26,11 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
   for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
-  if settings.names(kind) and settings.names(kind)[0] not in flags.FLAGS:
+  names = settings.names(kind)
+  if not {*names} <= {*flags.FLAGS}:
     settings.define(kind)
-  for name in settings.names(kind):  # Those that --help shows.
-    flag = flags.FLAGS[name]
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  for name in names:  # Those that --help shows.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
     with signals.watched():
       app.run(lambda _: _guarded(main, kind), flags_parser=_parse)
@@ -61,10 +61,8 @@ def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
       process.device_limit(archives.device_data_mb),
     ):
       main(own)
-  except FlagError as error:
-    _exit(str(error), 2)
   except InputError as error:
-    _exit(str(error), 1)
+    _exit(str(error), 2 if isinstance(error, FlagError) else 1)
   except OSError as error:
     _exit(f'{error.filename or "a file"}: {error.strerror or error}', 1)
   except Exception:

@@ -53,14 +53,10 @@ def launcher() -> str | None:
   'k8s' is a Job with numbered pods, where JAX can ask Kubernetes about it.
   """
   own = os.environ
-  hosts = own.get('TPU_PROCESS_ADDRESSES', own.get('TPU_WORKER_HOSTNAMES', ''))
   if own.get('OMPI_COMM_WORLD_SIZE', '1') != '1':
     return 'ompi'
   if {'SLURM_STEP_NODELIST', 'SLURM_PROCID'} <= own.keys():
     return 'slurm' if own.get('SLURM_NTASKS', '1') != '1' else None
-  if 'TPU_ML_PLATFORM' in own and hosts:  # The first is set by JAX's import.
-    many = ',' in hosts or own.get('MEGASCALE_NUM_SLICES', '1') != '1'
-    return 'gketpu' if many else None
   if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= own.keys():
     return 'k8s' if importlib.util.find_spec('kubernetes') else None
   return None

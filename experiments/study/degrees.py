@@ -15,7 +15,7 @@ from experiments.workdir import finished
 from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, degree, spd_gan
 from unlearn_jax.base import InputError, TrainState, shown
-from unlearn_jax.degree import Run, Sets
+from unlearn_jax.degree import Run
 from unlearn_jax.snapshots import Epoch, Snapshot
 from unlearn_jax.spd_gan import GeneratorSettings
 
@@ -66,7 +66,19 @@ def measure_degree(
     )
   except InputError as error:
     raise StageFailedError(f'{stage.title}: {error}') from error
-  measured, tree = _kept(found.runs, sets, settings)
+  # Numbers, and images before and after the first generator.
+  few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
+  first = found.runs[0].generator
+  tree = {
+    'images': np.asarray(few.images)[np.asarray(few.indices)],
+    'perturbed': spd_gan.perturb_images(first, few, settings),
+  }
+  measured = Measured(
+    [
+      dataclasses.replace(own, history=(), generator=None) for own in found.runs
+    ],
+    few.own_labels.tolist(),
+  )
   manifest = {
     'source_sha256': source.manifest.state_sha256,
     'other_sha256': other.manifest.state_sha256,
@@ -75,21 +87,6 @@ def measure_degree(
   mean = 100 * float(np.mean(found.values))
   note = f'{mean:.1f} points on the held-out half'
   return Output(tree, manifest, finished.contents(measured), note)
-
-
-def _kept(
-  runs: tuple[Run, ...], sets: Sets, settings: GeneratorSettings
-) -> tuple[Measured, dict]:
-  """Numbers, and images before and after the first generator."""
-  few = sets.held_out.take(np.arange(min(SHOWN, sets.held_out.size)))
-  tree = {
-    'images': np.asarray(few.images)[np.asarray(few.indices)],
-    'perturbed': spd_gan.perturb_images(runs[0].generator, few, settings),
-  }
-  generators = [
-    dataclasses.replace(run, history=(), generator=None) for run in runs
-  ]
-  return Measured(generators, few.own_labels.tolist()), tree
 
 
 class _Keeper:

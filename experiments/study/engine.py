@@ -7,7 +7,6 @@ holds, so that an engine can end at any time and the same command goes on.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
-import functools
 from logging import WARNING
 import os
 import pathlib
@@ -41,32 +40,25 @@ class InProcess(futures.Executor):
 def run(wanted: Sequence[Stage], asked: config.Study) -> dict[str, str]:
   """Carries out all stages as `asked` says; by key, why some have failed."""
   progress = Progress(len(wanted), sum(stage.epochs for stage in wanted))
-  engine, seconds = asked.execution, asked.execution.save_seconds
-  if engine.engine == 'local':
+  engine, local = asked.execution, asked.execution.engine == 'local'
+
+  def tell(stage: Stage, note: str) -> None:
+    if not note:
+      progress.skip(stage.title, stage.epochs, 'done before')
+      return
+    if not local:
+      progress.begin(stage.title, stage.epochs)
+    progress.end(note)
+
+  if local:
     for name in ('scheduler', 'workers'):
       if (value := getattr(engine, name)) is not None:
         raise FlagError(name, value, 'nothing, without --engine=dask')
-
-    def here(stage: Stage) -> str:
-      return stages.carry_out(stage, seconds, progress)
-
-    def warn(stage: Stage, note: str) -> None:
-      if note.startswith('warning: '):  # All else the stage has said itself.
-        progress.end(note)
-
-    return schedule(wanted, InProcess(), here, warn)
-
-  def tell(stage: Stage, note: str) -> None:
-    if note:
-      progress.begin(stage.title, stage.epochs)
-      progress.end(note)
-    else:
-      progress.skip(stage.title, stage.epochs, 'done before')
-
-  most = asked.archives.device_data_mb
-  there = functools.partial(_there, save_seconds=seconds, device_data_mb=most)
+    return schedule(
+      wanted, InProcess(), lambda own: stages.carry_out(own, progress), tell
+    )
   with _dask(engine) as pool:
-    return schedule(wanted, pool, there, tell)
+    return schedule(wanted, pool, _there, tell)
 
 
 def schedule(
@@ -106,13 +98,12 @@ def schedule(
   return failed
 
 
-def _there(
-  stage: Stage, save_seconds: float, device_data_mb: int | None
-) -> str:
+def _there(stage: Stage) -> str:
   """What a worker does, in a process of its own."""
+  assert stage.study is not None
   process.prepare()
-  with process.device_limit(device_data_mb):
-    return stages.carry_out(stage, save_seconds, Silent())
+  with process.device_limit(stage.study.archives.device_data_mb):
+    return stages.carry_out(stage, Silent())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from experiments.study.setup import Setup
 from experiments.study.stages import Stage
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished, Manifest
-from unlearn_jax.base import Dataset, InputError, Splits, shown
+from unlearn_jax.base import Dataset, InputError, Splits
 from unlearn_jax.recipes import RECIPES
 
 
@@ -76,7 +76,6 @@ def read(path: pathlib.Path, asked: config.Study) -> Lineage:
     asked,
     data=which,
     network=config.Network(said.model, said.width, said.dtype),
-    training=_training(source.manifest),
     forget=config.Forget(forget_ids=str(file)),
     draws=config.Seeds(
       source_seed=source.manifest.seed or 0, unlearn_seed=said.seed or 0
@@ -142,26 +141,6 @@ def _beside(
   return found
 
 
-def _training(said: Manifest) -> config.Training:
-  """By which the source was trained."""
-  recipe = said.recipe
-  if recipe is None:
-    return config.Training()
-  names = {row.optimizer.__name__: name for name, row in RECIPES.items()}
-  if recipe.optimizer not in names:
-    raise InputError(
-      f'the source was trained by {shown(recipe.optimizer)}, allowed:'
-      f' {", ".join(names)}'
-    )
-  return config.Training(
-    names[recipe.optimizer],
-    recipe.epochs,
-    recipe.learning_rate,
-    recipe.augment,
-    recipe.batch_size,
-  )
-
-
 def twin(lineage: Lineage, null_dir: str | None, root: pathlib.Path) -> Stage:
   """M′, which learned the same data with another seed and forgot nothing."""
   source, setup = lineage.source, lineage.setup
@@ -178,15 +157,25 @@ def twin(lineage: Lineage, null_dir: str | None, root: pathlib.Path) -> Stage:
   for path, said in _beside(setup, source.path, **alike).items():
     if said.seed not in (None, own.seed):
       return stages.given(setups.load_model(setup, path), 'null')
-  if own.recipe is None:
-    raise FlagError(
-      'null_dir', '', "a checkpoint; the source's manifest names no recipe"
+  recipe = own.recipe
+  names = {row.optimizer.__name__: name for name, row in RECIPES.items()}
+  if recipe is None or recipe.optimizer not in names:
+    allowed = "a checkpoint; the source's manifest names no recipe of ours"
+    raise FlagError('null_dir', '', allowed)
+  study = dataclasses.replace(
+    lineage.study,
+    training=config.Training(
+      names[recipe.optimizer],
+      recipe.epochs,
+      recipe.learning_rate,
+      recipe.augment,
+      recipe.batch_size,
+    ),
+  )
+  placed = setups.set_up(study)
+  if placed.facts != setup.facts:
+    raise InputError(
+      f'{source.path}: its pixel_mean or pixel_std is not that of its data, so'
+      ' that M′ cannot be trained; allowed: --null_dir'
     )
-  placed = setups.set_up(lineage.study)
-  for name in ('pixel_mean', 'pixel_std'):
-    if getattr(placed.facts, name) != getattr(setup.facts, name):
-      raise InputError(
-        f'{source.path}: {name} is not that of its data, so that M′ cannot be'
-        ' trained; allowed: --null_dir'
-      )
-  return planning.Planner(lineage.study, placed, root).source(1)
+  return planning.Planner(study, placed, root).source(1)

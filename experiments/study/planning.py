@@ -77,7 +77,11 @@ def plan(
   planner = Planner(study, setups.set_up(study), root)
   setup = planner.setup
   splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
-  _require_sizes(study, splits[0])
+  size, retained = study.training.resolved.batch_size, splits[0].retain.size
+  _require_devices('batch_size', size)
+  if size > retained:
+    allowed = f'at most the {retained} retained examples'
+    raise FlagError('batch_size', size, allowed)
   _require_strategies(study, setup, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
   if study.degree:
@@ -223,15 +227,6 @@ class Planner:
     return found
 
 
-def _require_sizes(study: config.Study, splits: Splits) -> None:
-  """What can only be checked once data and devices are known."""
-  size = study.training.resolved.batch_size
-  _require_devices('batch_size', size)
-  if size > splits.retain.size:
-    allowed = f'at most the {splits.retain.size} retained examples'
-    raise FlagError('batch_size', size, allowed)
-
-
 def _require_devices(name: str, size: int) -> None:
   if size % (count := len(parallel.devices())):
     raise FlagError(name, size, f'a positive multiple of the {count} device(s)')
@@ -266,10 +261,8 @@ def _require_siblings(
   study: config.Study, retrained: Stage, source: Stage
 ) -> None:
   """Refuses a Retrain that belongs to another source or recipe."""
-  its, wanted = (
-    finished.manifest(retrained.path),
-    Recipe.of(study.training.resolved),
-  )
+  its = finished.manifest(retrained.path)
+  wanted = Recipe.of(study.training.resolved)
   flag = f'--retrained_dir={study.retrained_dir}'
   if source.given is not None:
     own = finished.manifest(source.path)

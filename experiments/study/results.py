@@ -27,7 +27,6 @@ from unlearn_jax.strategies import METHOD, REFERENCE, Chosen
 from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
 
-Values = dict[str, float | None]
 # For each seed, its generators.
 Generators = list[list[Generator]]
 
@@ -36,7 +35,7 @@ Generators = list[list[Generator]]
 class Outcome:
   """One model of one run."""
 
-  values: Values  # by metric; None where one does not apply
+  values: dict[str, float | None]  # by metric; None where one does not apply
   record: Record  # how the model came about
   stop_epoch: int | None  # when the stop rule held first; None if it never did
   stage: Stage  # it is the result of
@@ -170,7 +169,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       name=facts.model,
       width=facts.width,
       dtype=facts.dtype,
-      parameters=setup.parameters,
+      parameters=sum(setup.tensor_sizes.values()),
       tensor_sizes=setup.tensor_sizes,
     ),
     stop_rule=reports.StopRuleFacts(
@@ -280,7 +279,10 @@ def _row(
     paired=paired,
     curves=[_curve(o.record) for o in known] if curved else [],
     stop_epoch=[o.stop_epoch for o in known] if curved else [],
-    by_tensor=_by_tensor(results, known) if curved else {},
+    by_tensor={
+      path: float(np.mean([o.record.by_tensor.get(path, 0) for o in known]))
+      for path in (results.plan.setup.tensor_sizes if curved else ())
+    },
     warnings=failed or (_warnings(own, known) if curved and own else []),
     checkpoints=[str(outcome.stage.path) for outcome in known],
   )
@@ -294,14 +296,6 @@ def _curve(record: Record) -> reports.Curve:
   return reports.Curve(
     **{name: [getattr(row, name) for row in rows] for name in names}
   )
-
-
-def _by_tensor(results: Results, known: Sequence[Outcome]) -> dict[str, float]:
-  counts = [outcome.record.by_tensor for outcome in known]
-  return {
-    path: float(np.mean([count.get(path, 0) for count in counts]))
-    for path in results.plan.setup.tensor_sizes
-  }
 
 
 def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:

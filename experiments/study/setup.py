@@ -53,11 +53,6 @@ class Setup:
     leaves = dict(zip(tensor_paths(params), jax.tree.leaves(params)))
     return {path: int(leaves[path].size) for path in self.model.order}
 
-  @property
-  def parameters(self) -> int:
-    """How many scalars the model has."""
-    return sum(self.tensor_sizes.values())
-
 
 def set_up(study: config.Study) -> Setup:
   """Loads the data and builds the model, or gives those of the last call."""
@@ -186,7 +181,7 @@ def assemble(dataset: Dataset, facts: Facts) -> Setup:
   assert model.init is not None
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   setup = Setup(dataset, model, facts, shapes)
-  if setup.parameters >= 2**31:
+  if sum(setup.tensor_sizes.values()) >= 2**31:
     raise too_large
   return setup
 
@@ -258,12 +253,13 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
   """What was loaded, and what each seed forgets, with warnings; in lines."""
   dataset, facts = setup.dataset, setup.facts
   height, width, channels = dataset.image_shape
+  sizes = setup.tensor_sizes
   lines = [
     f'{shown(dataset.name)}: {dataset.train.size:,} training and'
     f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
     f' {len(dataset.class_names)} classes',
-    f'{facts.model}, width {facts.width}: {setup.parameters:,} parameters in'
-    f' {len(setup.tensor_sizes)} tensors',
+    f'{facts.model}, width {facts.width}: {sum(sizes.values()):,} parameters in'
+    f' {len(sizes)} tensors',
   ]
   for seed, splits in drawn.items():
     ids = forget_ids(setup, splits)

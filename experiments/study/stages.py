@@ -21,8 +21,6 @@ from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import InputError, Splits
 
-_ADVICE = 'allowed: smaller learning rates and ε'
-
 
 class Output(NamedTuple):
   """What a stage has computed."""
@@ -90,30 +88,26 @@ def problem(stage: Stage, run: int) -> tuple[config.Study, Setup, Splits]:
   return stage.study, setup, setups.draw(setup, stage.study, run)
 
 
-def carry_out(stage: Stage, save_seconds: float, progress: Progress) -> str:
-  """Computes a stage whose parents are done, unless it is done itself."""
+def carry_out(stage: Stage, progress: Progress) -> str:
+  """Computes a stage whose parents are done; '' if it is done itself."""
   if stage.done():
-    progress.skip(stage.title, stage.epochs, 'done before')
     return ''
   assert stage.work is not None and stage.study is not None
   _forget_programs(stage.study.group)
-  partial = Partial(
-    stage.path, save_seconds, progress.goes_on, progress.advance
-  )
-  start = time.monotonic()
+  seconds, start = stage.study.execution.save_seconds, time.monotonic()
+  partial = Partial(stage.path, seconds, progress.goes_on, progress.advance)
   progress.begin(stage.title, stage.epochs)
   # A signal waits: for the next epoch, or for the stage if that was saved.
   with signals.working():
     try:
       output = stage.work(stage, partial, progress)
     except training.DivergedError as error:
-      note = '; '.join(filter(None, (_ADVICE, partial.last_finite())))
-      raise diverged(stage, error.epoch, note) from error
+      partial.settle()
+      raise diverged(stage, error.epoch) from error
     partial.settle()
     wall = partial.wall_seconds + time.monotonic() - start
     _save(stage, output, wall)
   partial.remove()
-  progress.end(output.note)
   return output.note
 
 
@@ -123,11 +117,11 @@ def _forget_programs(group: Any) -> None:
   jax.clear_caches()
 
 
-def diverged(stage: Stage, epoch: int, note: str = _ADVICE) -> StageFailedError:
+def diverged(stage: Stage, epoch: int) -> StageFailedError:
   """What to raise where numbers of a stage are not finite."""
   return StageFailedError(
     f'{stage.title} diverged in epoch {epoch}: a loss, a parameter or an output'
-    f' is not finite; {note}'
+    ' is not finite; allowed: smaller learning rates and ε'
   )
 
 

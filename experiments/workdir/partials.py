@@ -31,8 +31,8 @@ class Partial:
     self,
     finished: pathlib.Path,
     save_seconds: float,
-    tell: Callable[[int], None] | None = None,
-    advance: Callable[[float], None] | None = None,
+    tell: Callable[[int], None] = lambda epoch: None,
+    advance: Callable[[float], None] = lambda epochs: None,
   ):
     """Writes and reads nothing yet."""
     self.folder = finished.with_name(f'.{finished.name}.partial')
@@ -58,8 +58,7 @@ class Partial:
       return None
     # With several processes the others read what process 0 has found whole.
     snapshot = self._read(self.folder / newest, like)
-    if self._tell:
-      self._tell(snapshot.course.epoch)
+    self._tell(snapshot.course.epoch)
     return snapshot
 
   def _newest(self, like: TrainState) -> str | None:
@@ -91,7 +90,7 @@ class Partial:
     If the end is near, it is written before this returns.
     """
     self._held, course = snapshots.pack(snapshot), snapshot.course
-    if self._advance and course.step:
+    if course.step:
       self._advance(course.epoch + course.step / course.steps)
     due = time.monotonic() - self.saved_at >= self._pause
     if self._saving and self._save_seconds:  # One that takes long is let be.
@@ -161,33 +160,17 @@ class Partial:
         raise
       _warn(f'{error}; training goes on without this save')
 
-  def last_finite(self) -> str:
-    """Saves the last snapshot, whose numbers are finite, and says where.
-
-    Empty where there was no such epoch.
-    """
-    self.flush()
-    if self._saved is None:
-      return ''
-    return f'the last finite state, {self._where()}, is kept in {self.folder}'
-
   def note(self) -> str:
     """What is saved of the stage, in words."""
-    name = self._finished.name
-    if self._saved is None:
+    name, course = self._finished.name, self._saved
+    if course is None:
       return f'nothing of {name} is saved; the same command starts it anew'
+    where = f'after epoch {course.epoch}'
+    if course.step:
+      where = f'after step {course.step} of epoch {course.epoch + 1}'
     return (
-      f'{name} is saved {self._where()} in {self.folder}; the same command goes'
-      ' on from there'
-    )
-
-  def _where(self) -> str:
-    assert self._saved is not None
-    step, epoch = self._saved.step, self._saved.epoch
-    return (
-      f'after step {step} of epoch {epoch + 1}'
-      if step
-      else f'after epoch {epoch}'
+      f'{name} is saved {where} in {self.folder}; the same command goes on from'
+      ' there'
     )
 
   def remove(self) -> None:
