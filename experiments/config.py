@@ -24,7 +24,6 @@ from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
 from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
 
-_MOST = 2**31 - 1  # of what is counted on the devices
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
 
 
@@ -226,7 +225,7 @@ class Generators:
     _GENERATOR.width, "Channels of G's first layer.", COUNT
   )
   degree_seeds: int = setting(
-    MIN_SEEDS, 'Generators a pair of models.', Range(MIN_SEEDS, _MOST)
+    MIN_SEEDS, 'Generators a pair of models.', Range(MIN_SEEDS, 1000)
   )
   degree_limit: int = setting(
     2048, 'At most so many retained and test images are scored.', COUNT
@@ -239,18 +238,18 @@ class Generators:
   def settings(self) -> list[GeneratorSettings]:
     """One a bound."""
     bounds = dict.fromkeys(self.max_perturbation.split(','))
-    return [self._settings(bound.strip()) for bound in bounds]
-
-  def _settings(self, bound: str) -> GeneratorSettings:
-    return GeneratorSettings(
-      eta=self.eta,
-      cap=_number('cap', self.cap, 1e6, 'default', 'none'),
-      max_perturbation=_number('max_perturbation', bound, 1, 'none'),
-      epochs=self.degree_epochs,
-      batch_size=self.degree_batch_size,
-      learning_rate=self.degree_learning_rate,
-      width=self.degree_width,
-    )
+    return [
+      GeneratorSettings(
+        eta=self.eta,
+        cap=_number('cap', self.cap, 1e6, 'default', 'none'),
+        max_perturbation=_number('max_perturbation', bound.strip(), 1, 'none'),
+        epochs=self.degree_epochs,
+        batch_size=self.degree_batch_size,
+        learning_rate=self.degree_learning_rate,
+        width=self.degree_width,
+      )
+      for bound in bounds
+    ]
 
 
 def _number(name: str, text: str, most: float, *words: str) -> Any:
