@@ -26,7 +26,7 @@ class Output(NamedTuple):
   """What a stage has computed."""
 
   tree: dict[str, Any]  # nested dictionary of arrays: a model, or images
-  manifest: Any  # what is said of it, by name
+  manifest: Any  # what is said of it, a dataclass or a dictionary
   files: Mapping[str, bytes]  # beside it, by name
   note: str  # a few words for whoever watches
 
@@ -54,7 +54,7 @@ class Stage:
   # The most that it trains for, for whoever tells the time left.
   epochs: int = 0
   required: bool = False  # whether nothing can be said without it
-  study: config.Study | None = None  # that it is a part of, likewise
+  study: config.Study | None = None  # that it is a part of; None if given
   given: pathlib.Path | None = None  # folder of a checkpoint from elsewhere
 
   @functools.cached_property
