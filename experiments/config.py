@@ -3,8 +3,8 @@
 A field says its default, its help, and what it may be.
 """
 
+import contextlib
 import dataclasses
-import math
 from typing import Any, Literal
 
 from experiments.settings import (
@@ -22,14 +22,8 @@ from unlearn_jax.base import InputError
 from unlearn_jax.finetuning import Budget
 from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
-from unlearn_jax.strategies import (
-  FACTORIES,
-  Chosen,
-  parse,
-  signature,
-)
+from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
 
-_MOST = 2**31 - 1  # of what is counted on the devices
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
 
 
@@ -231,7 +225,7 @@ class Generators:
     _GENERATOR.width, "Channels of G's first layer.", COUNT
   )
   degree_seeds: int = setting(
-    MIN_SEEDS, 'Generators a pair of models.', Range(MIN_SEEDS, _MOST)
+    MIN_SEEDS, 'Generators a pair of models.', Range(MIN_SEEDS, 1000)
   )
   degree_limit: int = setting(
     2048, 'At most so many retained and test images are scored.', COUNT
@@ -244,38 +238,30 @@ class Generators:
   def settings(self) -> list[GeneratorSettings]:
     """One a bound."""
     bounds = dict.fromkeys(self.max_perturbation.split(','))
-    return [self._settings(bound.strip()) for bound in bounds]
-
-  def _settings(self, bound: str) -> GeneratorSettings:
-    cap = _number('cap', self.cap, ('default', 'none'))
-    limit = _number('max_perturbation', bound, ('none',))
-    if cap not in ('default', None) and not 0 < cap < math.inf:
-      raise FlagError('cap', self.cap, 'nats above 0, default or none')
-    if limit is not None and not 0 < limit <= 1:
-      raise FlagError(
-        'max_perturbation', bound, 'above 0 and at most 1, or none'
+    return [
+      GeneratorSettings(
+        eta=self.eta,
+        cap=_number('cap', self.cap, 1e6, 'default', 'none'),
+        max_perturbation=_number('max_perturbation', bound.strip(), 1, 'none'),
+        epochs=self.degree_epochs,
+        batch_size=self.degree_batch_size,
+        learning_rate=self.degree_learning_rate,
+        width=self.degree_width,
       )
-    return GeneratorSettings(
-      eta=self.eta,
-      cap=cap,
-      max_perturbation=limit,
-      epochs=self.degree_epochs,
-      batch_size=self.degree_batch_size,
-      learning_rate=self.degree_learning_rate,
-      width=self.degree_width,
-    )
+      for bound in bounds
+    ]
 
 
-def _number(name: str, text: str, words: tuple[str, ...]) -> Any:
+def _number(name: str, text: str, most: float, *words: str) -> Any:
   """A number, a quotient such as 8/255, or one of the words."""
   if text in words:
     return None if text == 'none' else text
-  try:
+  with contextlib.suppress(ValueError, ArithmeticError):  # Division by 0, say.
     above, _, below = text.partition('/')
-    return float(above) / float(below or 1)
-  except (ValueError, ArithmeticError):  # Division by 0 or beyond floats.
-    allowed = f'a number, a quotient such as 8/255, or {" or ".join(words)}'
-    raise FlagError(name, text, allowed) from None
+    if 0 < (number := float(above) / float(below or 1)) <= most:
+      return number
+  allowed = f'a number or quotient above 0 and at most {most:g}'
+  raise FlagError(name, text, ', or '.join([allowed, *words]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,7 +305,7 @@ class Processes:
   join_seconds: float = setting(
     300.0,
     'How long processes wait for each other to start.',
-    Range(above=0, below=86400),
+    Range(0, 86400, ends=False),
   )
 
 
@@ -361,9 +347,5 @@ _OWN = (Archives, Engine, Processes)
 
 def agreed(config: Any) -> str:
   """What has to be alike in all processes of a run, as a short text."""
-  shared = {
-    field.name: getattr(config, field.name)
-    for field in dataclasses.fields(config)
-    if not isinstance(getattr(config, field.name), _OWN)
-  }
-  return key(shared)
+  named = vars(config).items()
+  return key({name: own for name, own in named if not isinstance(own, _OWN)})

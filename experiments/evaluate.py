@@ -48,19 +48,20 @@ def main(asked: Evaluate) -> None:
   if asked.checkpoint is None:
     raise FlagError('checkpoint', '', 'a folder with a manifest.json')
   path = pathlib.Path(asked.checkpoint)
-  family = lineage.read(
-    path,
+  study = config.Study(
+    forget=config.Forget(forget_ids=asked.forget_ids),
     source_dir=asked.source_dir,
     retrained_dir=asked.retrained_dir,
-    forget_ids=asked.forget_ids,
-    archives=asked.archives,
     generators=asked.generators,
+    archives=asked.archives,
+    execution=asked.execution,
   )
+  family = lineage.read(path, study)
   if asked.degree:
-    from experiments.study import one_degree  # Draws pictures.
+    from experiments.study import study as studies  # Draws pictures.
 
     root = pathlib.Path(asked.workdir or f'runs/degree-{path.absolute().name}')
-    one_degree.report(family, asked.null_dir, root, asked.execution)
+    studies.measure_degree(family, asked.null_dir, root)
     return
   found = evaluate(
     family.setup.model,

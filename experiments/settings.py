@@ -33,42 +33,34 @@ class FlagError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-  """What a number may be; ends that are None are not there."""
+  """What a number may be; NaN and infinity never are."""
 
-  least: float | None = None
-  most: float | None = None
-  above: float | None = None
-  below: float | None = None
+  least: float
+  most: float = math.inf
+  ends: bool = True  # whether the two may be, too
 
   def holds(self, value: float) -> bool:
-    """Whether the value is inside; NaN and infinity never are."""
-    return (
-      abs(value) < math.inf  # Integers of any length are not too large.
-      and (self.least is None or value >= self.least)
-      and (self.most is None or value <= self.most)
-      and (self.above is None or value > self.above)
-      and (self.below is None or value < self.below)
-    )
+    """Whether the value is inside."""
+    if value in (self.least, self.most):
+      return self.ends and value < math.inf
+    return self.least < value < self.most
 
   def __str__(self) -> str:
     """As a sentence has it.
 
     Example:
-      >>> print(Range(1), Range(1, 9), Range(above=0, below=1), sep='; ')
+      >>> print(Range(1), Range(1, 9), Range(0, 1, ends=False), sep='; ')
       1 or more; 1 to 9; above 0 and below 1
     """
-    if self.least is not None and self.most is not None:
-      return f'{self.least} to {self.most}'
-    if self.least is not None:
+    if not self.ends:
+      return f'above {self.least} and below {self.most}'
+    if self.most == math.inf:
       return f'{self.least} or more'
-    ends = {'above': self.above, 'below': self.below, 'at most': self.most}
-    known = [f'{word} {end}' for word, end in ends.items() if end is not None]
-    return ' and '.join(known) or 'a finite number'
+    return f'{self.least} to {self.most}'
 
 
 COUNT, WHOLE = Range(1, _MOST), Range(0, _MOST)
-SHARE, RATE = Range(above=0, below=1), Range(above=0, below=1)
-ANY = Range()
+SHARE = RATE = Range(0, 1, ends=False)
 
 
 def setting(

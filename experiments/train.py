@@ -42,24 +42,18 @@ class Train:
 
 def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
-  own = {
-    field.name: getattr(asked, field.name)
-    for field in dataclasses.fields(Train)
-    if field.name != 'subset'
-  }
+  own = {name: v for name, v in vars(asked).items() if name != 'subset'}
   whole = config.Study(**own, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
   plan = planning.plan(whole, root, chosen)
   workdir = Workdir(root, study.identity(plan.setup))
   found = study.compute(whole, plan, workdir)
-  (outcome,) = found.outcomes['retrain' if chosen else 'source']
-  assert outcome is not None  # A source or Retrain that diverged has raised.
+  (run,), name = plan.runs, 'retrain' if chosen else 'source'
   for part in ('forget', 'retain', 'test'):
-    share = outcome.values[f'{part}_accuracy']
-    assert share is not None
+    (share,) = found.whole(name, f'{part}_accuracy')
     print(f'{part:7} accuracy {100 * share:.2f} %')
-  print(f'Checkpoint: {outcome.stage.path}')
+  print(f'Checkpoint: {run.strategies.get(name, run.source).path}')
 
 
 if __name__ == '__main__':

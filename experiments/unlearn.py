@@ -15,16 +15,9 @@ from experiments.runtime import binary
 
 def main(asked: config.Study) -> None:
   """From a configuration to a report."""
-  # Loaded once the flags are known to be good.
-  from experiments.report import pages, rendering
-  from experiments.study import study
-  from unlearn_jax import parallel
+  from experiments.study import study  # Once the flags are known to be good.
 
-  report, grids = study.run(asked)
-  root = study.root_of(asked)
-  parallel.by_first(lambda: str(pages.write(report, root, grids)))
-  rendering.show(pages.summary(report))
-  print(f'Report: {root / "report.html"}')
+  study.run(asked)
 
 
 if __name__ == '__main__':

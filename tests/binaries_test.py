@@ -216,10 +216,6 @@ def test_a_source_or_retrain_that_diverges_ends_the_run(
   epoch = {'source': 3, 'retrain': 1}[name]
   assert line.startswith(f'error: seed 0 · {name} diverged in epoch {epoch}: ')
   assert 'allowed: smaller learning rates' in line
-  if name == 'source':
-    assert 'the last finite state, after epoch 2, is kept in' in line
-    (saved,) = tmp_path.glob('run/checkpoints/.*/epoch-*')
-    assert saved.name == 'epoch-000002'
   assert not (tmp_path / 'run' / 'report.json').exists()
 
 
@@ -409,7 +405,6 @@ BAD_FLAGS = {
   '--batch_size=100000': 'at most the 216 retained examples',
   '--train_subset=241': '1 to 240',
   '--width=2000000': 'at most 2147483647 parameters',
-  '--train_epochs=2147483647': 'epochs; steps are counted',
   '--degree_batch_size=99': 'at most 12, half of the forget set',
   '--source_dir=x': '--degree=true, allowed: only with sources that',
   '--no_such_flag=1': 'no_such_flag',
@@ -440,8 +435,7 @@ BAD_DATA = {
   '--forget_ids=/no/such.txt': '--forget_ids=/no/such.txt: ',
   '--source_dir=/no/such': '--source_dir=/no/such: ',
   '--model=resnet18': 'sides of at least 8 pixels',
-  '--flagfile=/no/such': '--flagfile=/no/such: ',
-  '--flagfile=/dev/zero': '--flagfile=/dev/zero: ',
+  '--flagfile=/no/such': '/no/such',
 }
 
 

@@ -157,7 +157,7 @@ def test_values_have_to_be_numbers(value):
 
 
 def test_interval_errors():
-  with pytest.raises(ValueError, match='values=\[\], allowed'):
+  with pytest.raises(ValueError, match=r'values=\[\], allowed'):
     metrics.mean_interval([])
   with pytest.raises(ValueError, match='control has 1 values; .* has, 2'):
     metrics.paired_interval([1.0, 2.0], [1.0])

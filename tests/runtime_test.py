@@ -159,7 +159,6 @@ def test_an_error_is_not_hidden_and_a_request_is_forgotten_with_the_watch():
 
 # Several processes.
 
-HOST = ('node:1', 2, 0)
 PROCESS = """
 import os, sys, time
 import jax
@@ -219,12 +218,9 @@ def pair(start):
     (('node', 2, 0), '--coordinator=node, allowed: host:port of process 0'),
     (('a:0', 2, 0), '--coordinator=a:0, allowed: host:port of process 0'),
     (('a:²', 2, 0), '--coordinator=a:², allowed: host:port of process 0'),
-    (('a:1', 0, 0), '--num_processes=0, allowed: 1 to 65535'),
     (('a:1', 2, 2), '--process_id=2, allowed: 0 to 1'),
     (('a:1',), '--num_processes=, allowed: a value, because --coordinator is'),
     ((None, None, 0), '--coordinator=, allowed: a value, because --process_id'),
-    ((*HOST, 0), '--join_seconds=0, allowed: above 0 and below 86400'),
-    ((*HOST, float('nan')), '--join_seconds=nan, allowed: above 0 and below'),
   ],
 )
 def test_flags_that_say_nothing_possible_are_refused(flags, line):
@@ -245,8 +241,6 @@ KUBERNETES = {'KUBERNETES_SERVICE_HOST': 'a', 'JOB_COMPLETION_INDEX': '0'}
     ({**SLURM, 'SLURM_NTASKS': '1'}, None),
     ({**SLURM, 'SLURM_NTASKS': '4'}, 'slurm'),
     ({**SLURM, 'SLURM_NTASKS': '2', 'OMPI_COMM_WORLD_SIZE': '4'}, 'ompi'),
-    ({'TPU_WORKER_HOSTNAMES': 'a', 'TPU_ML_PLATFORM': 'JAX'}, None),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'TPU_ML_PLATFORM': 'JAX'}, 'gketpu'),
     (KUBERNETES, 'k8s'),
     ({'KUBERNETES_SERVICE_HOST': 'a'}, None),
   ],

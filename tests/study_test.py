@@ -268,7 +268,7 @@ def test_a_strategy_of_ones_own_is_keyed_by_the_text_of_its_file(
     stage = planned(study)['h7_mine:mine']
     keys.append(stage.key)
     again = pickle.loads(pickle.dumps(stage))  # As a worker has it.
-    assert again.key == stage.key and again.work.chosen.text == (
+    assert again.key == stage.key and again.work.keywords['chosen'].text == (
       'h7_mine:mine(alpha=0.25)'
     )
   sys.modules.pop('h7_mine')
@@ -322,12 +322,12 @@ def test_a_strategy_is_told_all_that_it_depends_on(augment, asked, monkeypatch):
   look = mock.Mock(side_effect=EnoughError)
   monkeypatch.setattr(training, 'unlearn', look)
   with pytest.raises(EnoughError):
-    stage.work.compute(stage, None, Silent())
+    stage.work(stage, None, Silent())
   (key, model, source, splits, strategy, budget), named = look.call_args
   own = setups.set_up(study)
   assert (key == setups.key_of('unlearn', 7)).all()
   assert (model, source) == (own.model, 'M')
-  assert strategy == stage.work.chosen.strategy
+  assert strategy == stage.work.keywords['chosen'].strategy
   assert budget == study.methods.budget(24) and budget.learning_rate == 0.25
   assert (named['augment'] is not None) == augment
   assert named['recipe'] == study.training.resolved
@@ -352,7 +352,7 @@ def test_source_and_retrain_follow_schedules_of_their_own_length(
   digests = []
   for run in plan.runs:
     for stage in (run.source, run.strategies['retrain']):
-      stages.carry_out(stage, 30.0, Silent())
+      stages.carry_out(stage, Silent())
       digests.append(stages.load(stage).manifest.state_sha256)
   # Of 240 images 24 are forgotten; 24 are a step.
   assert told[:2] == [(0.01, 2 * 10), (0.01, 2 * 9)]

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 from experiments.reproduction.presets import Name, Part
-from experiments.runtime.progress import Progress
 from experiments.study import degrees, engine, planning, results, study
 from experiments.study.planning import Plan
 from experiments.study.results import Results
@@ -72,9 +71,7 @@ def compute(
   errors: dict[str, str] = {}
   if wanted:
     stages = [job.stage for job in wanted.values()]
-    progress = Progress(len(stages), sum(stage.epochs for stage in stages))
-    asked = next(iter(plans.values())).study
-    errors = engine.run(stages, asked.execution, asked.archives, progress)
+    errors = engine.run(stages, next(iter(plans.values())).study)
   found = {name: results.measured(plan, errors) for name, plan in plans.items()}
   for own in claimed[::-1]:
     own.release()

@@ -23,7 +23,7 @@ from experiments.reproduction.presets import GRANULARITIES
 from experiments.reproduction.series import Numbers, Series
 from experiments.reproduction.statements import GAP
 from experiments.study import degrees
-from experiments.study.degree_results import degree_facts
+from experiments.study.results import degree_facts
 
 LOOKS = FIGURES['looks']
 

@@ -6,19 +6,17 @@ line and status 1; in both cases before anything is written.
 
 from collections.abc import Callable, Sequence
 import os
-import pathlib
 import signal
 import sys
 import traceback
 from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
-import jax
 
 from experiments import config, settings
 from experiments.runtime import distributed, process, signals
 from experiments.settings import FlagError
-from unlearn_jax.base import InputError, require_file, shown
+from unlearn_jax.base import InputError, shown
 
 C = TypeVar('C')
 
@@ -28,11 +26,11 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
   for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
-  if settings.names(kind) and settings.names(kind)[0] not in flags.FLAGS:
+  names = settings.names(kind)
+  if not {*names} <= {*flags.FLAGS}:
     settings.define(kind)
-  for name in settings.names(kind):  # Those that --help shows.
-    flag = flags.FLAGS[name]
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  for name in names:  # Those that --help shows.
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
     with signals.watched():
       app.run(lambda _: _guarded(main, kind), flags_parser=_parse)
@@ -43,26 +41,12 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    _require_flag_files(argv)
     rest = flags.FLAGS(list(argv))
   except (flags.Error, ValueError, RecursionError) as error:
     _exit(str(error), 2)
   if len(rest) > 1:
     _exit(f'{shown(repr(rest[1]))} is not a flag, allowed: --name=value', 2)
   return rest
-
-
-def _require_flag_files(argv: Sequence[str]) -> None:
-  """Refuses files of flags that absl would wait for or stumble over."""
-  for argument, following in zip(argv, [*argv[1:], '']):
-    name, equals, value = argument.partition('=')
-    if name in ('-flagfile', '--flagfile'):
-      path = value if equals else following
-      try:
-        require_file(path)
-        pathlib.Path(path).read_text('utf-8')
-      except (OSError, ValueError) as error:
-        raise InputError(f'--flagfile={shown(path)}: {error}') from error
 
 
 def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
@@ -77,16 +61,10 @@ def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
       process.device_limit(archives.device_data_mb),
     ):
       main(own)
-  except FlagError as error:
-    _exit(str(error), 2)
   except InputError as error:
-    _exit(str(error), 1)
+    _exit(str(error), 2 if isinstance(error, FlagError) else 1)
   except OSError as error:
     _exit(f'{error.filename or "a file"}: {error.strerror or error}', 1)
-  except jax.errors.JaxRuntimeError as error:
-    if not distributed.name():
-      raise
-    _exit(str(error).split('\n')[0], 1)
   except Exception:
     if not distributed.name():
       raise

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 import contextlib
 import contextvars
-import dataclasses
 import importlib.util
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -32,28 +32,19 @@ def name() -> str:
 
 
 def check(processes: Processes) -> None:
-  """Raises an `InputError` for a flag out of range, or without the others."""
-  given = dataclasses.asdict(processes)
-  seconds = given.pop('join_seconds')
-  known = 0 < seconds < 86400
-  _require(known, 'join_seconds', seconds, 'above 0 and below 86400')
-  address, count, index = given.values()
-  there = [flag for flag, value in given.items() if value is not None]
+  """Raises a `FlagError` for a flag without the others, or not in accord."""
+  given = {flag: getattr(processes, flag) for flag in _FLAGS}
+  there = [flag for flag in _FLAGS if given[flag] is not None]
   if not there:
     return
-  for flag in given:
-    _require(flag in there, flag, '', f'a value, because --{there[0]} is given')
-  host, _, port = address.rpartition(':')
-  known = port.isascii() and port.isdecimal() and len(port) < 6
-  known = host and known and 0 < int(port) < 65536
-  _require(known, 'coordinator', address, 'host:port of process 0')
-  _require(0 < count < 65536, 'num_processes', count, '1 to 65535')
-  _require(0 <= index < count, 'process_id', index, f'0 to {count - 1}')
-
-
-def _require(known: Any, flag: str, value: Any, allowed: str) -> None:
-  if not known:
-    raise FlagError(flag, value, allowed)
+  for flag in _FLAGS:
+    if flag not in there:
+      raise FlagError(flag, '', f'a value, because --{there[0]} is given')
+  address, count, index = given.values()
+  if not re.fullmatch(r'.+:0*[1-9][0-9]{0,4}', address):
+    raise FlagError('coordinator', address, 'host:port of process 0')
+  if index >= count:
+    raise FlagError('process_id', index, f'0 to {count - 1}')
 
 
 def launcher() -> str | None:
@@ -62,22 +53,13 @@ def launcher() -> str | None:
   'k8s' is a Job with numbered pods, where JAX can ask Kubernetes about it.
   """
   own = os.environ
-  hosts = own.get('TPU_PROCESS_ADDRESSES', own.get('TPU_WORKER_HOSTNAMES', ''))
-  if _number('OMPI_COMM_WORLD_SIZE') > 1:
+  if own.get('OMPI_COMM_WORLD_SIZE', '1') != '1':
     return 'ompi'
   if {'SLURM_STEP_NODELIST', 'SLURM_PROCID'} <= own.keys():
-    return 'slurm' if _number('SLURM_NTASKS') > 1 else None
-  if 'TPU_ML_PLATFORM' in own and hosts:  # The first is set by JAX's import.
-    many = ',' in hosts or _number('MEGASCALE_NUM_SLICES') > 1
-    return 'gketpu' if many else None
+    return 'slurm' if own.get('SLURM_NTASKS', '1') != '1' else None
   if {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= own.keys():
     return 'k8s' if importlib.util.find_spec('kubernetes') else None
   return None
-
-
-def _number(variable: str) -> int:
-  text = os.environ.get(variable, '')
-  return int(text) if text.isascii() and text.isdecimal() else 0
 
 
 @contextlib.contextmanager

@@ -4,8 +4,6 @@ import contextlib
 import functools
 from logging import ERROR, LogRecord, getLogger
 import os
-import pathlib
-import stat
 import sys
 from typing import Any
 
@@ -35,12 +33,11 @@ def _own_cache() -> str | None:
 
   JAX trusts what lies there, and runs it.
   """
-  folder = pathlib.Path(platformdirs.user_cache_dir('unlearn_jax')) / 'programs'
+  folder = platformdirs.user_cache_path('unlearn_jax') / 'programs'
   with contextlib.suppress(OSError, RuntimeError):
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
-    if own and not status.st_mode & 0o022:
+    status = folder.stat()
+    if status.st_uid == os.getuid() and not status.st_mode & 0o022:
       return str(folder)
   return None
 

@@ -13,7 +13,7 @@ class Progress:
   in a log there is one line for each finished stage, and one a minute.
   """
 
-  def __init__(self, stages: int, epochs: int):
+  def __init__(self, stages: int = 0, epochs: int = 0):
     """Starts the clock."""
     self._stages, self._epochs = stages, epochs
     self._stage = self._done = self._before = 0
@@ -32,11 +32,8 @@ class Progress:
     restored = epoch if restored is None else restored
     self._before += restored
     self._epochs -= restored
-    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
-    self._say(
-      f'{clear}{self._head()}  goes on after epoch'
-      f' {epoch}/{int(self._planned_here)}'
-    )
+    planned = f'{epoch}/{int(self._planned_here)}'
+    self._say(f'{self._head()}  goes on after epoch {planned}')
 
   def epoch(self, epoch: Epoch) -> None:
     """An epoch of the stage is over."""
@@ -45,34 +42,29 @@ class Progress:
       for name in ('forget_accuracy', 'retain_accuracy')
       if name in epoch.measured
     )
-    self._show(epoch.epoch, numbers)
+    self.advance(epoch.epoch, numbers)
 
-  def advance(self, epochs: float) -> None:
+  def advance(self, epochs: float, numbers: str = '') -> None:
     """So many epochs of the stage are done, and a part of one among them."""
-    self._show(epochs, '')
-
-  def _show(self, epochs: float, numbers: str) -> None:
-    rewrites = sys.stdout.isatty()
-    if not rewrites and time.monotonic() - self._shown < 60:
+    now, rewrites = time.monotonic(), sys.stdout.isatty()
+    if not rewrites and now - self._shown < 60:
       return
-    self._shown = time.monotonic()
-    spent = time.monotonic() - self._start
-    planned = f'epoch {_short(epochs)}/{int(self._planned_here)}'
-    left = self.left(self._worked + spent, self._done + epochs - self._before)
+    self._shown = now
+    # '3', or '3.25' in the midst of the fourth epoch.
+    short = f'{epochs:.2f}' if epochs % 1 else f'{epochs:.0f}'
+    planned = f'epoch {short}/{int(self._planned_here)}'
+    worked = self._worked + now - self._start
+    left = self._left(worked, self._done + epochs - self._before)
     line = f'{self._head()}  {planned}{numbers}{left}'
-    if rewrites:
-      self._say(f'\r\x1b[K{line}', end='')
-    else:
-      self._say(line)
+    self._say(line, end='' if rewrites else '\n')
 
   def end(self, note: str) -> None:
     """The stage is over; `note` says what came out."""
     self._worked += time.monotonic() - self._start
     self._done += int(self._planned_here) - self._before
     self._shown = time.monotonic()
-    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
-    left = self.left(self._worked, self._done)
-    self._say(f'{clear}{self._head()}  {note}{left}')
+    left = self._left(self._worked, self._done)
+    self._say(f'{self._head()}  {note}{left}')
 
   def skip(self, title: str, epochs: int, note: str) -> None:
     """A stage that was done before."""
@@ -82,34 +74,26 @@ class Progress:
     self._say(f'{self._head()}  {note}')
 
   def _say(self, line: str, end: str = '\n') -> None:
-    print(line, end=end, flush=True)
+    clear = '\r\x1b[K' if sys.stdout.isatty() else ''
+    print(f'{clear}{line}', end=end, flush=True)
 
   def _head(self) -> str:
     width = len(str(self._stages))
     return f'[{self._stage:{width}}/{self._stages}] {self._title:24}'
 
-  def left(self, seconds: float, epochs: float) -> str:
+  def _left(self, seconds: float, epochs: float) -> str:
     """The time that is left, as words to end a line with."""
     remaining = max(0, self._epochs - epochs)
     if not epochs or not remaining:
       return ''
-    left = seconds / epochs * remaining
-    return f'  at most {clock(left)} left'
+    return f'  at most {clock(seconds / epochs * remaining)} left'
 
 
 class Silent(Progress):
   """Says nothing: in a worker, whose stages somebody else counts."""
 
-  def __init__(self):
-    super().__init__(0, 0)
-
   def _say(self, line: str, end: str = '\n') -> None:
     pass
-
-
-def _short(epochs: float) -> str:
-  """'3', or '3.25' in the midst of the fourth epoch."""
-  return f'{epochs:.2f}' if epochs % 1 else f'{epochs:.0f}'
 
 
 def clock(seconds: float) -> str:

@@ -78,10 +78,7 @@ def working() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-  """Hears the signals inside a `with` block, in the main thread only."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
+  """Hears the signals inside a `with` block, in the main thread."""
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
   before = {number: signal.getsignal(number) for number in SIGNALS}

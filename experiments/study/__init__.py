@@ -9,5 +9,7 @@
 | `engine` | who carries stages out: this process, or any `Executor` |
 | `planning` | the stages of a study |
 | `results` | from finished stages to numbers, and to a report |
+| `lineage` | a checkpoint and its relatives |
+| `study` | from what was asked to a page |
 | `provenance` | versions, device and commit |
 """

@@ -7,7 +7,6 @@ holds, so that an engine can end at any time and the same command goes on.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import contextlib
-import functools
 from logging import WARNING
 import os
 import pathlib
@@ -38,38 +37,28 @@ class InProcess(futures.Executor):
     return future
 
 
-def run(
-  wanted: Sequence[Stage],
-  engine: config.Engine,
-  archives: config.Archives,
-  progress: Progress,
-) -> dict[str, str]:
-  """Carries out all stages, each after its parents and each once."""
-  seconds = engine.save_seconds
-  if engine.engine == 'local':
+def run(wanted: Sequence[Stage], asked: config.Study) -> dict[str, str]:
+  """Carries out all stages as `asked` says; by key, why some have failed."""
+  progress = Progress(len(wanted), sum(stage.epochs for stage in wanted))
+  engine, local = asked.execution, asked.execution.engine == 'local'
+
+  def tell(stage: Stage, note: str) -> None:
+    if not note:
+      progress.skip(stage.title, stage.epochs, 'done before')
+      return
+    if not local:
+      progress.begin(stage.title, stage.epochs)
+    progress.end(note)
+
+  if local:
     for name in ('scheduler', 'workers'):
       if (value := getattr(engine, name)) is not None:
         raise FlagError(name, value, 'nothing, without --engine=dask')
-
-    def here(stage: Stage) -> str:
-      return stages.carry_out(stage, seconds, progress)
-
-    def warn(stage: Stage, note: str) -> None:
-      if note.startswith('warning: '):  # All else the stage has said itself.
-        progress.end(note)
-
-    return schedule(wanted, InProcess(), here, warn)
-
-  def tell(stage: Stage, note: str) -> None:
-    if note:
-      progress.begin(stage.title, stage.epochs)
-      progress.end(note)
-    else:
-      progress.skip(stage.title, stage.epochs, 'done before')
-
-  there = functools.partial(_there, save_seconds=seconds, archives=archives)
+    return schedule(
+      wanted, InProcess(), lambda own: stages.carry_out(own, progress), tell
+    )
   with _dask(engine) as pool:
-    return schedule(wanted, pool, there, tell)
+    return schedule(wanted, pool, _there, tell)
 
 
 def schedule(
@@ -109,11 +98,12 @@ def schedule(
   return failed
 
 
-def _there(stage: Stage, save_seconds: float, archives: config.Archives) -> str:
+def _there(stage: Stage) -> str:
   """What a worker does, in a process of its own."""
+  assert stage.study is not None
   process.prepare()
-  with process.device_limit(archives.device_data_mb):
-    return stages.carry_out(stage, save_seconds, Silent())
+  with process.device_limit(stage.study.archives.device_data_mb):
+    return stages.carry_out(stage, Silent())
 
 
 @contextlib.contextmanager
@@ -134,9 +124,8 @@ def _dask(engine: config.Engine) -> Iterator[futures.Executor]:
       cluster = stack.enter_context(_local_cluster(engine.workers))
       client = stack.enter_context(distributed.Client(cluster))
     else:
-      where: dict[str, Any] = {'address': engine.scheduler}
-      if pathlib.Path(engine.scheduler).is_file():
-        where = {'scheduler_file': engine.scheduler}
+      is_file = pathlib.Path(engine.scheduler).is_file()
+      where = {'scheduler_file' if is_file else 'address': engine.scheduler}
       try:
         client = distributed.Client(**where, timeout=_PATIENCE)
       except (OSError, ValueError) as error:
@@ -155,14 +144,11 @@ def _local_cluster(workers: int | None) -> Any:
   gpus = sorted(pathlib.Path('/dev').glob('nvidia[0-9]*'))
   visible = os.environ.get('CUDA_VISIBLE_DEVICES')
   names = visible.split(',') if visible else [p.name[6:] for p in gpus]
-  count = workers or len(names) or 1
-  # Nothing is taken from a worker for its memory: JAX's is not Dask's.
   spec = {}
-  for number in range(count):
-    env: dict[str, str] = {}
-    if names:
-      env['CUDA_VISIBLE_DEVICES'] = names[number % len(names)]
-    options = {'nthreads': 1, 'memory_limit': 0, 'env': env}
+  for number in range(workers or len(names) or 1):
+    own = {'CUDA_VISIBLE_DEVICES': names[number % len(names)]} if names else {}
+    # Nothing is taken from a worker for its memory: JAX's is not Dask's.
+    options = {'nthreads': 1, 'memory_limit': 0, 'env': own}
     spec[number] = {'cls': distributed.Nanny, 'options': options}
   scheduler = {
     'cls': distributed.Scheduler,

@@ -2,32 +2,24 @@
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import pathlib
-from typing import Any
 
 import msgspec
 
 from experiments import config
 from experiments.settings import FlagError
 from experiments.study import setup as setups
-from experiments.study.degrees import MeasureDegree
+from experiments.study import stages, training
+from experiments.study.degrees import measure_degree
 from experiments.study.setup import Setup
 from experiments.study.stages import Stage
-from experiments.study.training import (
-  TrainSource,
-  Unlearn,
-  predictions_of,
-  trained_by,
-)
 from experiments.workdir import finished
-from experiments.workdir.finished import Manifest
+from experiments.workdir.finished import Manifest, Recipe
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.strategies import REFERENCE, Chosen, parse
-
-# What two models must have in common to be compared.
-_COMMON = ('model', 'width', 'num_classes', 'data_fingerprint')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,19 +50,17 @@ class Plan:
     """Each once and after its parents; none that are given."""
     found: dict[str, Stage] = {}
 
-    def add(stage: Stage) -> None:
-      for parent in stage.parents.values():
-        add(parent)
-      if stage.given is None:
-        found.setdefault(stage.key, stage)
+    def add(stages: Iterable[Stage]) -> None:
+      for stage in stages:
+        add(stage.parents.values())
+        if stage.given is None:
+          found.setdefault(stage.key, stage)
 
     for run in self.runs:
-      for stage in (run.source, *run.strategies.values()):
-        add(stage)
+      add([run.source, *run.strategies.values()])
     for run in self.runs:
       for pairs in run.degrees:
-        for stage in pairs.values():
-          add(stage)
+        add(pairs.values())
     return list(found.values())
 
 
@@ -87,7 +77,11 @@ def plan(
   planner = Planner(study, setups.set_up(study), root)
   setup = planner.setup
   splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
-  _require_sizes(study, splits[0], chosen)
+  size, retained = study.training.resolved.batch_size, splits[0].retain.size
+  _require_devices('batch_size', size)
+  if size > retained:
+    allowed = f'at most the {retained} retained examples'
+    raise FlagError('batch_size', size, allowed)
   _require_strategies(study, setup, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
   if study.degree:
@@ -117,7 +111,8 @@ class Planner:
   def source(self, run: int) -> Stage:
     """M of one run."""
     study, recipe = self.study, self.study.training.resolved
-    facts = [getattr(self.setup.facts, name) for name in (*_COMMON, 'dtype')]
+    names = (*setups.COMMON, 'dtype')
+    facts = [getattr(self.setup.facts, name) for name in names]
     seed = study.draws.seed + run
     return Stage(
       self.root,
@@ -126,45 +121,55 @@ class Planner:
       {
         'kind': 'source',
         'facts': facts,
-        'recipe': [recipe.optimizer.__name__, *recipe[1:]],
+        'recipe': dataclasses.astuple(Recipe.of(recipe)),
         'seed': study.draws.of('source', run),
       },
-      TrainSource(study, run),
+      functools.partial(training.train_source, run=run),
       epochs=recipe.epochs,
       required=True,
+      study=study,
     )
 
   def run(self, run: int, splits: Splits, chosen: Iterable[Chosen]) -> Run:
     """A source and what every strategy makes of it."""
-    study, setup = self.study, self.setup
-    source, strategies = self.source(run), dict[str, Stage]()
+    study, source = self.study, self.source(run)
+    forget = setups.forget_hash(self.setup, splits)
     if study.source_dir is not None:
-      source = given_stage(
-        setup, study.source_dir, 'source_dir', 'source', splits
-      )
+      source = self._given('source_dir', 'source')
+    strategies: dict[str, Stage] = {}
     # Retrain first: it may teach the others.
     for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):
       if own.strategy.role == REFERENCE and study.retrained_dir is not None:
-        strategies[own.text] = given_stage(
-          setup, study.retrained_dir, 'retrained_dir', 'retrain', splits
-        )
-        _require_siblings(study, strategies[own.text], source)
-        continue
-      parents = {'source': source}
-      if own.strategy.needs_retrained:
-        parents['retrained'] = strategies['retrain']
-      strategies[own.text] = self._strategy(run, splits, own, parents)
+        made = self._given('retrained_dir', 'retrain', forget_sha256=forget)
+        _require_siblings(study, made, source)
+      else:
+        parents = {'source': source}
+        if own.strategy.needs_retrained:
+          parents['retrained'] = strategies['retrain']
+        made = self._strategy(run, forget, own, parents)
+      strategies[own.text] = made
     ordered = {own.text: strategies[own.text] for own in chosen}
     return Run(study.draws.seed + run, splits, source, ordered)
 
+  def _given(self, flag: str, strategy: str, **expected: str) -> Stage:
+    """A checkpoint that a flag names, refused if it does not fit."""
+    path = pathlib.Path(getattr(self.study, flag))
+    try:
+      model = setups.load_model(self.setup, path, **expected)
+      its = model.manifest.strategy
+      if its not in (None, strategy):
+        raise InputError(f'holds a {shown(its)} model, allowed: {strategy}')
+    except InputError as error:
+      raise InputError(f'--{flag}={path}: {error}') from error
+    return stages.given(model, strategy)
+
   def _strategy(
-    self, run: int, splits: Splits, own: Chosen, parents: dict[str, Stage]
+    self, run: int, forget: str, own: Chosen, parents: dict[str, Stage]
   ) -> Stage:
     study, epochs = self.study, own.strategy.epochs
     if epochs is None:
       follows = own.strategy.follows == 'recipe'
-      recipe = study.training.resolved
-      epochs = recipe.epochs if follows else study.methods.epochs
+      epochs = (study.training.resolved if follows else study.methods).epochs
     seed = study.draws.seed + run
     return Stage(
       self.root,
@@ -173,15 +178,16 @@ class Planner:
       {
         'kind': 'strategy',
         'strategy': own.name,
-        'training': trained_by(study, own),
+        'training': training.trained_by(study, own),
         'code': own.source_sha256,
-        'forget': setups.forget_hash(self.setup, splits),
+        'forget': forget,
         'seed': study.draws.of('unlearn', run),
       },
-      Unlearn(study, run, own),
+      functools.partial(training.unlearn_source, run=run, chosen=own),
       parents,
       epochs=epochs,
       required=own.strategy.role == REFERENCE,
+      study=study,
     )
 
   def degrees(
@@ -193,6 +199,7 @@ class Planner:
   ) -> dict[tuple[str, bool], Stage]:
     """A pair for each model, by name, that is held against a run's source."""
     own, found = self.study.generators, {}
+    forget = setups.forget_hash(self.setup, run.splits)
     for name, other in others.items():
       both = own.degree_unseen and name != 'null'
       for unseen in (False, True) if both else (False,):
@@ -207,34 +214,17 @@ class Planner:
             'settings': msgspec.to_builtins(settings),
             'generators': [own.degree_seeds, own.degree_limit],
             'unseen': unseen,
-            'forget': setups.forget_hash(self.setup, run.splits),
+            'forget': forget,
             'seed': self.study.draws.of('unlearn', number),
           },
-          MeasureDegree(self.study, number, settings, unseen),
+          functools.partial(
+            measure_degree, run=number, settings=settings, unseen=unseen
+          ),
           {'source': run.source, 'other': other},
           epochs=own.degree_seeds * settings.epochs,
+          study=self.study,
         )
     return found
-
-
-def _require_sizes(
-  study: config.Study, splits: Splits, chosen: Iterable[Chosen]
-) -> None:
-  """What can only be checked once data and devices are known."""
-  size = study.training.resolved.batch_size
-  _require_devices('batch_size', size)
-  if size > splits.retain.size:
-    allowed = f'at most the {splits.retain.size} retained examples'
-    raise FlagError('batch_size', size, allowed)
-  most = (2**31 - 1) // (splits.train.size // size)
-  for name, value in {
-    'train_epochs': study.training.resolved.epochs,
-    'epochs': study.methods.epochs,
-    'strategies': max((c.strategy.epochs or 0 for c in chosen), default=0),
-  }.items():
-    if value > most:
-      allowed = f'at most {most} epochs; steps are counted up to 2147483647'
-      raise FlagError(name, value, allowed)
 
 
 def _require_devices(name: str, size: int) -> None:
@@ -249,7 +239,7 @@ def _require_strategies(
   for own in chosen:
     try:
       if own.strategy.check:
-        own.strategy.check(setup.params, setup.model.order)
+        own.strategy.check(setup.shapes.params, setup.model.order)
     except ValueError as error:
       raise InputError(f'--strategies: {own.text}: {error}') from error
     alone = all(other.text != 'retrain' for other in chosen)
@@ -267,37 +257,13 @@ def require_two_batches(size: int, splits: Splits) -> None:
       raise FlagError('degree_batch_size', size, allowed)
 
 
-def given_stage(
-  setup: Setup, directory: str, flag: str, strategy: str, splits: Splits
-) -> Stage:
-  """A checkpoint that a flag names, refused if it does not fit."""
-  path = pathlib.Path(directory)
-  wanted = {name: getattr(setup.facts, name) for name in _COMMON}
-  if strategy != 'source':
-    wanted['forget_sha256'] = setups.forget_hash(setup, splits)
-  try:
-    finished.require(path, **wanted)
-    model = finished.load(path)
-    if (model.manifest.strategy or strategy) != strategy:
-      raise InputError(
-        f'holds a {shown(model.manifest.strategy)} model, allowed: {strategy}'
-      )
-    setups.require_fits(setup, model.state, path)
-    predictions_of(setup, model, splits, source=strategy == 'source')
-  except InputError as error:
-    raise InputError(f'--{flag}={directory}: {error}') from error
-  depends = {'given': model.manifest.state_sha256}
-  return Stage(path.parent, strategy, strategy, depends, None, given=path)
-
-
 def _require_siblings(
   study: config.Study, retrained: Stage, source: Stage
 ) -> None:
   """Refuses a Retrain that belongs to another source or recipe."""
-  recipe: Any = study.training.resolved
   its = finished.manifest(retrained.path)
+  wanted = Recipe.of(study.training.resolved)
   flag = f'--retrained_dir={study.retrained_dir}'
-  wanted = finished.Recipe(recipe.optimizer.__name__, *recipe[1:])
   if source.given is not None:
     own = finished.manifest(source.path)
     # When its clock stops depends on the source that it is held against.
@@ -311,7 +277,7 @@ def _require_siblings(
   require_recipe(its, wanted, flag)
 
 
-def require_recipe(its: Manifest, wanted: finished.Recipe, path: str) -> None:
+def require_recipe(its: Manifest, wanted: Recipe, path: str) -> None:
   """Refuses a model that was not trained as the source was."""
   if its.recipe is None:
     return

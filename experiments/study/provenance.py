@@ -1,5 +1,6 @@
 """What made a result: versions, device, threads and commit."""
 
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -7,6 +8,7 @@ import importlib.metadata
 import os
 import pathlib
 import platform
+import re
 import subprocess
 from typing import Any
 
@@ -22,49 +24,42 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 @functools.cache
 def code() -> Code:
   """What makes the stages of this process."""
+  sha, root = hashlib.sha256(), pathlib.Path(unlearn_jax.__file__).parent
+  for path in sorted(root.rglob('*.py')):
+    sha.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
   return Code(
     version=unlearn_jax.__version__,
     commit=_commit(),
-    source_sha256=_source(),
+    source_sha256=sha.hexdigest(),
     jax=jax.__version__,
-    device=device(),
+    device=_device(),
     threads=cores(),
   )
 
 
-def _source() -> str:
-  """Hex SHA-256 over the library's files, by their names."""
-  sha = hashlib.sha256()
-  root = pathlib.Path(unlearn_jax.__file__).parent
-  for path in sorted(root.rglob('*.py')):
-    if not path.stem.endswith('_test'):
-      sha.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
-  return sha.hexdigest()
-
-
 def environment() -> dict[str, Any]:
   """Versions, device and commit: what another must know to get the same."""
-  devices = parallel.devices()
+  devices, made = parallel.devices(), code()
   return {
-    **{name: _version(name) for name in ('unlearn_jax', *_LIBRARIES)},
+    'unlearn_jax': unlearn_jax.__version__,
+    **{name: importlib.metadata.version(name) for name in _LIBRARIES},
     'python': platform.python_version(),
     'platform': devices[0].platform,
-    'device': device(),
+    'device': made.device,
     'devices': len(devices),
     'processes': jax.process_count(),
-    'threads': cores(),
-    'git_commit': code().commit,
-    'source_sha256': code().source_sha256,
+    'threads': made.threads,
+    'git_commit': made.commit,
+    'source_sha256': made.source_sha256,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
 
 
-def device() -> str:
+def _device() -> str:
   """Platform and kind of the devices."""
   first = parallel.devices()[0]
-  kind = first.device_kind
-  if first.platform == 'cpu':
-    kind = f'{cpu_name()}, {cores()} cores'
+  own = f'{cpu_name()}, {cores()} cores'
+  kind = own if first.platform == 'cpu' else first.device_kind
   return f'{first.platform}: {kind}'
 
 
@@ -77,24 +72,13 @@ def cores() -> int:
 
 def cpu_name() -> str:
   """As the kernel says it, otherwise the architecture."""
-  try:
+  with contextlib.suppress(OSError):
     text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    text = ''
-  for line in text.splitlines():
-    if line.startswith('model name'):
-      return line.split(':', 1)[1].strip()
+    if found := re.search(r'^model name\s*: *(.*\S)', text, re.MULTILINE):
+      return found[1]
   return platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return 'not installed'  # It is run from a clone.
-
-
-@functools.cache
 def _commit() -> str | None:
   """The commit of the checkout that runs, '+' where it was changed since."""
   here = pathlib.Path(__file__).parent

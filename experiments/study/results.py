@@ -1,38 +1,41 @@
 """From finished stages to numbers, and from numbers to a report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import sys
-from typing import Any
 
+from matplotlib.figure import Figure
 import msgspec
 import numpy as np
 
 from experiments import config, settings
+from experiments.report import degree
 from experiments.report import model as reports
-from experiments.report.model import Curve, Estimate, Report, Row
-from experiments.study import provenance, stages
+from experiments.report.model import DegreeFacts, Estimate
+from experiments.study import degrees, provenance, stages
 from experiments.study import setup as setups
-from experiments.study.degree_results import degree_facts
 from experiments.study.planning import Plan, Run
 from experiments.study.stages import Stage
 from experiments.study.training import predictions_of
 from experiments.workdir import finished
-from experiments.workdir.finished import Record
+from experiments.workdir.finished import Manifest, Record
 from unlearn_jax import metrics
+from unlearn_jax.calibration import calibrated_degree
+from unlearn_jax.degree import Run as Generator
 from unlearn_jax.evaluation import Cost, Evidence, measure
-from unlearn_jax.strategies import REFERENCE, Chosen
+from unlearn_jax.strategies import METHOD, REFERENCE, Chosen
 from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
 
-Values = dict[str, float | None]
+# For each seed, its generators.
+Generators = list[list[Generator]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
   """One model of one run."""
 
-  values: Values  # by metric; None where one does not apply
+  values: dict[str, float | None]  # by metric; None where one does not apply
   record: Record  # how the model came about
   stop_epoch: int | None  # when the stop rule held first; None if it never did
   stage: Stage  # it is the result of
@@ -54,6 +57,12 @@ class Results:
       for own in self.outcomes[strategy]
     ]
 
+  def whole(self, strategy: str, metric: str) -> list[float]:
+    """The same if every run has a value, else nothing."""
+    column = self.values(strategy, metric)
+    known = [value for value in column if value is not None]
+    return known if len(known) == len(column) else []
+
 
 def measured(plan: Plan, errors: Mapping[str, str]) -> Results:
   """Measures every model of a study whose stages are carried out."""
@@ -68,7 +77,6 @@ def _measured_run(
   plan: Plan, run: Run, errors: Mapping[str, str]
 ) -> dict[str, Outcome | None]:
   """The outcomes of one run, the source's first."""
-  roles = {own.text: own.strategy.role for own in plan.chosen}
   every = {'source': run.source, **run.strategies}
   models = {
     name: stages.load(stage)
@@ -79,59 +87,46 @@ def _measured_run(
     name: predictions_of(plan.setup, model, run.splits, name == 'source')
     for name, model in models.items()
   }
-  stops = {
-    name: _stop_epoch(plan.study, model.record)
-    for name, model in models.items()
-    if name != 'source'
-  }
   costs = {
-    name: _cost(models[name].record, stop)
-    for name, stop in stops.items()
-    if models[name].record.history
+    name: _cost(plan.study, model.record)
+    for name, model in models.items()
+    if name != 'source' and model.record.history
   }
+  roles = {own.text: own.strategy.role for own in plan.chosen}
   reference = next((n for n, r in roles.items() if r == REFERENCE), '')
-  found: dict[str, Outcome | None] = {}
-  for name, stage in every.items():
-    if name not in models:
-      found[name] = None
-      continue
+  found: dict[str, Outcome | None] = dict.fromkeys(every)
+  for name, model in models.items():
+    cost = costs.get(name)
     evidence = Evidence(
       predictions[name],
       predictions['source'],
       run.splits,
       predictions.get(reference),
-      costs.get(name),
+      cost,
       costs.get(reference),
     )
-    record = models[name].record
-    found[name] = Outcome(measure(evidence), record, stops.get(name), stage)
+    stop = cost.stop_epoch if cost else None
+    found[name] = Outcome(measure(evidence), model.record, stop, every[name])
   return found
 
 
-def _stop_epoch(study: config.Study, record: Record) -> int | None:
-  """When the study's stop rule held first in a training."""
-  if not record.history:
-    return None
+def _cost(study: config.Study, record: Record) -> Cost:
+  """What a model took until the stop rule held first, or in all if never."""
+  rows = record.history
+  names = 'js_to_source', 'retain_accuracy'
   history = [
     Epoch(
       row.epoch,
       row.loss,
       row.seconds,
-      {
-        'js_to_source': row.js_to_source or 0.0,
-        'retain_accuracy': row.retain_accuracy or 0.0,
-      },
+      {name: getattr(row, name) or 0.0 for name in names},
     )
-    for row in record.history
+    for row in rows
   ]
   budget = study.methods.budget(study.training.resolved.batch_size)
-  return budget.stop_rule(record.source_retain_accuracy).epoch(history)
-
-
-def _cost(record: Record, stop: int | None) -> Cost:
-  """What a model took until then, or in all where the rule never held."""
+  stop = budget.stop_rule(record.source_retain_accuracy).epoch(history)
   return Cost(
-    record.selection_seconds + record.history[stop or -1].seconds,
+    record.selection_seconds + rows[stop or -1].seconds,
     record.compile_seconds,
     stop,
     record.by_tensor,
@@ -139,21 +134,26 @@ def _cost(record: Record, stop: int | None) -> Cost:
   )
 
 
-def report(results: Results, wall_seconds: float) -> Report:
+def report(results: Results, wall_seconds: float) -> reports.Report:
   """All that report.json holds."""
   plan, study = results.plan, results.plan.study
   setup, splits = plan.setup, plan.runs[0].splits
   methods, facts = study.methods, plan.setup.facts
   control = next((c for c in plan.chosen if c.name == reports.CONTROL), None)
-  rows = [_row(results, None, control)]
-  rows += [_row(results, own, control) for own in plan.chosen]
-  return Report(
+  titles = {
+    own.stage.path: own.stage.title
+    for column in results.outcomes.values()
+    for own in column
+    if own is not None
+  }
+  made = {title: finished.manifest(path) for path, title in titles.items()}
+  return reports.Report(
     command=command(),
     config=settings.flat(study),
     environment={
       **provenance.environment(),
       'wall_seconds': round(wall_seconds, 1),
-      'stage_seconds': round(_stage_seconds(results), 1),
+      'stage_seconds': round(sum(own.wall_seconds for own in made.values()), 1),
     },
     dataset=reports.DatasetFacts(
       name=setup.dataset.name,
@@ -169,7 +169,7 @@ def report(results: Results, wall_seconds: float) -> Report:
       name=facts.model,
       width=facts.width,
       dtype=facts.dtype,
-      parameters=setup.parameters,
+      parameters=sum(setup.tensor_sizes.values()),
       tensor_sizes=setup.tensor_sizes,
     ),
     stop_rule=reports.StopRuleFacts(
@@ -179,13 +179,13 @@ def report(results: Results, wall_seconds: float) -> Report:
       text=_rule_text(methods),
     ),
     seeds=[run.seed for run in plan.runs],
-    rows=rows,
+    rows=[_row(results, own, control) for own in (None, *plan.chosen)],
     warnings=[
       warning
       for run in plan.runs
       for warning in setups.lost_classes(setup, run.splits, run.seed)
     ]
-    + _mixed_code(results),
+    + _mixed_code(made),
     notes=_notes(plan),
     degree=degree_facts(plan, results.errors),
   )
@@ -208,35 +208,20 @@ def _rule_text(methods: config.Methods) -> str:
   )
 
 
-def _stage_seconds(results: Results) -> float:
-  """Wall seconds behind all stages, those of earlier commands included."""
-  return sum(
-    finished.manifest(own.stage.path).wall_seconds
-    for column in results.outcomes.values()
-    for own in column
-    if own is not None
-  )
-
-
-def _mixed_code(results: Results) -> list[str]:
+def _mixed_code(made: Mapping[str, Manifest]) -> list[str]:
   """A warning where stages were made by other code, or on another machine."""
-  now = msgspec.to_builtins(provenance.code())
-  other: dict[str, list[str]] = {}
-  for column in results.outcomes.values():
-    for own in column:
-      code = own and finished.manifest(own.stage.path).code
-      if not own or code is None:
-        continue
-      for name, value in msgspec.to_builtins(code).items():
-        if value != now[name] and name != 'commit':
-          other.setdefault(f'{name} {str(value)[:40]}', []).append(
-            own.stage.title
-          )
+  now = dataclasses.asdict(provenance.code())
+  other: dict[tuple[str, str], list[str]] = {}
+  for title, said in made.items():
+    code = dataclasses.asdict(said.code) if said.code else {}
+    for name, value in code.items():
+      if value != now[name] and name != 'commit':
+        other.setdefault((name, str(value)[:40]), []).append(title)
   return [
-    f'{len(set(titles))} stages were made by other code or elsewhere ({what},'
-    f' here {str(now[what.split(" ")[0]])[:40]}): {titles[0]}'
-    + (', …' if len(set(titles)) > 1 else '')
-    for what, titles in other.items()
+    f'{len(titles)} stages were made by other code or elsewhere ({name}'
+    f' {value}, here {str(now[name])[:40]}): {titles[0]}'
+    + (', …' if titles[1:] else '')
+    for (name, value), titles in other.items()
   ]
 
 
@@ -249,98 +234,68 @@ def _notes(plan: Plan) -> list[str]:
   ]
 
 
-def _row(results: Results, own: Chosen | None, control: Chosen | None) -> Row:
+def _row(
+  results: Results, own: Chosen | None, control: Chosen | None
+) -> reports.Row:
   """One strategy over all runs; the source, where there is none."""
   name = own.text if own else reports.SOURCE
   column = results.outcomes[name]
   known = [outcome for outcome in column if outcome is not None]
-  names = known[0].values if known else {}
   values = {
     metric: results.values(name, metric)
-    for metric in names
+    for metric in (known[0].values if known else ())
     if any(outcome.values[metric] is not None for outcome in known)
   }
   curved = own is not None and all(o.record.history for o in known)
   curved = curved and len(known) == len(column)
   label = own.label if own else 'Source (untouched)'
-  failed = [_error(results, run, name) for run in results.plan.runs]
-  failed = [text for text in failed if text]
+  errors = [
+    results.errors.get(stage.key)
+    for run in results.plan.runs
+    if (stage := run.strategies.get(name))
+  ]
+  failed = [error for error in errors if error]
   if failed:
     # Means over the seeds that came through would flatter it: there are none.
     label += f' (diverged: {len(failed)} of {len(column)} seeds)'
   paired = {}
   if own and control and own.text != control.text:
-    paired = _paired(results, name, control.text, values)
-  return Row(
+    for metric in values:
+      mine, its = (results.whole(n, metric) for n in (name, control.text))
+      if mine and its:
+        paired[metric] = Estimate.of(metrics.paired_interval(mine, its))
+  return reports.Row(
     strategy=name,
     name=own.name if own else reports.SOURCE,
     label=label,
     role=own.strategy.role if own else reports.SOURCE,
-    parameters=_parameters(results, known),
+    parameters=known[0].stage.depends.get('training', {}) if known else {},
     values=values,
     mean={
       metric: Estimate.of(metrics.mean_interval(whole))
-      for metric, column_ in values.items()
-      if (whole := _whole(column_))
+      for metric in values
+      if (whole := results.whole(name, metric))
     },
     paired=paired,
     curves=[_curve(o.record) for o in known] if curved else [],
     stop_epoch=[o.stop_epoch for o in known] if curved else [],
-    by_tensor=_by_tensor(results, known) if curved else {},
+    by_tensor={
+      path: float(np.mean([o.record.by_tensor.get(path, 0) for o in known]))
+      for path in (results.plan.setup.tensor_sizes if curved else ())
+    },
     warnings=failed or (_warnings(own, known) if curved and own else []),
     checkpoints=[str(outcome.stage.path) for outcome in known],
   )
 
 
-def _error(results: Results, run: Run, name: str) -> str:
-  stage = run.strategies.get(name)
-  return results.errors.get(stage.key, '') if stage else ''
-
-
-def _parameters(results: Results, known: Sequence[Outcome]) -> dict[str, Any]:
-  if not known:
-    return {}
-  return dict(known[0].stage.depends.get('training', {}))
-
-
-def _whole(column: Sequence[float | None]) -> list[float]:
-  """The column if every run has a value, else nothing."""
-  known = [value for value in column if value is not None]
-  return known if len(known) == len(column) else []
-
-
-def _paired(
-  results: Results,
-  name: str,
-  control: str,
-  values: Mapping[str, list[float | None]],
-) -> dict[str, Estimate]:
-  """Differences to the control by seed."""
-  found = {}
-  for metric, column in values.items():
-    own, its = _whole(column), _whole(results.values(control, metric))
-    if own and its:
-      found[metric] = Estimate.of(metrics.paired_interval(own, its))
-  return found
-
-
-def _curve(record: Record) -> Curve:
-  rows = record.history
-  return Curve(
-    epoch=[row.epoch for row in rows],
-    forget_accuracy=[row.forget_accuracy or 0.0 for row in rows],
-    retain_accuracy=[row.retain_accuracy or 0.0 for row in rows],
-    js_to_source=[row.js_to_source or 0.0 for row in rows],
-    seconds=[row.seconds for row in rows],
+def _curve(record: Record) -> reports.Curve:
+  rows, names = (
+    record.history,
+    [own.name for own in dataclasses.fields(reports.Curve)],
   )
-
-
-def _by_tensor(results: Results, known: Sequence[Outcome]) -> dict[str, float]:
-  counts = [outcome.record.by_tensor for outcome in known]
-  return {
-    path: float(np.mean([count.get(path, 0) for count in counts]))
-    for path in results.plan.setup.tensor_sizes
-  }
+  return reports.Curve(
+    **{name: [getattr(row, name) for row in rows] for name in names}
+  )
 
 
 def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:
@@ -360,3 +315,101 @@ def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:
       f' {len(known)} run(s); the seconds are a lower bound'
     )
   return found
+
+
+def degree_facts(plan: Plan, errors: Mapping[str, str]) -> list[DegreeFacts]:
+  """The degrees of a study, one entry a bound; none where none were asked."""
+  places = range(len(plan.runs[0].degrees))
+  found = [_within(plan, place, errors) for place in places]
+  return [facts for facts in found if facts is not None]
+
+
+def _within(
+  plan: Plan, place: int, errors: Mapping[str, str]
+) -> DegreeFacts | None:
+  """The degrees of one bound; None where the null could not be measured."""
+
+  def read(name: str, unseen: bool = False) -> Generators:
+    """Of each run; nothing unless there is one of every run."""
+    own = [run.degrees[place].get((name, unseen)) for run in plan.runs]
+    if any(stage is None or stage.key in errors for stage in own):
+      return []
+    return [degrees.read(stage).generators for stage in own if stage]
+
+  null = read('null')
+  if not null:
+    return None
+  roles = {own.text: own.strategy.role for own in plan.chosen if read(own.text)}
+  target = next((name for name in roles if roles[name] == REFERENCE), '')
+  rows = []
+  for own in plan.chosen:
+    known, unseen = read(own.text), read(own.text, True)
+    if not known:
+      continue
+    goal = read(target) if target != own.text else None
+    calibrated = calibrated_degree(
+      _units(known, _degree),
+      _units(null, _degree),
+      _units(goal, _degree) if goal else None,
+    )
+    rows.append(
+      reports.DegreeRow(
+        strategy=own.text,
+        label=own.label,
+        role=own.strategy.role,
+        generators=known,
+        unseen=unseen,
+        degree=_estimate(known, _degree),
+        gap=_estimate(known, lambda own: own.held_out.gap),
+        excess=_estimate(known, lambda own: own.held_out.excess),
+        unseen_degree=_estimate(unseen, _degree) if unseen else None,
+        difference=Estimate.of(calibrated.difference),
+        p_value=calibrated.p_value,
+        verdict=calibrated.verdict,
+      )
+    )
+  bound = plan.study.generators.settings[place]
+  return DegreeFacts(
+    max_perturbation=bound.max_perturbation,
+    settings=msgspec.to_builtins(bound),
+    generators=len(null[0]),
+    seeds=len(null),
+    null=null,
+    null_degree=_estimate(null, _degree),
+    rows=rows,
+  )
+
+
+def grids(plan: Plan, every: Sequence[DegreeFacts]) -> dict[str, Figure]:
+  """Images of the first run, a picture a bound; see `degrees.grid`."""
+  found = {}
+  bounds = [own.max_perturbation for own in plan.study.generators.settings]
+  for facts in every:
+    # Of the first method, or whatever there is.
+    rows = sorted(facts.rows, key=lambda row: row.role != METHOD)
+    pairs = plan.runs[0].degrees[bounds.index(facts.max_perturbation)]
+    for row in rows[:1]:
+      found[degree.name_of(facts, 'images')] = degrees.grid(
+        pairs[row.strategy, False], plan.setup.dataset.class_names
+      )
+  return found
+
+
+def _degree(generator: Generator) -> float:
+  return generator.held_out.degree
+
+
+def _units(
+  runs: Generators, value: Callable[[Generator], float]
+) -> list[float]:
+  """One value a seed, the mean over its generators; of one seed, all."""
+  columns = [[value(generator) for generator in own] for own in runs]
+  if len(columns) == 1:
+    return columns[0]
+  return [float(np.mean(column)) for column in columns]
+
+
+def _estimate(
+  runs: Generators, value: Callable[[Generator], float]
+) -> Estimate:
+  return Estimate.of(metrics.mean_interval(_units(runs, value)))

@@ -1,18 +1,19 @@
 """The problem that a configuration poses: data, model, what is forgotten."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 from experiments import config
 from experiments.settings import FlagError
-from experiments.workdir.finished import Facts
+from experiments.workdir import finished
+from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (
   Dataset,
@@ -20,15 +21,15 @@ from unlearn_jax.base import (
   Key,
   Model,
   ModelState,
-  Params,
   Splits,
   shown,
   tensor_paths,
 )
 from unlearn_jax.data import images, streaming
 
-Purpose = Literal['split', 'source', 'unlearn', 'degree']
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
+# What two models must have in common to be compared.
+COMMON = ('model', 'width', 'num_classes', 'data_fingerprint')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,15 +42,14 @@ class Setup:
   # deviation a channel, the same for source and Retrain.
   model: Model
   facts: Facts  # what every manifest says of the two
-  params: Params  # shapes and kinds of the parameters
-  tensor_sizes: dict[str, int]  # scalars per tensor, in definition order
-  # Kind and shape of each tensor and statistic, by its path.
-  tensors: dict[str, str]
+  shapes: ModelState  # shapes and kinds of its arrays
 
   @property
-  def parameters(self) -> int:
-    """How many scalars the model has."""
-    return sum(self.tensor_sizes.values())
+  def tensor_sizes(self) -> dict[str, int]:
+    """Scalars per tensor, in definition order."""
+    params = self.shapes.params
+    leaves = dict(zip(tensor_paths(params), jax.tree.leaves(params)))
+    return {path: int(leaves[path].size) for path in self.model.order}
 
 
 def set_up(study: config.Study) -> Setup:
@@ -159,12 +159,11 @@ def assemble(dataset: Dataset, facts: Facts) -> Setup:
   except ValueError as error:
     raise InputError(f'{facts.dataset}: {error}') from error
   assert model.init is not None
-  state = jax.eval_shape(model.init, jax.random.key(0))
-  leaves = dict(zip(tensor_paths(state.params), jax.tree.leaves(state.params)))
-  sizes = {path: int(leaves[path].size) for path in model.order}
-  if sum(sizes.values()) >= 2**31:
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  setup = Setup(dataset, model, facts, shapes)
+  if sum(setup.tensor_sizes.values()) >= 2**31:
     raise too_large
-  return Setup(dataset, model, facts, state.params, sizes, _tensors(state))
+  return setup
 
 
 def _tensors(state: ModelState) -> dict[str, str]:
@@ -173,11 +172,12 @@ def _tensors(state: ModelState) -> dict[str, str]:
   return {path: f'{leaf.dtype}{list(leaf.shape)}' for path, leaf in leaves}
 
 
-def require_fits(
-  setup: Setup, state: ModelState, path: str | os.PathLike
-) -> None:
-  """Refuses a checkpoint whose tensors are not those of the model."""
-  wanted, found = setup.tensors, _tensors(state)
+def load_model(setup: Setup, path: pathlib.Path, **expected: Any) -> Finished:
+  """A checkpoint, refused if it is of another problem or not as expected."""
+  facts = {name: getattr(setup.facts, name) for name in COMMON}
+  finished.require(path, **facts, **expected)
+  model = finished.load(path)
+  wanted, found = _tensors(setup.shapes), _tensors(model.state)
   for name in sorted({*wanted, *found}):
     if wanted.get(name) != found.get(name):
       raise InputError(
@@ -185,9 +185,10 @@ def require_fits(
         f' allowed for {setup.facts.model}, width {setup.facts.width}:'
         f' {wanted.get(name, "none")}'
       )
+  return model
 
 
-def key_of(what: Purpose, seed: int) -> Key:
+def key_of(what: str, seed: int) -> Key:
   """The key of one purpose, unlike that of another with the same seed."""
   return jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(what))
 
@@ -228,27 +229,28 @@ def forget_hash(setup: Setup, splits: Splits) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def describe(setup: Setup) -> list[str]:
-  """What was loaded, in two lines."""
+def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
+  """What was loaded, and what each seed forgets, with warnings; in lines."""
   dataset, facts = setup.dataset, setup.facts
   height, width, channels = dataset.image_shape
-  return [
+  sizes = setup.tensor_sizes
+  lines = [
     f'{shown(dataset.name)}: {dataset.train.size:,} training and'
     f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
     f' {len(dataset.class_names)} classes',
-    f'{facts.model}, width {facts.width}: {setup.parameters:,} parameters in'
-    f' {len(setup.tensor_sizes)} tensors',
+    f'{facts.model}, width {facts.width}: {sum(sizes.values()):,} parameters in'
+    f' {len(sizes)} tensors',
   ]
-
-
-def describe_forget(setup: Setup, splits: Splits, seed: int) -> str:
-  """What one run forgets, in a line."""
-  ids = forget_ids(setup, splits)
-  few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
-  return (
-    f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
-    f' ({few})'
-  )
+  for seed, splits in drawn.items():
+    ids = forget_ids(setup, splits)
+    few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
+    lines.append(
+      f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
+      f' ({few})'
+    )
+    lost = lost_classes(setup, splits, seed)
+    lines += [f'warning: {warning}' for warning in lost]
+  return lines
 
 
 def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:

@@ -1,11 +1,11 @@
 """A stage: what it depends on, where its result lies, how it is carried out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import pathlib
 import time
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import msgspec
@@ -14,34 +14,26 @@ from experiments import config, settings
 from experiments.runtime import signals
 from experiments.runtime.progress import Progress
 from experiments.study import provenance
+from experiments.study import setup as setups
+from experiments.study.setup import Setup
 from experiments.workdir import finished
 from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, parallel, training
-from unlearn_jax.base import InputError
-
-_ADVICE = 'allowed: smaller learning rates and ε'
+from unlearn_jax.base import InputError, Splits
 
 
 class Output(NamedTuple):
   """What a stage has computed."""
 
   tree: dict[str, Any]  # nested dictionary of arrays: a model, or images
-  manifest: Any  # what is said of it, a dataclass
+  manifest: Any  # what is said of it, a dataclass or a dictionary
   files: Mapping[str, bytes]  # beside it, by name
   note: str  # a few words for whoever watches
 
 
-class Work(Protocol):
-  """How a stage is computed: pure data, so that any process can do it."""
-
-  @property
-  def study(self) -> config.Study:
-    """What it is a part of."""
-
-  def compute(
-    self, stage: 'Stage', partial: Partial, progress: Progress
-  ) -> Output:
-    """Computes it, going on with what `partial` has kept."""
+# Computes a stage, going on with what the `Partial` has kept: a function of a
+# module and data, so that any process can do it.
+Work = Callable[['Stage', Partial, Progress], Output]
 
 
 class StageFailedError(InputError):
@@ -62,6 +54,7 @@ class Stage:
   # The most that it trains for, for whoever tells the time left.
   epochs: int = 0
   required: bool = False  # whether nothing can be said without it
+  study: config.Study | None = None  # that it is a part of; None if given
   given: pathlib.Path | None = None  # folder of a checkpoint from elsewhere
 
   @functools.cached_property
@@ -81,51 +74,54 @@ class Stage:
     """Whether it is finished: the same answer in all processes."""
     return parallel.by_first(self.path.exists)
 
-  def partial(self, save_seconds: float, progress: Progress) -> Partial:
-    """Keeps its training while it is under way."""
-    return Partial(self.path, save_seconds, progress.goes_on, progress.advance)
+
+def given(model: finished.Finished, name: str) -> Stage:
+  """A model that is there, as a parent of stages."""
+  depends = {'given': model.manifest.state_sha256}
+  return Stage(model.path.parent, name, name, depends, None, given=model.path)
 
 
-def carry_out(stage: Stage, save_seconds: float, progress: Progress) -> str:
-  """Computes a stage whose parents are done, unless it is done itself."""
+def problem(stage: Stage, run: int) -> tuple[config.Study, Setup, Splits]:
+  """A stage's study, with data and model, and the forget set of a run."""
+  assert stage.study is not None
+  setup = setups.set_up(stage.study)
+  return stage.study, setup, setups.draw(setup, stage.study, run)
+
+
+def carry_out(stage: Stage, progress: Progress) -> str:
+  """Computes a stage whose parents are done; '' if it is done itself."""
   if stage.done():
-    progress.skip(stage.title, stage.epochs, 'done before')
     return ''
-  assert stage.work is not None
-  _forget_programs(stage.work.study.group)
-  partial, start = stage.partial(save_seconds, progress), time.monotonic()
+  assert stage.work is not None and stage.study is not None
+  _forget_programs(stage.study.group)
+  seconds, start = stage.study.execution.save_seconds, time.monotonic()
+  partial = Partial(stage.path, seconds, progress.goes_on, progress.advance)
   progress.begin(stage.title, stage.epochs)
   # A signal waits: for the next epoch, or for the stage if that was saved.
   with signals.working():
     try:
-      output = stage.work.compute(stage, partial, progress)
+      output = stage.work(stage, partial, progress)
     except training.DivergedError as error:
-      note = '; '.join(filter(None, (_ADVICE, partial.last_finite())))
-      raise diverged(stage, error.epoch, note) from error
+      partial.settle()
+      raise diverged(stage, error.epoch) from error
     partial.settle()
     wall = partial.wall_seconds + time.monotonic() - start
     _save(stage, output, wall)
   partial.remove()
-  progress.end(output.note)
   return output.note
 
 
-# Of whose stages compiled programs are kept, if there was any.
-_groups: list[Any] = []
-
-
+@functools.lru_cache(maxsize=1)
 def _forget_programs(group: Any) -> None:
-  """Those of other shapes are not needed again soon, and each maps memory."""
-  if _groups and _groups[-1] != group:
-    jax.clear_caches()
-  _groups[:] = [group]
+  """Those of another group are not needed soon, and each maps memory."""
+  jax.clear_caches()
 
 
-def diverged(stage: Stage, epoch: int, note: str = _ADVICE) -> StageFailedError:
+def diverged(stage: Stage, epoch: int) -> StageFailedError:
   """What to raise where numbers of a stage are not finite."""
   return StageFailedError(
     f'{stage.title} diverged in epoch {epoch}: a loss, a parameter or an output'
-    f' is not finite; {note}'
+    ' is not finite; allowed: smaller learning rates and ε'
   )
 
 
@@ -145,24 +141,19 @@ def _save(stage: Stage, output: Output, wall_seconds: float) -> None:
 
 def load(stage: Stage) -> finished.Finished:
   """The model of a finished stage."""
+  source = stage.parents.get('source')
   try:
     model = finished.load(stage.path)
+    if source is not None:
+      parent = finished.manifest(source.path).state_sha256
+      if model.manifest.parent_sha256 != parent:
+        raise InputError(
+          f'{stage.path} was made from another source than {source.path}'
+        )
   except InputError as error:
-    raise _with_advice(stage, error) from error
-  source = stage.parents.get('source')
-  if source is not None and stage.given is None:
-    parent = finished.manifest(source.path).state_sha256
-    if model.manifest.parent_sha256 != parent:
-      raise InputError(
-        f'{stage.path} was made from another source than {source.path};'
-        ' remove that folder and the same command makes it anew'
-      )
+    if checkpoints.is_unread(error) or stage.given is not None:
+      raise
+    raise InputError(
+      f'{error}; remove that folder and the same command makes it anew'
+    ) from error
   return model
-
-
-def _with_advice(stage: Stage, error: InputError) -> InputError:
-  if checkpoints.is_unread(error) or stage.given is not None:
-    return error
-  return InputError(
-    f'{error}; remove that folder and the same command makes it anew'
-  )

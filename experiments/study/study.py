@@ -1,22 +1,29 @@
-"""A study from its configuration to its report."""
+"""From what was asked to a page: a study, or the degree of one checkpoint."""
 
 import pathlib
 import time
 
-from matplotlib.figure import Figure
-
 from experiments import config
-from experiments.report import degree
-from experiments.report.model import Report
-from experiments.runtime.progress import Progress
-from experiments.study import degrees, engine, planning, results
+from experiments.report import degree, pages, rendering, saving
+from experiments.report.model import to_json
+from experiments.report.sections import Section
+from experiments.study import (
+  engine,
+  lineage,
+  planning,
+  provenance,
+  results,
+  stages,
+)
 from experiments.study import setup as setups
-from experiments.study.planning import Plan
+from experiments.study.lineage import Lineage
+from experiments.study.planning import Plan, Run
 from experiments.study.results import Results
 from experiments.study.setup import Setup
 from experiments.workdir.directory import Identity, Workdir
 from unlearn_jax import parallel
-from unlearn_jax.strategies import METHOD
+from unlearn_jax.base import shown
+from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
 
 
 def root_of(study: config.Study) -> pathlib.Path:
@@ -29,43 +36,90 @@ def root_of(study: config.Study) -> pathlib.Path:
 
 def identity(setup: Setup) -> Identity:
   """What a work directory belongs to."""
-  facts = setup.facts
-  return {
-    'data_fingerprint': facts.data_fingerprint,
-    'model': facts.model,
-    'width': facts.width,
-  }
+  names = 'data_fingerprint', 'model', 'width'
+  return {name: getattr(setup.facts, name) for name in names}
 
 
 def compute(study: config.Study, plan: Plan, workdir: Workdir) -> Results:
   """Carries out all stages of a plan, and measures what came out."""
   parallel.by_first(workdir.claim)
-  lines = setups.describe(plan.setup)
-  for run in plan.runs:
-    lines.append(setups.describe_forget(plan.setup, run.splits, run.seed))
-    for warning in setups.lost_classes(plan.setup, run.splits, run.seed):
-      lines.append(f'warning: {warning}')
-  print('\n'.join(lines), flush=True)
-  wanted = plan.stages
-  epochs = sum(stage.epochs for stage in wanted)
-  progress = Progress(len(wanted), epochs)
-  errors = engine.run(wanted, study.execution, study.archives, progress)
-  return results.measured(plan, errors)
+  drawn = {run.seed: run.splits for run in plan.runs}
+  print('\n'.join(setups.describe(plan.setup, drawn)), flush=True)
+  return results.measured(plan, engine.run(plan.stages, study))
 
 
-def run(study: config.Study) -> tuple[Report, dict[str, Figure]]:
-  """Everything that a configuration asks for, not yet written."""
+def run(study: config.Study) -> None:
+  """Does all that a configuration asks for, and reports on it."""
   start, root = time.monotonic(), root_of(study)
   plan = planning.plan(study, root)
-  workdir = Workdir(root, identity(plan.setup))
+  workdir = Workdir(root, identity(plan.setup))  # Held until all is written.
   found = compute(study, plan, workdir)
   report = results.report(found, time.monotonic() - start)
-  grids = {}
-  for place, facts in enumerate(report.degree):
-    # Of the first method, or whatever there is.
-    rows = sorted(facts.rows, key=lambda row: row.role != METHOD)
-    for row in rows[:1]:
-      stage = plan.runs[0].degrees[place][row.strategy, False]
-      names = plan.setup.dataset.class_names
-      grids[degree.name_of(facts, 'images')] = degrees.grid(stage, names)
-  return report, grids
+  images = results.grids(plan, report.degree)
+  parallel.by_first(lambda: str(pages.write(report, root, images)))
+  rendering.show(pages.summary(report))
+  print(f'Report: {root / "report.html"}')
+
+
+def measure_degree(
+  family: Lineage, null_dir: str | None, root: pathlib.Path
+) -> None:
+  """The degree of one checkpoint, with its null and its target.
+
+  Writes degree.{json,md,html} and pictures, and says what was found.
+  """
+  study, setup, splits = family.study, family.setup, family.splits
+  planning.require_two_batches(study.generators.degree_batch_size, splits)
+  workdir = Workdir(root, {'checkpoint': family.own.manifest.state_sha256})
+  label = shown(family.own.manifest.strategy or 'the unlearned model')
+  chosen = [Chosen('unlearned', {}, Strategy(label, METHOD), {})]
+  others = {
+    'null': lineage.twin(family, null_dir, root),
+    'unlearned': stages.given(family.own, 'unlearned'),
+  }
+  reference = family.retrained
+  if reference is not None and reference.path != family.own.path:
+    target = Strategy('Retrain, the target', REFERENCE)
+    chosen.append(Chosen('retrained', {}, target, {}))
+    others['retrained'] = stages.given(reference, 'retrained')
+  planner = planning.Planner(study, setup, root)
+  run = Run(0, splits, stages.given(family.source, 'source'), {})
+  for settings in study.generators.settings:
+    run.degrees.append(planner.degrees(0, run, others, settings))
+  plan = Plan(study, setup, chosen, [run])
+  parallel.by_first(workdir.claim)
+  errors = engine.run(plan.stages, study)
+  for error in errors.values():
+    print(f'warning: {error}')
+  # What was found, as a page.
+  found = results.degree_facts(plan, errors)
+  images = results.grids(plan, found)
+  sections, drawn = [], dict(images)
+  for own in found:
+    drawn[degree.name_of(own, 'bars')] = degree.bars(
+      own, len(setup.dataset.class_names)
+    )
+    has_images = degree.name_of(own, 'images') in images
+    sections.append(degree.section(own, has_images))
+  record = {
+    'command': results.command(),
+    'checkpoint': str(family.own.path),
+    'environment': provenance.environment(),
+    'degree': found,
+  }
+  page = parallel.by_first(
+    lambda: str(
+      saving.save(
+        root,
+        'degree',
+        f'Unlearning degree of {label}',
+        f'{shown(setup.dataset.name)},'
+        f' {splits.forget.size:,} images forgotten.',
+        sections,
+        drawn,
+        {'degree.json': to_json(record)},
+      )
+    )
+  )
+  rendering.show([Section(own.title, own.sentences) for own in sections])
+  print(f'Report: {page}')

@@ -29,22 +29,16 @@ class Workdir:
     parallel.by_first(self._check)
 
   def _check(self) -> None:
-    root = self.root
-    nearest = root.absolute()
+    others = False
     try:
-      while not nearest.exists():
-        nearest = nearest.parent
-      os.lstat(root.absolute())
-    except (FileNotFoundError, NotADirectoryError):
+      if '\\' in self.root.absolute().as_posix():
+        raise ValueError('TensorStore reads no path with a backslash')
+      others = not all(map(_is_beginning, self.root.iterdir()))
+    except FileNotFoundError:
       pass
-    except (OSError, ValueError) as error:  # Too long, or with a NUL.
-      reason = getattr(error, 'strerror', None) or error
-      raise _unusable(shown(root), str(reason)) from None
-    if '\\' in root.absolute().as_posix():  # It could be written, not read.
-      raise _unusable(root, 'TensorStore reads no path with a backslash')
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-      raise _unusable(root, f'{nearest} cannot')
-    if root.exists() and not all(map(_is_beginning, root.iterdir())):
+    except (OSError, ValueError) as error:  # Such as too long, or with a NUL.
+      raise self._unusable(error) from error
+    if others:
       self._check_identity()
 
   def claim(self) -> None:
@@ -61,10 +55,8 @@ class Workdir:
         content = msgspec.json.format(msgspec.json.encode(self._identity))
         files.replace(path, content + b'\n')
     except OSError as error:
-      raise _unusable(self.root, str(error.strerror)) from error
+      raise self._unusable(error) from error
     self._check_identity()
-    for name in ('', 'figures'):
-      files.sweep(self.root / name)
 
   def _take_lock(self) -> None:
     lock, holder = filelock.FileLock(self.root / _LOCK), self.root / _HOLDER
@@ -111,13 +103,14 @@ class Workdir:
           f' run has {name}={value}; allowed: another --workdir'
         )
 
-
-def _unusable(root: object, reason: str) -> InputError:
-  return InputError(
-    f'--workdir={root}, allowed: a directory that can be written ({reason})'
-  )
+  def _unusable(self, error: Exception) -> InputError:
+    reason = getattr(error, 'strerror', None) or error
+    return InputError(
+      f'--workdir={shown(self.root)}, allowed: a directory that can be written'
+      f' ({reason})'
+    )
 
 
 def _is_beginning(path: pathlib.Path) -> bool:
   """Whether it is what a run makes before it has marked the directory."""
-  return path.name in (_LOCK, _HOLDER) or path.match(f'.{_IDENTITY}.*.tmp')
+  return path.name in (_LOCK, _HOLDER, f'.{_IDENTITY}.tmp')

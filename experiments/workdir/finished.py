@@ -1,6 +1,5 @@
 """A finished stage on disk: model, manifest, record and predictions."""
 
-from collections.abc import Mapping
 import dataclasses
 import functools
 import io
@@ -10,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
-from unlearn_jax import checkpoints
+from unlearn_jax import checkpoints, recipes
 from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
 
@@ -27,6 +26,11 @@ class Recipe:
   learning_rate: float
   batch_size: int
   augment: bool
+
+  @classmethod
+  def of(cls, recipe: recipes.Recipe) -> 'Recipe':
+    """What is kept of it: the optimiser's name in its place."""
+    return cls(recipe.optimizer.__name__, *recipe[1:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +136,12 @@ def load(path: pathlib.Path) -> Finished:
   if not (path / RECORD).exists() and 'depends' not in said:
     return Finished(path, state, manifest(path), Record([]), None)
   record = read_record(path, Record)
-  arrays = read_arrays(path)
   try:
-    predictions = Predictions(*(arrays[n] for n in Predictions._fields))
-  except KeyError as error:
+    require_file(path / PREDICTIONS)
+    with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
+      predictions = Predictions(*(arrays[n] for n in Predictions._fields))
+  # zipfile, NumPy and missing-key errors have no common type but this.
+  except Exception as error:
     raise checkpoints.refusal(path, error) from error
   return Finished(path, state, manifest(path), record, predictions)
 
@@ -153,10 +159,10 @@ def require(path: pathlib.Path, **expected: Any) -> None:
   """Refuses a checkpoint whose manifest says something else."""
   said = manifest(path)
   for name, value in expected.items():
-    if getattr(said, name) != value:
+    if (own := getattr(said, name)) != value:
       raise InputError(
-        f'checkpoint {path} was made with'
-        f' {name}={shown(repr(getattr(said, name)))}, allowed here: {value!r}'
+        f'checkpoint {path} was made with {name}={shown(repr(own))},'
+        f' allowed here: {value!r}'
       )
 
 
@@ -166,15 +172,4 @@ def read_record(path: pathlib.Path, kind: type[T]) -> T:
     require_file(path / RECORD)
     return msgspec.json.decode((path / RECORD).read_bytes(), type=kind)
   except (OSError, ValueError, RecursionError) as error:
-    raise checkpoints.refusal(path, error) from error
-
-
-def read_arrays(path: pathlib.Path) -> Mapping[str, np.ndarray]:
-  """The arrays beside the checkpoint of a finished stage."""
-  try:
-    require_file(path / PREDICTIONS)
-    with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
-      return dict(arrays)
-  # zipfile, NumPy and missing-key errors have no common type but this.
-  except Exception as error:
     raise checkpoints.refusal(path, error) from error

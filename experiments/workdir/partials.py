@@ -31,8 +31,8 @@ class Partial:
     self,
     finished: pathlib.Path,
     save_seconds: float,
-    tell: Callable[[int], None] | None = None,
-    advance: Callable[[float], None] | None = None,
+    tell: Callable[[int], None] = lambda epoch: None,
+    advance: Callable[[float], None] = lambda epochs: None,
   ):
     """Writes and reads nothing yet."""
     self.folder = finished.with_name(f'.{finished.name}.partial')
@@ -41,11 +41,9 @@ class Partial:
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
-    # What a save was last begun of, what is saved, and what is being saved.
-    self._begun: snapshots.Course | None = None
+    # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
     self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
-    self._loaded: snapshots.Snapshot | None = None
 
   def part(self, name: str) -> 'Partial':
     """Keeps a training that is one of several of the stage."""
@@ -59,18 +57,16 @@ class Partial:
     if newest is None:
       return None
     # With several processes the others read what process 0 has found whole.
-    snapshot = self._loaded or self._read(self.folder / newest, like)
-    self._loaded = None
-    if self._tell:
-      self._tell(snapshot.course.epoch)
+    snapshot = self._read(self.folder / newest, like)
+    self._tell(snapshot.course.epoch)
     return snapshot
 
   def _newest(self, like: TrainState) -> str | None:
-    """The name of that save, which is then loaded."""
+    """The name of that save."""
     self._sweep()
     for path in reversed(self._saves()):
       try:
-        self._loaded = self._read(path, like)
+        self._read(path, like)
       except (InputError, KeyError, TypeError, ValueError) as error:
         if checkpoints.is_unread(error):
           raise
@@ -84,8 +80,7 @@ class Partial:
     packed, manifest = snapshots.restore(path, stage=self._finished.name)
     snapshot = snapshots.unpack(packed, like)
     self.wall_seconds = float(manifest['wall_seconds'])
-    self._held, self._begun = packed, packed.course
-    self._saved = packed.course
+    self._held, self._saved = packed, packed.course
     self.saved_at = time.monotonic()
     return snapshot
 
@@ -95,7 +90,7 @@ class Partial:
     If the end is near, it is written before this returns.
     """
     self._held, course = snapshots.pack(snapshot), snapshot.course
-    if self._advance and course.step:
+    if course.step:
       self._advance(course.epoch + course.step / course.steps)
     due = time.monotonic() - self.saved_at >= self._pause
     if self._saving and self._save_seconds:  # One that takes long is let be.
@@ -121,8 +116,7 @@ class Partial:
     """Begins to write the last snapshot, once the one before is written."""
     self.settle()
     assert self._held is not None
-    start, self._begun = time.monotonic(), self._held.course
-    course = self._begun
+    start, course = time.monotonic(), self._held.course
     name = f'epoch-{course.epoch:06}'
     if course.step:
       name += f'-step-{course.step:09}'
@@ -166,39 +160,22 @@ class Partial:
         raise
       _warn(f'{error}; training goes on without this save')
 
-  def last_finite(self) -> str:
-    """Saves the last snapshot, whose numbers are finite, and says where.
-
-    Empty where there was no such epoch.
-    """
-    self.flush()
-    if self._saved is None:
-      return ''
-    return f'the last finite state, {self._where()}, is kept in {self.folder}'
-
   def note(self) -> str:
     """What is saved of the stage, in words."""
-    name = self._finished.name
-    if self._saved is None:
+    name, course = self._finished.name, self._saved
+    if course is None:
       return f'nothing of {name} is saved; the same command starts it anew'
+    where = f'after epoch {course.epoch}'
+    if course.step:
+      where = f'after step {course.step} of epoch {course.epoch + 1}'
     return (
-      f'{name} is saved {self._where()} in {self.folder}; the same command goes'
-      ' on from there'
-    )
-
-  def _where(self) -> str:
-    assert self._saved is not None
-    step, epoch = self._saved.step, self._saved.epoch
-    return (
-      f'after step {step} of epoch {epoch + 1}'
-      if step
-      else (f'after epoch {epoch}')
+      f'{name} is saved {where} in {self.folder}; the same command goes on from'
+      ' there'
     )
 
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
     self.settle()
-    self._held = None
     if parallel.is_first():
       self._sweep()
       shutil.rmtree(self.folder, ignore_errors=True)

@@ -126,8 +126,7 @@ def check(binary, base, drawn, places, finished):
     path = None
   with fuzzing.case(places, finished, workdir=path):
     status, text = fuzzing.check_binary(binary, made)
-  # What a file of flags holds is named, not the file.
-  if status and len(drawn) == 1 and drawn[0][0] != 'flagfile':
+  if status and len(drawn) == 1:
     ((name, _),) = drawn
     value = made[-1].partition('=')[2]
     said = ' '.join(text.split())
@@ -157,8 +156,6 @@ def check(binary, base, drawn, places, finished):
 @example([('forget_ids', ('', 'pipe'))])
 @example([('source_dir', ('', 'with_manifest.json'))])
 @example([('source_dir', ('', LONG))])
-@example([('flagfile', ('', 'pipe'))])
-@example([('flagfile', ('', 'bytes'))])
 @example([('degree', 'true'), ('max_perturbation', '1/1e-320')])
 @fuzzing.cases(100)
 def test_unlearn(places, finished, drawn):
