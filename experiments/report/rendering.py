@@ -5,16 +5,19 @@ The templates escape whatever is put into them, so nothing can be forgotten.
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import html as html_text
-import itertools
 import re
 import textwrap
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from rich.align import Align
+from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table as Grid
 from rich.text import Text
 
 from experiments.report.latex import escape
@@ -125,10 +128,10 @@ def markdown_text(text: Any) -> str:
 
 _LISTS = {'verdicts': ('• ', ''), 'warnings': ('warning: ', 'yellow')}
 _STYLES = {'source': 'dim', 'reference': 'bold', 'control': 'magenta'}
-_NARROW = 120  # Below, labels are broken into more lines.
+_NARROW = 120  # Below, nothing stands around a ±.
 _LONGEST = 32  # What is longer without a space is no number.
-
-Column = list[list[str]]  # Its head and then its cells, each as lines.
+_ENDLESS = 100_000  # Where the output is no terminal.
+_RULED = Box('    \n' * 2 + ' ─  \n' + '    \n' * 5)  # Below the heads only.
 
 
 def show(sections: Sequence[Section]) -> None:
@@ -138,30 +141,30 @@ def show(sections: Sequence[Section]) -> None:
 
 def terminal(sections: Sequence[Section], console: Console) -> None:
   """Prints all but the pictures; a number is never cut, nor is it folded."""
-  # Where the output is no terminal nothing is fitted to anything.
-  width = console.width if console.is_terminal else None
+  if not console.is_terminal:
+    console.width = _ENDLESS
   for section in sections:
-    for line in _lines(section, width):
-      console.print(line, soft_wrap=True, highlight=False)
+    for part in _parts(section, console):
+      # A word that is too long is left to the terminal.
+      console.print(part, overflow='ignore', crop=False, highlight=False)
 
 
-def _lines(section: Section, width: int | None) -> Iterator[Text]:
+def _parts(section: Section, console: Console) -> Iterator[Text | Grid]:
   prefix, style = _LISTS.get(section.kind, ('', ''))
-  yield from wrapped(filter(None, [section.title]), width, 'bold')
-  yield from wrapped(section.paragraphs, width)
-  yield from wrapped((prefix + own for own in section.sentences), width, style)
+  yield from _texts([section.title], 'bold')
+  yield from _texts(section.paragraphs)
+  yield from _texts((prefix + own for own in section.sentences), style)
   for place, table in enumerate(section.tables):
     yield from [Text()] if place else []
-    yield from wrapped(filter(None, [table.title]), width, 'bold')
-    yield from table_lines(table, width)
-    yield from wrapped(table.notes, width, 'dim')
+    yield from _texts([table.title], 'bold')
+    yield from _grids(table, console)
+    yield from _texts(table.notes, 'dim')
   yield from [Text()] if section.tables and section.notes else []
-  yield from wrapped(section.notes, width, 'dim')
-  yield from wrapped(map(' '.join, section.definitions), width)
+  yield from _texts(section.notes, 'dim')
+  yield from _texts(map(' '.join, section.definitions))
   for heading, pairs in section.pairs:
-    yield from wrapped([heading], width, 'bold')
-    texts = (f'{key}: {own}' if key else own for key, own in pairs)
-    yield from wrapped(texts, width)
+    yield from _texts([heading], 'bold')
+    yield from _texts(f'{key}: {own}' if key else own for key, own in pairs)
   yield Text()
 
 
@@ -170,111 +173,53 @@ def printable(text: str) -> str:
   return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
-def wrapped(
-  texts: Iterable[str], width: int | None, style: str = ''
-) -> list[Text]:
-  """Broken between words only; a longer word is left to the terminal."""
-  lines = (line for own in texts for line in _words(printable(own), width))
-  return [Text(line, style) for line in lines]
+def _texts(texts: Iterable[str], style: str = '') -> list[Text]:
+  return [Text(printable(own), style) for own in texts if own]
 
 
-def _words(text: str, room: int | None) -> list[str]:
-  """Broken between words only, unless a word is too long for a number."""
-  if room is None:
-    return [text]
-  breaks = room == _LONGEST
-  return textwrap.wrap(
-    text, room, break_long_words=breaks, break_on_hyphens=False
-  )
+def _grids(table: Table, console: Console) -> Iterator[Text | Grid]:
+  """As few tables as fit; a line a cell, where not even one column does."""
+  places = range(1, len(table.columns))
+  while places:
+    counts = range(len(places), 0, -1)
+    tried = (_grid(table, places[:count], console) for count in counts)
+    if (grid := next(filter(None, tried), None)) is None:
+      yield from _turned(table, places)
+      return
+    yield grid
+    places = places[len(grid.columns) - 1 :]
+    yield from [Text()] if places else []
 
 
-def table_lines(table: Table, width: int | None) -> list[Text]:
-  """A table fitted into so many characters; None: as wide as it is."""
-  names = [printable(column.text) for column in table.columns]
-  rows = [[*map(printable, (own.label, *own.cells))] for own in table.lines]
-  styles = ['bold', *(_STYLES.get(own.kind, '') for own in table.lines)]
-  if width is None:
-    plain = [[[text] for text in column] for column in zip(names, *rows)]
-    return _grid(plain, styles, 2, None)
-  if table.judged:
-    return _turned(names, rows, styles, width)
-  heads = [
-    [*_words(printable(c.header), 10), *filter(None, [printable(c.unit)])]
-    for c in table.columns
-  ]
-  longest = max((cell_len(w) for r in rows for w in r[0].split()), default=1)
-  room = max(24 if width >= _NARROW else 12, min(longest, _LONGEST))
-  broken = [
-    [_words(label, room) or [''], *([text] for text in cells)]
-    for label, *cells in rows
-  ]
-  label, *others = [list(column) for column in zip(heads, *broken)]
-  tight = [
-    [head, *([re.sub(' ?± ?', '±', text)] for (text,) in cells)]
-    for head, *cells in others
-  ]
-  for columns, gap in ((others, 2), (tight, 1)):
-    if lines := _grid([label, *columns], styles, gap, width):
-      return lines
-  split = _split(label, others, styles, width)
-  return split or _turned(names, rows, styles, width)
+def _grid(table: Table, places: range, console: Console) -> Grid | None:
+  """Labels, which may be folded, and columns, which may not; if they fit."""
+  grid = Grid(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+  most = None if console.width == _ENDLESS else _LONGEST
+  label = Align(Text(table.columns[0].text), vertical='bottom')
+  grid.add_column(label, overflow='fold', max_width=most)
+  columns = [[printable(own.label) for own in table.lines]]
+  for place in places:
+    texts = [printable(own.cells[place - 1]) for own in table.lines]
+    if console.width < _NARROW:
+      texts = [text.replace(' ± ', '±') for text in texts]
+    columns.append(texts)
+    header, unit = map(printable, dataclasses.astuple(table.columns[place]))
+    head = textwrap.wrap(header, 10, break_long_words=False)
+    head += [unit] if unit else []
+    title = Align.right(Text('\n'.join(head)), vertical='bottom')
+    width = max(map(cell_len, [*head, *texts]))
+    grid.add_column(title, justify='right', width=width)
+  for line, cells in zip(table.lines, zip(*columns)):
+    grid.add_row(*map(Text, cells), style=_STYLES.get(line.kind))
+  endless = console.options.update(width=_ENDLESS)
+  least = console.measure(grid, options=endless).minimum
+  return grid if least <= console.width else None
 
 
-def _split(
-  label: Column, rest: list[Column], styles: list[str], width: int
-) -> list[Text]:
-  """Several tables, as many columns in each as fit; none if one does not."""
-  found: list[Text] = []
-  while rest:
-    for count in range(len(rest), 0, -1):
-      if lines := _grid([label, *rest[:count]], styles, 2, width):
-        break
-    else:
-      return []
-    found += [Text(), *lines] if found else lines
-    rest = rest[count:]
-  return found
-
-
-def _grid(
-  columns: list[Column], styles: list[str], gap: int, room: int | None
-) -> list[Text]:
-  """Labels to the left, other columns to the right; none if they do not fit."""
-  widths = [max(cell_len(text) for own in c for text in own) for c in columns]
-  rule = (' ' * gap).join('─' * width for width in widths)
-  if room is not None and len(rule) > room:
-    return []
-  found = []
-  for row, cells in enumerate(map(list, zip(*columns))):
-    tall = max(map(len, cells))
-    if row == 0:  # Heads stand on the rule.
-      cells = [[''] * (tall - len(own)) + own for own in cells]
-    for texts in itertools.zip_longest(*cells, fillvalue=''):
-      pads = [' ' * (width - cell_len(t)) for t, width in zip(texts, widths)]
-      right = [pad + text for pad, text in zip(pads[1:], texts[1:])]
-      line = (' ' * gap).join([texts[0] + pads[0], *right])
-      found.append(Text(line.rstrip(), styles[row]))
-    if row == 0:
-      found.append(Text(rule))
-  return found
-
-
-def _turned(
-  names: list[str], rows: list[list[str]], styles: list[str], width: int
-) -> list[Text]:
+def _turned(table: Table, places: range) -> Iterator[Text]:
   """A line a cell, below the label of its line."""
-  found = []
-  for row, style in zip(rows, styles[1:]):
-    found += wrapped([row[0]], width, style)
-    for name, text in zip(names[1:], row[1:]):
-      line = f'  {name}: {text}'
-      if cell_len(line) <= width:
-        found.append(Text(line, style))
-        continue
-      found += wrapped([f'  {name}:'], width, style)
-      if cell_len(text) > width:
-        found += wrapped([text], width, style)
-      else:
-        indent = '    ' if cell_len(text) + 4 <= width else ''
-        found.append(Text(indent + text, style))
-  return found
+  for line in table.lines:
+    yield from _texts([line.label], _STYLES.get(line.kind, ''))
+    for place in places:
+      text = f'  {table.columns[place].text}: {line.cells[place - 1]}'
+      yield from _texts([text.replace(' ± ', '±')])
