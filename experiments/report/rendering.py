@@ -145,8 +145,7 @@ def terminal(sections: Sequence[Section], console: Console) -> None:
     console.width = _ENDLESS
   for section in sections:
     for part in _parts(section, console):
-      # A word that is too long is left to the terminal.
-      console.print(part, overflow='ignore', crop=False, highlight=False)
+      console.print(part, highlight=False)
 
 
 def _parts(section: Section, console: Console) -> Iterator[Text | Grid]:
