@@ -732,7 +732,7 @@ def test_layers_of_any_strategy_are_in_definition_order():
 
 def test_a_heading_among_bars_has_no_bar():
   shown = [figures.Bar('ε'), figures.Bar('ε −1', [0.1, 0.2], 'default')]
-  axes = figures.bars(shown, 'points', fitted=True).axes[0]
+  axes = figures.bars(shown, 'points').axes[0]
   assert len(axes.patches) == 1
   assert [t.get_fontweight() for t in axes.get_yticklabels()] == [
     'bold',

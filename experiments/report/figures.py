@@ -4,19 +4,18 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; line style,
 marker and hatch say the same once more for print in grey.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import io
+import math
 import pathlib
 import textwrap
 from typing import Any, NamedTuple
 
 import matplotlib
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Polygon
 import numpy as np
 
 from experiments.report.model import Estimate
@@ -83,22 +82,23 @@ def bars(
   *,
   dot: str = 'seed',
   null: Sequence[float] = (),
-  most: float | None = None,
-  fitted: bool = False,
+  most: float = 0.01,
 ) -> Figure:
   """Bars of means from top to bottom, their intervals, a dot for each value."""
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
-  # unless a value is beyond; if `fitted`, it fits the dots rather than the
-  # intervals, which of two seeds are easily ten times as wide.
+  # unless a dot is beyond: it fits dots rather than intervals, which of two
+  # seeds are easily ten times as wide.
   figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
   axes = figure.subplots()
-  if null:
-    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0}
-    axes.axvspan(100 * min(null), 100 * max(null), zorder=0.5, **band)
-    mean = 100 * float(np.mean(null))
-    axes.axvline(mean, color=ORANGE, ls='--', lw=1.2, zorder=3)
   for place, bar in enumerate(shown):
-    _bar(axes, place, bar)
+    if bar.mean:
+      _bar(axes, place, bar, bar.mean, dot)
+  if null:
+    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0, 'zorder': 0.5}
+    ends = 100 * min(null), 100 * max(null)
+    axes.axvspan(*ends, label='null (M, M′), range', **band)
+    mean: Any = {'color': ORANGE, 'ls': '--', 'lw': 1.2, 'zorder': 3}
+    axes.axvline(100 * float(np.mean(null)), label='its mean', **mean)
   axes.axvline(0, color=BLACK, lw=0.7)
   axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
   for text, bar in zip(axes.get_yticklabels(), shown):
@@ -106,61 +106,92 @@ def bars(
   axes.tick_params(axis='y', length=0, labelsize=8)
   axes.set_ylim(len(shown) - 0.45, -0.55)
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
-  every += [bar.estimate.mean for bar in shown if bar.estimate]
-  least, largest = 100 * min(every), 100 * max(every)
-  if fitted:
-    axes.set_xlim(least, 1.1 * max(1.0, largest))
-  elif most is not None:
-    axes.set_xlim(least - 2, max(100 * most, largest) + 2)
-  elif least == 0:
-    axes.set_xlim(left=0)
+  every += [bar.mean.mean for bar in shown if bar.mean]
+  low, high = 100 * min(every), 100 * max(most, *every)
+  room = 0.03 * (high - low)  # A dot at an end is whole.
+  axes.set_xlim(low - room, high + room)
   axes.grid(axis='x')
   axes.set_xlabel(xlabel)
-  handles = _bar_legend(shown, dot, bool(null))
-  columns = 4 if len(handles) > 3 else 2
-  figure.legend(handles=handles, loc='outside upper center', ncols=columns)
-  return figure
+  return legend(figure)
 
 
-def _bar(axes: Axes, place: int, bar: Bar) -> None:
-  if not bar.mean:
-    return
-  mean = 100 * bar.mean.mean
-  axes.barh(place, mean, 0.66, **_face(bar.role))
-  if bar.mean.low is not None and bar.mean.high is not None:
-    sides = [[mean - 100 * bar.mean.low], [100 * bar.mean.high - mean]]
-    look: Any = {'color': BLACK, 'capsize': 3, 'linewidth': 1.1}
-    axes.errorbar(mean, place, xerr=sides, zorder=4, **look)
+def _bar(axes: Axes, place: int, bar: Bar, own: Estimate, dot: str) -> None:
+  mean = 100 * own.mean
+  name, face, hatch = LOOKS.get(bar.role, LOOKS['method'])
+  look: Any = {'facecolor': face, 'hatch': hatch, 'edgecolor': BLACK, 'lw': 0.6}
+  axes.barh(place, mean, 0.66, label=name, **look)
+  if own.low is not None and own.high is not None:
+    sides = [[mean - 100 * own.low], [100 * own.high - mean]]
+    look = {'color': BLACK, 'capsize': 3, 'lw': 1.1, 'fmt': 'none', 'zorder': 4}
+    what = '95 % interval of the mean'
+    axes.errorbar(mean, place, xerr=sides, label=what, **look)
   if bar.marked:
-    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3)
+    what = 'mean of plain fine-tuning (K = 0)'
+    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3, label=what)
     axes.axhspan(place - 0.5, place + 0.5, color=PALE, zorder=0)
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
-  axes.plot(dots, place + spread, zorder=5, **DOT)
+  axes.plot(dots, place + spread, zorder=5, label=dot, **DOT)
 
 
-def _face(role: str) -> Any:
-  name, face, hatch = LOOKS.get(role, LOOKS['method'])
-  look = {'facecolor': face, 'hatch': hatch, 'edgecolor': BLACK, 'lw': 0.6}
-  return {'label': name, **look}
+@matplotlib.rc_context(STYLE)
+def panels(
+  count: int, across: int, height: float, xlabel: str, ylabel: str, **shared
+) -> tuple[Figure, list[Axes]]:
+  """So many axes in rows of `across`, each so high, with one scale of y."""
+  across = max(1, min(across, count))
+  down = math.ceil(count / across)
+  figure = blank(WIDTH, height * down + 0.7)
+  grid = figure.subplots(down, across, sharey=True, squeeze=False, **shared)
+  for axes in grid.flat[count:]:
+    axes.remove()
+  for axes in grid[:, 0]:
+    axes.set_ylabel(ylabel)
+  figure.supxlabel(xlabel, fontsize=8.5)
+  return figure, list(grid.flat[:count])
 
 
-def _bar_legend(shown: Sequence[Bar], dot: str, null: bool) -> list[Artist]:
-  roles = dict.fromkeys(bar.role for bar in shown if bar.mean)
-  handles = [*(Patch(**_face(role)) for role in roles), key(dot, **DOT)]
-  if any(bar.mean and bar.mean.low is not None for bar in shown):
-    handles.append(key('95 % interval of the mean', color=BLACK))
-  if any(bar.mean and bar.marked for bar in shown):
-    handles += [key('mean of plain fine-tuning (K = 0)', color=BLACK, ls='--')]
-  if null:
-    band = Patch(facecolor=ORANGE, alpha=0.35, label='null (M, M′), range')
-    handles += [band, key('its mean', color=ORANGE, ls='--')]
-  return handles
+def line(
+  axes: Axes, xs: Sequence[float], columns: Sequence[Mapping], look: Any
+) -> None:
+  """A thin line a seed; where all have come, means and their 95 % intervals.
+
+  Args:
+    axes: where to draw; its scale fits the seeds, whose intervals may be wider.
+    xs: places.
+    columns: for each place, shares by seed.
+    look: of the line of the means, as Matplotlib takes it.
+  """
+  thin = {'color': look['color'], 'lw': 0.5, 'alpha': 0.6, 'ms': 2}
+  seeds = sorted(set().union(*columns))
+  for seed in seeds:
+    own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
+    axes.plot(*zip(*own), marker='.' if len(xs) == 1 else '', **thin)
+  whole = [(x, c) for x, c in zip(xs, columns) if len(c) == len(seeds) > 0]
+  means = [(x, mean_interval([*c.values()])) for x, c in whole]
+  axes.plot(
+    [x for x, _ in means],
+    [100 * own.mean for _, own in means],
+    markevery=max(1, len(xs) // 8),
+    **look,
+  )
+  low = [(x, 100 * own.low) for x, own in means if own.low is not None]
+  high = [(x, 100 * own.high) for x, own in means if own.high is not None]
+  if low:
+    # Unlike a patch or a line of `plot`, an artist leaves the axis alone.
+    area = Polygon([*low, *reversed(high)], color=look['color'], alpha=0.15)
+    axes.add_artist(area)
 
 
-def key(text: str, **look: Any) -> Artist:
-  """A line of a legend."""
-  return Line2D([], [], label=text, **look)
+def legend(figure: Figure) -> Figure:
+  """Says above all axes what is labelled in any of them, once."""
+  found: dict[str, Any] = {}
+  for axes in figure.axes:
+    handles, labels = axes.get_legend_handles_labels()
+    found |= zip(labels, handles)
+  where: Any = {'loc': 'outside upper center', 'handlelength': 2.8}
+  figure.legend(found.values(), found, ncols=min(4, len(found)), **where)
+  return figure
 
 
 @matplotlib.rc_context(STYLE)

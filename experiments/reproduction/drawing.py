@@ -4,15 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import itertools
-import math
 from typing import Any
 
 import matplotlib
 from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Polygon
 import numpy as np
 
 from experiments.report import degree, figures
@@ -33,62 +30,20 @@ Panel = tuple[str, Sequence[float], Mapping[str, Sequence[Series]]]
 
 
 def _figure(
-  artefact: str, panels: Sequence[Panel], *more: Any
+  artefact: str, panels: Sequence[Panel]
 ) -> tuple[Figure, list[Axes]]:
-  """Panels in rows below one legend."""
+  """Panels in rows, as figures.toml has them."""
   own = FIGURES[artefact]
-  across = max(1, min(own['size'][0], len(panels)))
-  down = math.ceil(len(panels) / across)
-  figure = figures.blank(figures.WIDTH, own['size'][1] * down + 0.7)
-  grid = figure.subplots(down, across, sharey=True, squeeze=False).flat
+  labels = own['xlabel'], own['ylabel']
+  figure, grid = figures.panels(len(panels), *own['size'], *labels)
   for axes, (title, xs, lines) in zip(grid, panels):
     for name, columns in lines.items():
-      _line(axes, xs, columns, LOOKS[name])
-    small = 7.5 if title.count('\n') > 1 else 8.5
-    axes.set_title(title, loc='left', fontsize=small)
-    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+      figures.line(axes, xs, columns, LOOKS[name])
+    axes.set_title(title, loc='left')
+    few, many = ticker.FixedLocator(xs), ticker.MaxNLocator(integer=True)
+    axes.xaxis.set_major_locator(few if len(xs) < 6 else many)
     axes.grid(axis='y')
-  for axes in grid[len(panels) :]:
-    axes.remove()
-  for axes in grid[: len(panels) : across]:
-    axes.set_ylabel(own['ylabel'])
-  figure.supxlabel(own['xlabel'], fontsize=8.5)
-  names = dict.fromkeys(name for *_, lines in panels for name in lines)
-  handles = [Line2D([], [], **LOOKS[name]) for name in names] + [*more]
-  where: Any = {'loc': 'outside upper center', 'handlelength': 2.8}
-  figure.legend(handles=handles, ncols=min(4, len(handles)), **where)
-  return figure, list(grid[: len(panels)])
-
-
-def _line(
-  axes: Axes, xs: Sequence[float], columns: Sequence[Series], look: Any
-):
-  """Means as a line, seeds as thin ones, 95 % intervals as a band.
-
-  The axis fits the seeds; of two, an interval is easily ten times as wide.
-  At a single x these are a marker, dots and a bar.
-  """
-  known = [(x, i) for x, c in zip(xs, columns) if (i := series.interval(c))]
-  if not known:
-    return
-  thin: Any = {'color': look['color'], 'lw': 0.5, 'alpha': 0.6}
-  dots = thin
-  if len(known) == 1:
-    look = {**look, 'marker': look['marker'] or '_'}
-    dots = {**thin, 'marker': '.', 'markersize': 3}
-  means = [(x, 100 * i.mean) for x, i in known]
-  axes.plot(*zip(*means), markevery=max(1, len(xs) // 8), **look)
-  for seed in sorted({seed for column in columns for seed in column}):
-    own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
-    axes.plot(*zip(*own), **dots)
-  low = [(x, 100 * i.low) for x, i in known if i.low is not None]
-  high = [(x, 100 * i.high) for x, i in known if i.high is not None]
-  # Unlike a patch or a line of `plot`, an artist leaves the axis alone.
-  if len(low) == 1:
-    axes.add_artist(Line2D(*zip(*low, *high), **{**thin, 'lw': 1.0}))
-  elif low:
-    band = {**thin, 'alpha': 0.15, 'lw': 0}
-    axes.add_artist(Polygon([*low, *reversed(high)], **band))
+  return figure, grid
 
 
 def _figure_1(found: Numbers) -> Figure:
@@ -101,10 +56,7 @@ def _figure_1(found: Numbers) -> Figure:
     }
     xs = [100 * fraction for fraction in problem.fractions]
     panels.append((problem.name, xs, lines))
-  figure, every = _figure('fig1', panels)
-  for axes, (_, xs, _) in zip(every, panels):
-    axes.set_xticks(xs)
-  return figure
+  return figures.legend(_figure('fig1', panels)[0])
 
 
 def _figure_4(found: Numbers) -> Figure:
@@ -129,13 +81,13 @@ def _figure_5(found: Numbers) -> Figure:
     panels.append(('\n'.join([f'{at}', *best]), ks, lines))
     zero = list(own['leaf'][0].values())
     spreads.append(100 * float(np.std(zero, ddof=1)) if zero[1:] else 0.0)
-  text = 'seed to seed: ± 1 SD of K = 0'
-  band = figures.key(text, color=GREY, alpha=0.3, linewidth=6)
-  figure, every = _figure('fig5', panels, band)
+  figure, every = _figure('fig5', panels)
+  look: Any = {'color': GREY, 'alpha': 0.18, 'lw': 0, 'zorder': 0}
   for axes, spread in zip(every, spreads):
-    axes.axhspan(-spread, spread, color=GREY, alpha=0.18, lw=0, zorder=0)
-    axes.axhline(0, color=BLACK, linewidth=0.7)
-  return figure
+    text = 'seed to seed: ± 1 SD of K = 0'
+    axes.axhspan(-spread, spread, label=text, **look)
+    axes.axhline(0, color=BLACK, lw=0.7)
+  return figures.legend(figure)
 
 
 def _best(by_k: Mapping[int, Series]) -> str:
@@ -158,7 +110,7 @@ def _by_epoch(found: Numbers, artefact: str) -> Figure:
         for row in own['rows']
       }
       panels.append((title.format(place=at), epochs, lines))
-  return _figure(artefact, panels)[0]
+  return figures.legend(_figure(artefact, panels)[0])
 
 
 def _figure_7(found: Numbers) -> Figure:
@@ -169,7 +121,8 @@ def _figure_7(found: Numbers) -> Figure:
   """
   problems = found.problems('fig7')
   rows = [row for row in paper.ROWS if row != 'retrain']
-  panels = [(own.name, (), dict.fromkeys(rows, ())) for own in problems]
+  named = dict.fromkeys(rows, ())
+  panels = [(own.name, range(len(own.places)), named) for own in problems]
   figure, every = _figure('fig7', panels)
   for axes, problem in zip(every, problems):
     for (x, at), row in itertools.product(enumerate(problem.places), rows):
@@ -179,17 +132,16 @@ def _figure_7(found: Numbers) -> Figure:
       place = x + 0.085 * (rows.index(row) - (len(rows) - 1) / 2)
       color, marker = LOOKS[row]['color'], LOOKS[row]['marker']
       face = 'white' if found.cut_off(at, row) else color
-      axes.plot([place, place], [min(own), max(own)], color=color, lw=1.0)
-      look: Any = {'color': color, 'mfc': face, 'markersize': 4.5, 'zorder': 4}
+      look: Any = {'color': color, 'mfc': face, 'ms': 4.5, 'zorder': 4}
       axes.plot(place, np.exp(np.mean(np.log(own))), marker, **look)
-    names = [f'{100 * fraction:g}' for fraction in problem.fractions]
-    axes.set_xticks(range(len(names)), names)
-    axes.axhline(1, color=BLACK, linewidth=0.7, linestyle=':')
+      axes.vlines(place, min(own), max(own), color, lw=1.0)
+    axes.set_xticklabels([at.share for at in problem.places])
+    axes.axhline(1, color=BLACK, lw=0.7, ls=':')
     axes.set_yscale('log')
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
     axes.yaxis.set_minor_locator(ticker.NullLocator())
-  return figure
+  return figures.legend(figure)
 
 
 def _figure_9(found: Numbers) -> dict[str, Figure]:
@@ -222,7 +174,7 @@ def _sweeps(found: Numbers) -> Figure:
       role = 'default' if point.default else 'tried'
       shown.append(Bar(point.text, values, role))
   text = 'gap to Retrain, points (0 = same numbers as Retrain)'
-  return figures.bars(shown, text, fitted=True)
+  return figures.bars(shown, text)
 
 
 _DRAWN: dict[str, Callable[[Numbers], Figure]] = {
