@@ -8,6 +8,7 @@ import re
 from unittest import mock
 
 from matplotlib.text import Text
+import msgspec
 import numpy as np
 import pytest
 import report_test
@@ -184,7 +185,8 @@ def test_markdown_has_no_line_of_theirs(written):
 def test_json_reads_back(written):
   (_, hostile, _, paths), _ = written
   assert b'\x1b' not in hostile['json']
-  assert model.read(paths['json']).dataset.name.startswith('dataset <script>')
+  back = msgspec.json.decode(paths['json'].read_bytes(), type=model.Report)
+  assert back.dataset.name.startswith('dataset <script>')
 
 
 def test_csv_has_as_many_fields_and_no_formula(written):

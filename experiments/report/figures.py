@@ -19,7 +19,7 @@ from matplotlib.patches import Polygon
 import numpy as np
 
 from experiments.report.model import Estimate
-from experiments.report.rendering import DPI
+from experiments.report.words import WORDS
 from unlearn_jax.base import shown as printable
 from unlearn_jax.metrics import mean_interval
 
@@ -28,6 +28,7 @@ STYLE: Any = matplotlib.rc_params_from_file(
   fail_on_error=True,
   use_default_template=False,
 )
+DPI = 180
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
@@ -37,16 +38,6 @@ BLUE, VERMILLION, PURPLE = '#0072B2', '#D55E00', '#CC79A7'
 # Looks of the dots of one strategy after the other.
 _CYCLE = (VERMILLION, BLUE, PURPLE, BLACK, GREEN, ORANGE, SKY, GREY)
 DOTS = [{'color': own, 'marker': sign} for own, sign in zip(_CYCLE, 'osD^vPX<')]
-# Looks of a bar by role: name, face, hatch.
-LOOKS = {
-  'source': ('untouched source', '#BBBBBB', ''),
-  'reference': ('Retrain', 'white', '\\\\\\\\'),
-  'control': ('control', ORANGE, '////'),
-  'method': ('perturbation', SKY, ''),
-  'baseline': ('last-K baseline', GREEN, '....'),
-  'default': ('default', VERMILLION, ''),
-  'tried': ('tried', SKY, ''),
-}
 DOT: Any = {  # A single seed.
   **{'marker': 'o', 'markersize': 4, 'markerfacecolor': 'white'},
   **{'markeredgecolor': BLACK, 'markeredgewidth': 0.8, 'linestyle': ''},
@@ -59,20 +50,13 @@ def label(text: str, width: int = 34) -> str:
 
 
 class Bar(NamedTuple):
-  """One bar; without an estimate and values it is a heading."""
+  """One bar."""
 
   label: str
-  values: Sequence[float] = ()  # Its dots, in shares of one.
-  role: str = 'method'  # A key of `LOOKS`.
-  estimate: Estimate | None = None  # Bar and whisker; None: of the values.
+  values: Sequence[float]  # Its dots, in shares of one.
+  role: str  # Says its look, `bars` of words.toml.
+  mean: Estimate  # Bar and whisker.
   marked: bool = False  # It is shaded, and a dashed line continues it.
-
-  @property
-  def mean(self) -> Estimate | None:
-    """What is drawn."""
-    if self.estimate or not self.values:
-      return self.estimate
-    return Estimate.of(mean_interval(self.values))
 
 
 @matplotlib.rc_context(STYLE)
@@ -91,8 +75,7 @@ def bars(
   figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
   axes = figure.subplots()
   for place, bar in enumerate(shown):
-    if bar.mean:
-      _bar(axes, place, bar, bar.mean, dot)
+    _bar(axes, place, bar, dot)
   if null:
     band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0, 'zorder': 0.5}
     ends = 100 * min(null), 100 * max(null)
@@ -101,12 +84,10 @@ def bars(
     axes.axvline(100 * float(np.mean(null)), label='its mean', **mean)
   axes.axvline(0, color=BLACK, lw=0.7)
   axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
-  for text, bar in zip(axes.get_yticklabels(), shown):
-    text.set_fontweight('normal' if bar.mean else 'bold')
   axes.tick_params(axis='y', length=0, labelsize=8)
   axes.set_ylim(len(shown) - 0.45, -0.55)
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
-  every += [bar.mean.mean for bar in shown if bar.mean]
+  every += [bar.mean.mean for bar in shown]
   low, high = 100 * min(every), 100 * max(most, *every)
   room = 0.03 * (high - low)  # A dot at an end is whole.
   axes.set_xlim(low - room, high + room)
@@ -115,11 +96,12 @@ def bars(
   return legend(figure)
 
 
-def _bar(axes: Axes, place: int, bar: Bar, own: Estimate, dot: str) -> None:
-  mean = 100 * own.mean
-  name, face, hatch = LOOKS.get(bar.role, LOOKS['method'])
-  look: Any = {'facecolor': face, 'hatch': hatch, 'edgecolor': BLACK, 'lw': 0.6}
-  axes.barh(place, mean, 0.66, label=name, **look)
+def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
+  own, mean = bar.mean, 100 * bar.mean.mean
+  looks = WORDS['bars']
+  look: Any = {'edgecolor': BLACK, 'lw': 0.6}
+  look |= looks.get(bar.role, looks['method'])
+  axes.barh(place, mean, 0.66, **look)
   if own.low is not None and own.high is not None:
     sides = [[mean - 100 * own.low], [100 * own.high - mean]]
     look = {'color': BLACK, 'capsize': 3, 'lw': 1.1, 'fmt': 'none', 'zorder': 4}

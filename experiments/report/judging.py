@@ -74,11 +74,11 @@ def paired_difference(row: Row, other: Row) -> Estimate | None:
   return Estimate.of(paired_interval(own, its))
 
 
-def gap_marks(report: Report) -> dict[str, str]:
+def gap_marks(rows: Sequence[Row]) -> dict[str, str]:
   """By strategy ↓ (lowest gap but for Retrain) or (↓) (not resolvably more)."""
   gaps = [
     (gap.mean, row)
-    for row in report.rows
+    for row in rows
     if row.role != 'reference' and (gap := estimate(row, GAP))
   ]
   if not gaps:

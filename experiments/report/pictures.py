@@ -14,20 +14,10 @@ from experiments.report import figures
 from experiments.report.figures import BLACK, GREY, PALE, STYLE
 from experiments.report.judging import GAP, estimate, finite, known
 from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.words import say
+from experiments.report.words import WORDS, say
 from unlearn_jax.base import shown as printable
 
-# Looks of the curves by metric.
-_LOOKS = {
-  'retain_accuracy': {
-    **{'label': 'retained images', 'color': figures.BLUE},
-    **{'linestyle': '--', 'marker': 's'},
-  },
-  'forget_accuracy': {
-    **{'label': 'forget set', 'color': figures.VERMILLION},
-    **{'linestyle': '-', 'marker': 'o'},
-  },
-}
+_LOOKS = WORDS['curves']  # By metric.
 
 
 def gap_bars(report: Report) -> Figure:

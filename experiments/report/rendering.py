@@ -20,11 +20,8 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from experiments.report.latex import escape
 from experiments.report.sections import Section, Table
-
-DPI = 180  # of the pictures
-_PIXELS_PER_INCH = 128  # At which a figure's smallest print is still legible.
+from experiments.report.words import WORDS
 
 
 def _template(
@@ -47,8 +44,25 @@ def latex(title: str, tables: Sequence[Table]) -> str:
   # Braces and per cent signs are LaTeX's own.
   marks = {'block_start_string': '<%', 'block_end_string': '%>'}
   marks |= {'variable_start_string': '<<', 'variable_end_string': '>>'}
-  page = _template('report.tex.jinja', escape, trim_blocks=True, **marks)
+  page = _template('report.tex.jinja', latex_text, trim_blocks=True, **marks)
   return page.render(title=title, tables=tables) + '\n'
+
+
+def latex_text(text: str) -> str:
+  r"""Outside text as LaTeX sets it literally, on one line: '5 \% of $k$'."""
+  return ''.join(map(_latex_character, ' '.join(text.split())))
+
+
+def _latex_character(character: str) -> str:
+  if character in WORDS['latex']:
+    return WORDS['latex'][character]
+  # Besides ASCII the letters that fonts in the encoding T1 have.
+  if ' ' <= character <= '~':
+    return character
+  if 'À' <= character <= 'ſ' and character not in '÷ĿŀŉſĦħŦŧĸ':
+    return character
+  # What pdflatex cannot set, as [U+0416].
+  return f'{{[}}U+{ord(character):04X}{{]}}'
 
 
 # ------------------------------------------------------------------- HTML.
@@ -61,16 +75,9 @@ def html(
   pictures: Mapping[str, bytes] | None = None,
 ) -> str:
   """One file that needs nothing else; `pictures`: PNG bytes by their names."""
-  filters = {'width': _width, 'base64': base64.b64encode}
-  page = _template('page.html.jinja', _glued, filters)
+  page = _template('page.html.jinja', _glued, {'base64': base64.b64encode})
   facts = {'title': title, 'intro': intro, 'sections': sections}
   return page.render(facts, pictures=pictures or {})
-
-
-def _width(data: bytes, inches: float | None) -> int:
-  """Of a PNG on the page, in pixels."""
-  inches = inches or int.from_bytes(data[16:20], 'big') / DPI
-  return round(_PIXELS_PER_INCH * inches)
 
 
 def _glued(value: Any) -> Any:

@@ -65,7 +65,6 @@ class Picture:
   name: str  # Of the file without its ending.
   caption: str  # May be empty.
   alt: str  # What it shows, for who does not see it.
-  width_inches: float | None = None  # None: as drawn.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.report import degree, figures
-from experiments.report.figures import BLACK, GREY, Bar
+from experiments.report import degree, figures, words
+from experiments.report.figures import BLACK, Bar
+from experiments.report.model import Estimate
 from experiments.reproduction import paper, series, statements
 from experiments.reproduction.paper import FIGURES
 from experiments.reproduction.presets import GRANULARITIES
@@ -22,7 +23,7 @@ from experiments.reproduction.statements import GAP
 from experiments.study import degrees
 from experiments.study.degree_results import degree_facts
 
-LOOKS = FIGURES['looks']
+LOOKS = {**words.WORDS['curves'], **FIGURES['looks']}
 
 
 # A title, places, and for each a series, by a name of `LOOKS`.
@@ -69,7 +70,7 @@ def _figure_4(found: Numbers) -> Figure:
 
 def _figure_5(found: Numbers) -> Figure:
   """Acc_RE − Acc_UL by K, as the difference to K = 0 of the same seed."""
-  panels, spreads = [], []
+  panels = []
   for at in found.places('fig5'):
     own = {g: found.of_k(at, g) for g in GRANULARITIES}
     ks = sorted({k for by_k in own.values() for k in by_k})
@@ -79,15 +80,7 @@ def _figure_5(found: Numbers) -> Figure:
     }
     best = [f'{LOOKS[g]["label"]}: {_best(by_k)}' for g, by_k in own.items()]
     panels.append(('\n'.join([f'{at}', *best]), ks, lines))
-    zero = list(own['leaf'][0].values())
-    spreads.append(100 * float(np.std(zero, ddof=1)) if zero[1:] else 0.0)
-  figure, every = _figure('fig5', panels)
-  look: Any = {'color': GREY, 'alpha': 0.18, 'lw': 0, 'zorder': 0}
-  for axes, spread in zip(every, spreads):
-    text = 'seed to seed: ± 1 SD of K = 0'
-    axes.axhspan(-spread, spread, label=text, **look)
-    axes.axhline(0, color=BLACK, lw=0.7)
-  return figures.legend(figure)
+  return figures.legend(_figure('fig5', panels)[0])
 
 
 def _best(by_k: Mapping[int, Series]) -> str:
@@ -165,14 +158,17 @@ def _sweeps(found: Numbers) -> Figure:
   """The gap to Retrain of every setting that was tried."""
   sweeps = found.preset.sweeps
   text = found.preset.spelled(found.preset.problems[0], 'finetune')
-  control = list(statements.columns(found, sweeps[0], text)[GAP].values())
-  shown = [Bar(paper.ROWS['finetune'].label, control, 'control', marked=True)]
+  control = statements.columns(found, sweeps[0], text)[GAP]
+  rows = [(paper.ROWS['finetune'].label, control, 'control')]
   for sweep in sweeps:
-    shown.append(Bar(f'{sweep.name}:'))
     for point in statements.points(found, sweep):
-      values = list(point.columns[GAP].values())
       role = 'default' if point.default else 'tried'
-      shown.append(Bar(point.text, values, role))
+      rows.append((f'{sweep.name}: {point.text}', point.columns[GAP], role))
+  shown = [
+    Bar(name, [*own.values()], role, Estimate.of(mean), role == 'control')
+    for name, own, role in rows
+    if (mean := series.interval(own))
+  ]
   text = 'gap to Retrain, points (0 = same numbers as Retrain)'
   return figures.bars(shown, text)
 

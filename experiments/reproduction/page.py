@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 from typing import Any
 
-from experiments.report import figures, judging, model, saving
+from experiments.report import figures, judging, model, saving, tables
+from experiments.report.model import Estimate, Row
 from experiments.report.sections import Picture, Section, Table
-from experiments.report.tables import MISSING
 from experiments.reproduction import (
   computing,
   drawing,
@@ -76,73 +76,59 @@ def _section(
   judged: Sequence[Judgement],
   pictures: Iterable[str],
 ) -> Section:
-  title, lines, tables = paper.ARTEFACTS[artefact], [], []
+  title, lines, made = paper.ARTEFACTS[artefact], [], []
   if artefact == 'table1':
-    tables = [paper.table_1()]
+    made = [paper.table_1()]
   if artefact == 'table2':
-    tables = [_table_2(found, at) for at in found.places(artefact)]
+    made = [_table_2(found, at) for at in found.places(artefact)]
   for sweep in found.preset.sweeps if artefact == 'sweeps' else ():
     tried = statements.points(found, sweep)
     lines.append(statements.conclusion(sweep, tried))
-    tables.append(_swept(sweep, tried))
+    made.append(_swept(sweep, tried))
   own = [judgement for judgement in judged if judgement.artefact == artefact]
   if own:
     lines.append(f'Statements of the paper: {statements.summary(own)}.')
     head = ['The paper says', 'Verdict', 'By']
-    tables.append(Table.of(head, [judgement[1:] for judgement in own]))
+    made.append(Table.of(head, [judgement[1:] for judgement in own]))
   lines += WORDS['notes'].get(artefact, ())
   shown = [Picture(name, '', title) for name in pictures]
-  return Section(title, sentences=lines, tables=tables, pictures=shown)
+  return Section(title, sentences=lines, tables=made, pictures=shown)
 
 
 def _table_2(found: Numbers, at: Place) -> Table:
   """Table II for one share forgotten; in brackets what the paper prints."""
-  columns, marks, body = WORDS['columns'], gap_marks(found, at), []
-  for row, (label, *_) in paper.ROWS.items():
-    printed = paper.TABLE_2.get(at.fraction, {}).get(row)
-    cells = [label]
-    for metric in columns.values():
-      text = cell(found.of('table', at, row, metric), metric)
-      if row == 'retrain' and not METRICS[metric].of_retrained:
-        text = MISSING if metric.endswith('_changed') else 'ref.'
-      if metric == judging.GAP and row in marks:
-        text += f' {marks[row]}'
-      if metric == 'seconds' and found.cut_off(at, row):
-        text = f'≥ {text}'
-      if printed and metric in printed._fields:
-        text += f' ({getattr(printed, metric):g})'
-      cells.append(text)
-    body.append(cells)
+  columns = WORDS['columns']
+  rows = [row_of(found, at, row) for row in paper.ROWS]
+  lines = tables.lines(rows, [METRICS[name] for name in columns.values()])
+  body = [[line.label, *line.cells] for line in lines]
+  for row, printed in paper.TABLE_2.get(at.fraction, {}).items():
+    cells = body[[*paper.ROWS].index(row)]
+    for place, metric in enumerate(columns.values(), 1):
+      if metric in printed._fields:
+        cells[place] += f' ({getattr(printed, metric):g})'
   return Table.of([f'{at} forgotten', *columns], body)
+
+
+def row_of(found: Numbers, at: Place, row: str) -> Row:
+  """A row of Table II, as a report has it."""
+  label, factory, _ = paper.ROWS[row]
+  values = {m: found.of('table', at, row, m) for m in WORDS['columns'].values()}
+  means = {metric: series.interval(own) for metric, own in values.items()}
+  seeds = range(found.preset.seeds)
+  return Row(
+    *(row, factory, label, 'reference' if row == 'retrain' else 'method'),
+    values={m: [own.get(seed) for seed in seeds] for m, own in values.items()},
+    mean={m: Estimate.of(own) for m, own in means.items() if own},
+    stop_epoch=found.stop_epochs(at, row),
+  )
 
 
 def cell(own: Series, metric: str) -> str:
   """Mean ± half of the interval."""
-  interval, scale = series.interval(own), METRICS[metric].scale
+  interval, (*_, scale, digits) = series.interval(own), METRICS[metric][:6]
   if interval is None:
-    return MISSING
-  mean = interval.mean * scale
-  digits = METRICS[metric].digits or int(mean % 1 > 0)
-  text = judging.number(mean, digits)
-  half = 0.0 if interval.high is None else interval.high - interval.mean
-  return f'{text} ± {judging.number(half * scale, digits)}' if half else text
-
-
-def gap_marks(found: Numbers, at: Place) -> dict[str, str]:
-  """↓ at the lowest gap to Retrain, (↓) where it cannot be told from that."""
-  gaps = {
-    row: gap
-    for row in paper.ROWS
-    if row != 'retrain' and (gap := found.of('table', at, row, judging.GAP))
-  }
-  means = {row: sum(gap.values()) / len(gap) for row, gap in gaps.items()}
-  best = min(means, key=means.__getitem__, default='')
-  marks = {best: judging.LOWEST}
-  for row, gap in gaps.items():
-    above = series.difference(gap, gaps[best])
-    if row != best and above and above.low is not None and above.low <= 0:
-      marks[row] = judging.LEVEL
-  return marks
+    return tables.MISSING
+  return judging.plus_minus(Estimate.of(interval), scale, digits)
 
 
 def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
@@ -151,7 +137,9 @@ def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
   for point in tried:
     metrics = [metric for metric, *_ in statements.COLUMNS.values()]
     cells = [cell(*own) for own in zip(point.columns.values(), metrics)]
-    change = statements.shown(point.change, '') if point.change else MISSING
+    change = (
+      statements.shown(point.change, '') if point.change else tables.MISSING
+    )
     default = ' (default)' if point.default else ''
     body.append([point.text + default, *cells, change])
   head = [sweep.name, *statements.COLUMNS, 'gap − default’s, points']
