@@ -718,7 +718,3 @@ def test_layers_of_any_strategy_are_in_definition_order():
   x, y = first.lines[0].get_data()
   np.testing.assert_allclose(x, [10.0, 41.3 / 4])  # 10 of 100, 41.3 of 400.
   assert list(y) == [0, 3]
-  looks = {
-    (p.lines[0].get_color(), p.lines[0].get_marker()) for p in figure.axes
-  }
-  assert len(looks) == 4

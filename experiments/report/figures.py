@@ -12,6 +12,7 @@ import textwrap
 from typing import Any, NamedTuple
 
 import matplotlib
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,25 +24,12 @@ from experiments.report.words import WORDS
 from unlearn_jax.base import shown as printable
 from unlearn_jax.metrics import mean_interval
 
-STYLE: Any = matplotlib.rc_params_from_file(
-  pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle',
-  fail_on_error=True,
-  use_default_template=False,
-)
+STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
 DPI = 180
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
-ORANGE, SKY, GREEN = '#E69F00', '#56B4E9', '#009E73'
-BLUE, VERMILLION, PURPLE = '#0072B2', '#D55E00', '#CC79A7'
-
-# Looks of the dots of one strategy after the other.
-_CYCLE = (VERMILLION, BLUE, PURPLE, BLACK, GREEN, ORANGE, SKY, GREY)
-DOTS = [{'color': own, 'marker': sign} for own, sign in zip(_CYCLE, 'osD^vPX<')]
-DOT: Any = {  # A single seed.
-  **{'marker': 'o', 'markersize': 4, 'markerfacecolor': 'white'},
-  **{'markeredgecolor': BLACK, 'markeredgewidth': 0.8, 'linestyle': ''},
-}
+ORANGE, VERMILLION = '#E69F00', '#D55E00'
 
 
 def label(text: str, width: int = 34) -> str:
@@ -59,7 +47,7 @@ class Bar(NamedTuple):
   marked: bool = False  # It is shaded, and a dashed line continues it.
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def bars(
   shown: Sequence[Bar],
   xlabel: str,
@@ -113,10 +101,11 @@ def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
     axes.axhspan(place - 0.5, place + 0.5, color=PALE, zorder=0)
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
-  axes.plot(dots, place + spread, zorder=5, label=dot, **DOT)
+  look = {'ms': 4, 'mfc': 'white', 'mec': BLACK, 'mew': 0.8, 'zorder': 5}
+  axes.plot(dots, place + spread, 'o', label=dot, **look)
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def panels(
   count: int, across: int, height: float, xlabel: str, ylabel: str, **shared
 ) -> tuple[Figure, list[Axes]]:
@@ -176,7 +165,7 @@ def legend(figure: Figure) -> Figure:
   return figure
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def image_grid(
   images: np.ndarray, perturbed: np.ndarray, titles: Sequence[str]
 ) -> Figure:
@@ -208,7 +197,7 @@ def blank(width: float, height: float) -> Figure:
   return figure
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def message(text: str) -> Figure:
   """A small picture that says why there is no picture."""
   figure = blank(WIDTH, 0.7)

@@ -1,17 +1,16 @@
 """The report's three pictures: gaps, accuracy by epoch, perturbed tensors."""
 
-from collections.abc import Callable, Sequence
-import itertools
+from collections.abc import Callable
 import math
 import textwrap
 from typing import Any
 
-import matplotlib
+from matplotlib import style
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments.report import figures
-from experiments.report.figures import BLACK, GREY, PALE, STYLE
+from experiments.report.figures import BLACK, GREY, PALE, STYLE, VERMILLION
 from experiments.report.judging import GAP, estimate, finite, known
 from experiments.report.model import REFERENCE, Report, Row
 from experiments.report.words import WORDS, say
@@ -35,7 +34,7 @@ def gap_bars(report: Report) -> Figure:
   return figures.bars(shown, say('pictures', 'gap_axis'))
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def accuracy_curves(report: Report) -> Figure:
   """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
   rows = [row for row in report.rows if any(own.epoch for own in row.curves)]
@@ -62,7 +61,8 @@ def accuracy_curves(report: Report) -> Figure:
     axes.grid(axis='y')
     if row is report.control:
       axes.set_facecolor(PALE)
-  grid[0].set_ylim(_floor(rows), 103)
+  ends = [v for row in rows for m in _LOOKS for v in known(row.values.get(m))]
+  grid[0].set_ylim(max(0, 100 * min(ends, default=0) - 5), 103)
   return figures.legend(figure)
 
 
@@ -77,18 +77,7 @@ def _columns(row: Row, metric: str) -> list[dict[int, float]]:
   return found
 
 
-def _floor(rows: Sequence[Row]) -> float:
-  """Where the accuracy axis begins, in percent: what starts below rises."""
-  lowest = 1.0
-  for row, metric in itertools.product(rows, _LOOKS):
-    columns = _columns(row, metric)
-    # Retrain starts afresh.
-    shown = columns[-1:] if row.role == 'reference' else columns[1:] or columns
-    lowest = min([lowest, *(v for column in shown for v in column.values())])
-  return max(0.0, 10 * math.floor((100 * lowest - 2) / 10))
-
-
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def perturbed_by_layer(report: Report) -> Figure:
   """Share of each tensor's scalars that was perturbed, in definition order."""
   sizes = report.model.tensor_sizes
@@ -102,12 +91,10 @@ def perturbed_by_layer(report: Report) -> Figure:
   figure, grid = figures.panels(
     len(shares), across, height + 0.4, text, '', sharex=True
   )
-  for axes, (row, own), look in zip(
-    grid, shares, itertools.cycle(figures.DOTS)
-  ):
+  for axes, (row, own) in zip(grid, shares):
     places = [list(sizes).index(path) for path in own]
     percent = [100 * share for share in own.values()]
-    axes.plot(percent, places, ls='', markersize=3.6, **look)
+    axes.plot(percent, places, 'o', color=VERMILLION)
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(numticks=5))
     axes.xaxis.set_major_formatter(lambda x, _: f'{x:g}')

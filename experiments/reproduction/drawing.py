@@ -6,8 +6,7 @@ import functools
 import itertools
 from typing import Any
 
-import matplotlib
-from matplotlib import ticker
+from matplotlib import style, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
@@ -184,7 +183,7 @@ _DRAWN: dict[str, Callable[[Numbers], Figure]] = {
 }
 
 
-@matplotlib.rc_context(figures.STYLE)
+@style.context(figures.STYLE)
 def drawn(found: Numbers, artefact: str) -> dict[str, Figure]:
   """The figures of an artefact, by the names of their files."""
   if artefact == 'fig9':

@@ -14,18 +14,18 @@ from experiments.reproduction import (
   series,
   statements,
 )
-from experiments.reproduction.computing import Job
 from experiments.reproduction.paper import WORDS
 from experiments.reproduction.presets import FIRST_SWEEP_SEED, Place, Sweep
 from experiments.reproduction.series import Numbers, Series
 from experiments.reproduction.statements import Judgement
 from experiments.runtime.progress import clock
 from experiments.study import provenance
+from experiments.study.stages import Stage
 from unlearn_jax.evaluation import METRICS
 
 
 def write(
-  found: Numbers, wanted: Mapping[str, Job], root: pathlib.Path
+  found: Numbers, wanted: Mapping[str, Stage], root: pathlib.Path
 ) -> pathlib.Path:
   """Writes `reproduction.*` and `figures/`; returns the HTML file."""
   stages = computing.stage_records(wanted, found.found)
