@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.report import degree, saving, tables, wording
+from experiments.report import degree, rendering, tables, wording
 from experiments.report.judging import verdicts, yardsticks
 from experiments.report.model import Report, to_json
 from experiments.report.pictures import PICTURES
@@ -21,7 +21,7 @@ def write(
   report: Report, root: pathlib.Path, grids: Grids = None
 ) -> pathlib.Path:
   """Writes report.{json,md,html,csv,tex} and its pictures; returns the HTML."""
-  return saving.save(
+  return rendering.save(
     root,
     'report',
     wording.title(report),

@@ -1,4 +1,4 @@
-"""Sections as HTML, as Markdown, as LaTeX, and for a terminal.
+"""Sections as HTML, Markdown and LaTeX, on disk, and for a terminal.
 
 The templates escape whatever is put into them, so nothing can be forgotten.
 """
@@ -7,12 +7,14 @@ import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import html as html_text
+import pathlib
 import re
 import textwrap
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from rich.align import Align
 from rich.box import Box
 from rich.cells import cell_len
@@ -20,12 +22,17 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from experiments import files
+from experiments.report import figures
 from experiments.report.sections import Section, Table
 from experiments.report.words import WORDS
 
 
 def _template(
-  name: str, finalize: Callable[[Any], Any], filters: Any = (), **options: Any
+  name: str,
+  finalize: Callable[[Any], Any] | None,
+  filters: Any = (),
+  **options: Any,
 ) -> jinja2.Template:
   """A template into which nothing is put but through `finalize`."""
   made = jinja2.Environment(
@@ -65,6 +72,30 @@ def _latex_character(character: str) -> str:
   return f'{{[}}U+{ord(character):04X}{{]}}'
 
 
+def save(
+  root: pathlib.Path,
+  stem: str,
+  title: str,
+  intro: str,
+  sections: Sequence[Section],
+  drawn: Mapping[str, Figure],
+  more: Mapping[str, bytes | str],
+) -> pathlib.Path:
+  """Writes `figures/*.png`, `more`, `STEM.md` and `STEM.html`; returns that."""
+  pictures = {name: figures.png(figure) for name, figure in drawn.items()}
+  contents: dict[str, bytes | str] = {
+    **{f'figures/{name}.png': data for name, data in pictures.items()},
+    **more,
+    f'{stem}.md': markdown(title, intro, sections),
+    f'{stem}.html': html(title, intro, sections, pictures),
+  }
+  for name, content in contents.items():
+    if isinstance(content, str):
+      content = content.encode('utf-8', 'backslashreplace')
+    files.replace(root / name, content)
+  return root / f'{stem}.html'
+
+
 # ------------------------------------------------------------------- HTML.
 
 
@@ -75,19 +106,9 @@ def html(
   pictures: Mapping[str, bytes] | None = None,
 ) -> str:
   """One file that needs nothing else; `pictures`: PNG bytes by their names."""
-  page = _template('page.html.jinja', _glued, {'base64': base64.b64encode})
+  page = _template('page.html.jinja', None, {'base64': base64.b64encode})
   facts = {'title': title, 'intro': intro, 'sections': sections}
   return page.render(facts, pictures=pictures or {})
-
-
-def _glued(value: Any) -> Any:
-  """Prose in which no line breaks inside a quantity."""
-  if not isinstance(value, str) or isinstance(value, Markup):
-    return value
-  text = re.sub(r'\b([Kp]) = (?=\d)', '\\1\xa0=\xa0', value)
-  text = text.replace(' ± ', '\xa0±\xa0')
-  text = re.sub(r'(?<=\d,) (?=[−\d])', '\xa0', text)
-  return re.sub(r'(?<=\d) (?=%|points|seeds)', '\xa0', text)
 
 
 # --------------------------------------------------------------- Markdown.

@@ -38,12 +38,6 @@ class Table:
   title: str = ''  # Where the section's does not say enough.
   notes: Sequence[str] = ()
 
-  def __post_init__(self):
-    allowed = len(self.columns)
-    for line in self.lines:
-      if (count := len(line.cells) + 1) != allowed:
-        raise ValueError(f'{line.label!r}: {count} cells; allowed: {allowed}')
-
   @property
   def judged(self) -> bool:
     """Whether these are sentences and verdicts rather than numbers."""

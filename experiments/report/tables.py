@@ -86,16 +86,15 @@ def bound(metric: str, row: Row, reference: Row | None) -> str:
 
 
 def _stop_epochs(row: Row) -> str:
-  epochs = row.stop_epoch
-  if not epochs or row.role == 'source':
-    return MISSING
-  met = [float(epoch) for epoch in epochs if epoch is not None]
-  missed = f' ({len(epochs) - len(met)}/{len(epochs)} never)'
-  text = _range(METRICS[RULE_MET], met) + (missed if None in epochs else '')
-  return text if met else 'never'
+  met = judging.known(row.stop_epoch)
+  if row.stop_epoch and not met:
+    return 'never'
+  missed = row.stop_epoch.count(None)
+  more = f' ({missed}/{len(row.stop_epoch)} never)' if missed else ''
+  return _range(METRICS[RULE_MET], met) + more
 
 
-def _range(metric: Metric, values: list[float]) -> str:
+def _range(metric: Metric, values: Sequence[float]) -> str:
   if not values:
     return MISSING
   ends = [metric.scale * end for end in (min(values), max(values))]
@@ -146,16 +145,16 @@ def csv(report: Report) -> str:
   writer = csv_writer.writer(out, lineterminator='\n')
   head = ['strategy', 'label', 'role', 'metric', 'unit', 'mean', 'low', 'high']
   writer.writerow([*head, 'bound', *(f'seed {n}' for n in report.seeds)])
-  reference, size = report.row(REFERENCE), len(report.seeds)
+  reference, missing = report.row(REFERENCE), [None] * len(report.seeds)
   for row in report.rows:
     names = [_spreadsheet(text) for text in (row.strategy, row.label, row.role)]
+    seeds = {**row.values, RULE_MET: row.stop_epoch or missing}
     for metric in map(_shown, [*METRICS, GAP_MINUS]):
       value = estimate(row, metric.name)
       over = [value.mean, value.low, value.high] if value else [None] * 3
-      seeds = (_seeds(metric.name, row, report.control) + [None] * size)[:size]
       numbers = [
         f'{metric.scale * own:.10g}' if judging.finite(own) else ''
-        for own in (*over, *seeds)
+        for own in (*over, *seeds.get(metric.name, missing))
       ]
       if any(numbers):
         numbers.insert(3, bound(metric.name, row, reference))
@@ -163,19 +162,7 @@ def csv(report: Report) -> str:
   return out.getvalue()
 
 
-def _seeds(metric: str, row: Row, control: Row | None) -> list[float | None]:
-  """One number a seed."""
-  if metric == RULE_MET:
-    return list(row.stop_epoch)
-  if metric != GAP_MINUS:
-    return row.values.get(metric, [])
-  if not (row.paired and control):
-    return []
-  pairs = zip(row.values.get(GAP, ()), control.values.get(GAP, ()))
-  return [None if a is None or b is None else a - b for a, b in pairs]
-
-
 def _spreadsheet(text: str) -> str:
   """On one line, and no formula to a program that would compute it."""
-  text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+  text = ' '.join(rendering.printable(text).split())
   return f"'{text}" if text[:1] in ('=', '+', '-', '@') else text

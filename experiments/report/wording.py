@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from experiments.report.judging import GAP, estimate, number
-from experiments.report.model import REFERENCE, SOURCE, Report
+from experiments.report.judging import GAP, estimate
+from experiments.report.model import REFERENCE, Report
 from experiments.report.sections import Picture
 from experiments.report.words import WORDS, say
 
@@ -40,21 +40,10 @@ def how_to_read(report: Report) -> list[tuple[str, str]]:
   drawn = report.row('random_scalars')
   control = ('drawn' if drawn else 'plain') if report.control else 'none'
   facts = {
-    'retrained': '',
     'control': say('control', control, drawn=drawn),
-    'attacked': '',
     'rule': report.stop_rule.text.strip().rstrip('.'),
     'intervals': by_seeds(report, 'intervals'),
   }
-  if score := estimate(report.row(REFERENCE), 'forget_accuracy'):
-    facts['retrained'] = f' (here {number(100 * score.mean, 1)} %)'
-  scores = [
-    f'{name} {number(score.mean, 3)}'
-    for strategy, name in ((SOURCE, 'the source'), (REFERENCE, 'Retrain'))
-    if (score := estimate(report.row(strategy), 'mia_auc'))
-  ]
-  if scores:
-    facts['attacked'] = f' Here: {", ".join(scores)}.'
   claims = WORDS['how_to_read']
   return [(claim, say('how_to_read', claim, **facts)) for claim in claims]
 
@@ -83,10 +72,6 @@ def pictures(report: Report) -> list[Picture]:
 
 
 def warnings(report: Report) -> list[str]:
-  """The report's warnings and those of its rows, with the row's label."""
-  found = list(report.warnings)
-  for row in report.rows:
-    for text in row.warnings:
-      named = text.startswith(row.label)
-      found.append(text if named else f'{row.label}: {text}')
-  return found
+  """The report's warnings and those of its rows."""
+  rows = (text for row in report.rows for text in row.warnings)
+  return [*report.warnings, *rows]

@@ -33,9 +33,9 @@ def _figure(
   artefact: str, panels: Sequence[Panel]
 ) -> tuple[Figure, list[Axes]]:
   """Panels in rows, as figures.toml has them."""
-  own = FIGURES[artefact]
+  own, (across, height) = FIGURES[artefact], FIGURES[artefact]['size']
   labels = own['xlabel'], own['ylabel']
-  figure, grid = figures.panels(len(panels), *own['size'], *labels)
+  figure, grid = figures.panels(len(panels), across, height, *labels)
   for axes, (title, xs, lines) in zip(grid, panels):
     for name, columns in lines.items():
       figures.line(axes, xs, columns, LOOKS[name])
@@ -77,17 +77,8 @@ def _figure_5(found: Numbers) -> Figure:
       granularity: [series.minus(by_k.get(k, {}), by_k[0]) for k in ks]
       for granularity, by_k in own.items()
     }
-    best = [f'{LOOKS[g]["label"]}: {_best(by_k)}' for g, by_k in own.items()]
-    panels.append(('\n'.join([f'{at}', *best]), ks, lines))
+    panels.append((f'{at}', ks, lines))
   return figures.legend(_figure('fig5', panels)[0])
-
-
-def _best(by_k: Mapping[int, Series]) -> str:
-  best = series.best_k(by_k)
-  if best is None or best[1].low is None:
-    return 'too few seeds'
-  above = statements.sign(best[1]) > 0
-  return f'best K = {best[0]}' if above else 'no optimum resolved'
 
 
 def _by_epoch(found: Numbers, artefact: str) -> Figure:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pathlib
 from typing import Any
 
-from experiments.report import figures, judging, model, saving, tables
+from experiments.report import figures, judging, model, rendering, tables
 from experiments.report.model import Estimate, Row
 from experiments.report.sections import Picture, Section, Table
 from experiments.reproduction import (
@@ -46,7 +46,9 @@ def write(
   more = {f'figures/{n}.pdf': figures.pdf(own) for n, own in pictures.items()}
   more['reproduction.json'] = model.to_json(facts)
   title = f'Section IV of the paper, preset {found.preset.name}'
-  return saving.save(root, 'reproduction', title, '', sections, pictures, more)
+  return rendering.save(
+    root, 'reproduction', title, '', sections, pictures, more
+  )
 
 
 def _head(

@@ -3,7 +3,7 @@
 import pathlib
 
 from experiments import config
-from experiments.report import degree, rendering, saving
+from experiments.report import degree, rendering
 from experiments.report.model import to_json
 from experiments.report.sections import Section
 from experiments.runtime.progress import Progress
@@ -81,7 +81,7 @@ def report(
   }
   page = parallel.by_first(
     lambda: str(
-      saving.save(
+      rendering.save(
         root,
         'degree',
         f'Unlearning degree of {_label(family)}',
