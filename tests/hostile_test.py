@@ -267,7 +267,7 @@ def test_the_degree_says_nothing_of_unseen_images_that_were_not_measured():
   assert 'nseen' in str(known.tables) and 'nseen' in str(known.notes)
   assert 'nseen' not in str(without) and 'no model saw' not in str(without)
   (columns, (line, *_)) = known.tables[0].columns, known.tables[0].lines
-  cells = dict(zip((column.header for column in columns[1:]), line.cells))
+  cells = dict(zip(columns[1:], line.cells))
   assert cells['Degree, points'] == '30.0 ± 2.0' and cells['p'] == '0.010'
   assert cells['Plain gap'] == '2.0 ± 2.0' and cells['Took off'] == '0 of 6'
   bars = degree.bars(facts_of(Strings('')), 10)

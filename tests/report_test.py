@@ -28,7 +28,7 @@ from experiments.report import (
   wording,
 )
 from experiments.report.model import Estimate
-from experiments.report.sections import Column, Line, Section, Table
+from experiments.report.sections import Line, Section, Table
 from experiments.report.words import WORDS
 from unlearn_jax import evaluation
 from unlearn_jax.metrics import mean_interval, paired_interval
@@ -209,8 +209,6 @@ class HtmlTables(html.parser.HTMLParser):
     elif tag in ('th', 'td'):
       self.tables[-1][-1].append('')
       self.cell = True
-    elif tag == 'small':
-      self.tables[-1][-1][-1] = self.tables[-1][-1][-1].strip() + ', '
 
   def handle_endtag(self, tag):
     self.cell = self.cell and tag not in ('th', 'td')
@@ -539,7 +537,7 @@ def test_cells_show_half_widths_bounds_and_gaps_in_the_data():
 )
 def test_no_number_is_cut_or_folded_at_any_width(label):
   numbers = [f'11,173,9{i}2 ± 1,2{i}4,567' for i in range(9)]
-  columns = [Column('Strategy'), *[Column('Scalars changed', 'bits')] * 9]
+  columns = ['Strategy', *['Scalars changed, bits'] * 9]
   table = Table(columns, [Line(label, numbers, 'control')])
   for width in range(40, 201, 3):
     file = io.StringIO()

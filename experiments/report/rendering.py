@@ -5,7 +5,6 @@ The templates escape whatever is put into them, so nothing can be forgotten.
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import dataclasses
 import html as html_text
 import pathlib
 import re
@@ -222,7 +221,7 @@ def _grid(table: Table, places: range, console: Console) -> Grid | None:
   """Labels, which may be folded, and columns, which may not; if they fit."""
   grid = Grid(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
   most = None if console.width == _ENDLESS else _LONGEST
-  label = Align(Text(table.columns[0].text), vertical='bottom')
+  label = Align(Text(table.columns[0]), vertical='bottom')
   grid.add_column(label, overflow='fold', max_width=most)
   columns = [[printable(own.label) for own in table.lines]]
   for place in places:
@@ -230,9 +229,8 @@ def _grid(table: Table, places: range, console: Console) -> Grid | None:
     if console.width < _NARROW:
       texts = [text.replace(' ± ', '±') for text in texts]
     columns.append(texts)
-    header, unit = map(printable, dataclasses.astuple(table.columns[place]))
-    head = textwrap.wrap(header, 10, break_long_words=False)
-    head += [unit] if unit else []
+    name = printable(table.columns[place])
+    head = textwrap.wrap(name, 10, break_long_words=False)
     title = Align.right(Text('\n'.join(head)), vertical='bottom')
     width = max(map(cell_len, [*head, *texts]))
     grid.add_column(title, justify='right', width=width)
@@ -248,5 +246,5 @@ def _turned(table: Table, places: range) -> Iterator[Text]:
   for line in table.lines:
     yield from _texts([line.label], _STYLES.get(line.kind, ''))
     for place in places:
-      text = f'  {table.columns[place].text}: {line.cells[place - 1]}'
+      text = f'  {table.columns[place]}: {line.cells[place - 1]}'
       yield from _texts([text.replace(' ± ', '±')])

@@ -8,19 +8,6 @@ REPRODUCED, NOT_REPRODUCED = 'reproduced', 'not reproduced'
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
-  """The head of a column; a unit stands below its header."""
-
-  header: str
-  unit: str = ''
-
-  @property
-  def text(self) -> str:
-    """Both on one line: 'Forget accuracy, %'."""
-    return ', '.join(filter(None, (self.header, self.unit)))
-
-
-@dataclasses.dataclass(frozen=True)
 class Line:
   """A line of a table: its first cell, and the others."""
 
@@ -33,7 +20,7 @@ class Line:
 class Table:
   """A table as text; the column of the labels comes first."""
 
-  columns: Sequence[Column]
+  columns: Sequence[str]  # Their heads.
   lines: Sequence[Line]
   title: str = ''  # Where the section's does not say enough.
   notes: Sequence[str] = ()
@@ -41,15 +28,12 @@ class Table:
   @property
   def judged(self) -> bool:
     """Whether these are sentences and verdicts rather than numbers."""
-    return len(self.columns) > 1 and self.columns[1].header == 'Verdict'
+    return len(self.columns) > 1 and self.columns[1] == 'Verdict'
 
   @classmethod
-  def of(
-    cls, head: Sequence[str], body: Sequence[Sequence[str]], **more
-  ) -> 'Table':
-    """A table of headers without units and rows of cells, labels first."""
-    lines = [Line(label, cells) for label, *cells in body]
-    return cls([Column(text) for text in head], lines, **more)
+  def of(cls, head: Sequence[str], body: Sequence[Sequence[str]]) -> 'Table':
+    """A table of rows of cells, labels first."""
+    return cls(head, [Line(label, cells) for label, *cells in body])
 
 
 @dataclasses.dataclass(frozen=True)

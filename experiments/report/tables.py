@@ -12,7 +12,7 @@ from typing import Any
 from experiments.report import judging, rendering
 from experiments.report.judging import GAP, GAP_MINUS, estimate, number
 from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.sections import Column, Line, Table
+from experiments.report.sections import Line, Table
 from experiments.report.wording import by_seeds, title
 from experiments.report.words import WORDS, say
 from unlearn_jax.evaluation import METRICS, Metric
@@ -112,9 +112,9 @@ def table(report: Report, part: str = 'main') -> Table:
   words = ' '.join(text for line in made for text in line.cells).split()
   signs = [sign for sign in WORDS['signs'] if sign in words]
   notes += [f'{sign}: {say("signs", sign)}.' for sign in signs]
-  head = [Column('Strategy'), *(Column(own.label, own.unit) for own in columns)]
+  heads = [f'{own.label}, {own.unit}'.removesuffix(', ') for own in columns]
   above = PARTS[part]['title'] if part in PARTS else 'Further metrics'
-  return Table(head, made, above, notes)
+  return Table(['Strategy', *heads], made, above, notes)
 
 
 def lines(

@@ -1,7 +1,6 @@
 """The paper's figures, drawn of our numbers in the style of the report's."""
 
 from collections.abc import Callable, Mapping, Sequence
-import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -132,13 +131,7 @@ def _figure_9(found: Numbers) -> dict[str, Figure]:
   made = {}
   for at in found.places('fig9'):
     own = found.found.get(at.name('degree'))
-    names = {found.text(at, r): row.label for r, row in paper.ROWS.items()}
     for facts in degree_facts(own.plan, own.errors) if own else ():
-      rows = [
-        dataclasses.replace(row, label=names[row.strategy])
-        for row in facts.rows
-      ]
-      facts = dataclasses.replace(facts, rows=rows)
       figure = degree.bars(facts, len(found.classes(at)))
       made[f'fig9_{100 * at.fraction:g}'] = figure
   return made

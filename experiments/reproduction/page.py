@@ -45,10 +45,8 @@ def write(
   pictures = {n: figure for own in drawn.values() for n, figure in own.items()}
   more = {f'figures/{n}.pdf': figures.pdf(own) for n, own in pictures.items()}
   more['reproduction.json'] = model.to_json(facts)
-  title = f'Section IV of the paper, preset {found.preset.name}'
-  return rendering.save(
-    root, 'reproduction', title, '', sections, pictures, more
-  )
+  words = f'Section IV of the paper, preset {found.preset.name}', ''
+  return rendering.save(root, 'reproduction', *words, sections, pictures, more)
 
 
 def _head(
