@@ -29,7 +29,7 @@ from experiments.report import (
 )
 from experiments.report.model import Estimate
 from experiments.report.sections import Line, Section, Table
-from experiments.report.words import WORDS
+from experiments.report.wording import WORDS
 from unlearn_jax import evaluation
 from unlearn_jax.metrics import mean_interval, paired_interval
 
@@ -429,7 +429,7 @@ def test_verdict_closer_farther_and_undecided_with_numbers_by_hand():
     random_scalars=[0.0, 0.0, 0.0],
     **{'top_k(k=0.05)': [0.019, 0.023, 0.024]},
   )
-  first, second, third = judging.verdicts(made)
+  first, second, third = wording.verdicts(made)
   assert first == (
     'Top-K is closer to Retrain than plain fine-tuning by 1.00 points '
     '[0.98, 1.01], 3 seeds.'
@@ -442,12 +442,12 @@ def test_verdict_closer_farther_and_undecided_with_numbers_by_hand():
 def test_an_interval_that_only_touches_zero_decides_nothing():
   made = gaps(finetune=[0.02, 0.02], top_k=[0.01, 0.02])
   made.rows[-1].paired['gap_to_retrained'] = Estimate(-0.005, -0.01, 0.0)
-  assert 'cannot be told apart' in judging.verdicts(made)[0]
+  assert 'cannot be told apart' in wording.verdicts(made)[0]
 
 
 def test_one_seed_concludes_nothing():
   made = gaps(finetune=[0.02], top_k=[0.01])
-  assert judging.verdicts(made) == [
+  assert wording.verdicts(made) == [
     'Top-K: one seed: no interval, nothing can be concluded (here 1.00 points '
     'closer to Retrain than plain fine-tuning).'
   ]
@@ -459,7 +459,7 @@ def test_one_seed_concludes_nothing():
 @pytest.mark.parametrize('missing', ['retrain', 'finetune'])
 def test_without_reference_or_control_there_is_no_verdict(missing):
   made = report_of([source[0] for source in ROWS if source[0] != missing])
-  (found,) = judging.verdicts(made)
+  (found,) = wording.verdicts(made)
   name = {'retrain': 'Retrain', 'finetune': 'K = 0'}[missing]
   assert found.startswith('No verdict') and name in found
 
@@ -470,7 +470,7 @@ def test_not_closer_than_the_source_is_judged_by_the_interval():
     finetune=[0.010, 0.011, 0.012],
     top_k=[0.005, 0.026, 0.047],  # Closer on average, as chance has it.
   )
-  scale, unproven = judging.yardsticks(made)
+  scale, unproven = wording.yardsticks(made)
   assert 'the untouched source 3.10 ± 0.25' in scale  # 4.303 · 0.1 / √3.
   assert unproven.endswith('which forgot nothing: Top-K.')
 
@@ -559,7 +559,7 @@ def test_what_is_piped_is_one_line_a_row_however_narrow(monkeypatch):
   lines = on_terminal(made).splitlines()
   for row in made.rows:
     assert sum(line.startswith(f'{row.label}  ') for line in lines) == 3
-  for sentence in judging.verdicts(made):
+  for sentence in wording.verdicts(made):
     assert f'• {sentence}' in lines
 
 
@@ -582,7 +582,7 @@ def test_every_form_is_written_for_any_choice_of_strategies(name, tmp_path):
     made.rows[4].values['mia_auc'] = [0.5, None, 0.6]
     made.rows[5].values.update({m: [None] * 3 for m in made.rows[5].values})
     made = estimated(made)
-    assert 'its gap to Retrain was not measured' in judging.verdicts(made)[1]
+    assert 'its gap to Retrain was not measured' in wording.verdicts(made)[1]
   paths = write(made, tmp_path)
   forms_ = {'json', 'md', 'html', 'csv', 'tex'}
   assert set(paths) == forms_ | set(pictures.PICTURES)

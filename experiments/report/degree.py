@@ -10,7 +10,7 @@ from experiments.report import figures, judging
 from experiments.report.model import DegreeFacts, DegreeRow, Estimate
 from experiments.report.sections import Picture, Section, Table
 from experiments.report.tables import MISSING
-from experiments.report.words import WORDS, say
+from experiments.report.wording import WORDS, say
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import mean_interval
 

@@ -11,7 +11,6 @@ import pathlib
 import textwrap
 from typing import Any, NamedTuple
 
-import matplotlib
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -20,12 +19,12 @@ from matplotlib.patches import Polygon
 import numpy as np
 
 from experiments.report.model import Estimate
-from experiments.report.words import WORDS
+from experiments.report.wording import WORDS
 from unlearn_jax.base import shown as printable
 from unlearn_jax.metrics import mean_interval
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
-DPI = 180
+DPI = 180  # of the pictures
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
@@ -205,16 +204,10 @@ def message(text: str) -> Figure:
   return figure
 
 
-def png(figure: Figure) -> bytes:
-  """A figure as PNG at 180 dots an inch."""
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=DPI)
-  return buffer.getvalue()
-
-
-@matplotlib.rc_context({'pdf.fonttype': 42})  # Text that can be searched.
-def pdf(figure: Figure) -> bytes:
-  """A figure as PDF, the same bytes for the same figure."""
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='pdf', metadata={'CreationDate': None})
+@style.context(STYLE)
+def encoded(figure: Figure, form: str = 'png') -> bytes:
+  """A figure as PNG or PDF, the same bytes for the same figure."""
+  buffer, metadata = io.BytesIO(), {'CreationDate': None}
+  more: Any = {'metadata': metadata} if form == 'pdf' else {}
+  figure.savefig(buffer, format=form, dpi=DPI, **more)
   return buffer.getvalue()

@@ -9,7 +9,6 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.report import degree, rendering, tables, wording
-from experiments.report.judging import verdicts, yardsticks
 from experiments.report.model import Report, to_json
 from experiments.report.pictures import PICTURES
 from experiments.report.sections import Section
@@ -84,7 +83,7 @@ def _filled(*sections: Section) -> list[Section]:
 
 
 def _found(report: Report, paragraphs: list[str]) -> Section:
-  sentences = [*verdicts(report), *yardsticks(report)]
+  sentences = [*wording.verdicts(report), *wording.yardsticks(report)]
   return Section('What was found', paragraphs, sentences, kind='verdicts')
 
 

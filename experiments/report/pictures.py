@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments.report import figures
-from experiments.report.figures import BLACK, GREY, PALE, STYLE, VERMILLION
+from experiments.report.figures import BLACK, STYLE, VERMILLION
 from experiments.report.judging import GAP, estimate, finite, known
 from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.words import WORDS, say
+from experiments.report.wording import WORDS, say
 from unlearn_jax.base import shown as printable
 
 _LOOKS = WORDS['curves']  # By metric.
@@ -51,16 +51,9 @@ def accuracy_curves(report: Report) -> Figure:
       dotted: Any = {'color': BLACK, 'ls': ':', 'zorder': 1.5}
       name = 'Retrain on the forget set'
       axes.axhline(100 * retrained.mean, label=name, **dotted)
-    top = axes.get_xaxis_transform()
-    stop: Any = {'color': GREY, 'ls': '', 'ms': 5, 'label': 'stop rule met'}
-    for epoch in {stop for stop in row.stop_epoch if stop is not None}:
-      axes.axvline(epoch, color=GREY, lw=0.5, zorder=1)
-      axes.plot(epoch, 0.985, 'v', transform=top, **stop)
     axes.set_title(figures.label(row.label), loc='left')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis='y')
-    if row is report.control:
-      axes.set_facecolor(PALE)
   ends = [v for row in rows for m in _LOOKS for v in known(row.values.get(m))]
   grid[0].set_ylim(max(0, 100 * min(ends, default=0) - 5), 103)
   return figures.legend(figure)
@@ -81,8 +74,13 @@ def _columns(row: Row, metric: str) -> list[dict[int, float]]:
 def perturbed_by_layer(report: Report) -> Figure:
   """Share of each tensor's scalars that was perturbed, in definition order."""
   sizes = report.model.tensor_sizes
-  rows = [row for row in report.rows if row.role not in ('source', 'reference')]
-  shares = [(row, own) for row in rows if (own := _shares(row, sizes))]
+  shares = []
+  for row in report.rows:
+    own = {
+      p: n / sizes[p] for p, n in row.by_tensor.items() if n and p in sizes
+    }
+    if own and row.role not in ('source', 'reference'):
+      shares.append((row, own))
   if not shares:
     return figures.message(say('pictures', 'no_layers'))
   across = len(shares) if len(shares) < 6 else 4
@@ -110,15 +108,6 @@ def perturbed_by_layer(report: Report) -> Figure:
   low = min(share for _, own in shares for share in own.values())
   grid[0].set_xlim(100 * 10 ** math.floor(math.log10(low / 1.5)), 150)
   return figure
-
-
-def _shares(row: Row, sizes: dict[str, int]) -> dict[str, float]:
-  """Perturbed share of each tensor that was touched, mean over seeds."""
-  return {
-    path: row.by_tensor[path] / size
-    for path, size in sizes.items()
-    if size and finite(row.by_tensor.get(path)) and row.by_tensor[path] > 0
-  }
 
 
 PICTURES: dict[str, Callable[[Report], Figure]] = {

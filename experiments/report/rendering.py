@@ -4,7 +4,7 @@ The templates escape whatever is put into them, so nothing can be forgotten.
 """
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import html as html_text
 import pathlib
 import re
@@ -24,14 +24,11 @@ from rich.text import Text
 from experiments import files
 from experiments.report import figures
 from experiments.report.sections import Section, Table
-from experiments.report.words import WORDS
+from experiments.report.wording import WORDS
 
 
 def _template(
-  name: str,
-  finalize: Callable[[Any], Any] | None,
-  filters: Any = (),
-  **options: Any,
+  name: str, finalize: Any, filters: Any = (), **options: Any
 ) -> jinja2.Template:
   """A template into which nothing is put but through `finalize`."""
   made = jinja2.Environment(
@@ -81,7 +78,7 @@ def save(
   more: Mapping[str, bytes | str],
 ) -> pathlib.Path:
   """Writes `figures/*.png`, `more`, `STEM.md` and `STEM.html`; returns that."""
-  pictures = {name: figures.png(figure) for name, figure in drawn.items()}
+  pictures = {name: figures.encoded(figure) for name, figure in drawn.items()}
   contents: dict[str, bytes | str] = {
     **{f'figures/{name}.png': data for name, data in pictures.items()},
     **more,

@@ -13,8 +13,7 @@ from experiments.report import judging, rendering
 from experiments.report.judging import GAP, GAP_MINUS, estimate, number
 from experiments.report.model import REFERENCE, Report, Row
 from experiments.report.sections import Line, Table
-from experiments.report.wording import by_seeds, title
-from experiments.report.words import WORDS, say
+from experiments.report.wording import WORDS, by_seeds, say, title
 from unlearn_jax.evaluation import METRICS, Metric
 
 MISSING = '–'
@@ -25,10 +24,8 @@ FURTHER = 'further'
 
 def _shown(name: str) -> Metric:
   """A metric, or the gap's paired difference to the control."""
-  if name != GAP_MINUS:
-    return METRICS[name]
-  label = 'Gap minus K=0’s'
-  return METRICS[GAP]._replace(name=GAP_MINUS, label=label, needs=())
+  own: Any = {'name': GAP_MINUS, 'label': 'Gap minus K=0’s', 'needs': ()}
+  return METRICS.get(name) or METRICS[GAP]._replace(**own)
 
 
 def parts(report: Report) -> list[str]:

@@ -1,11 +1,21 @@
-"""Which of the words in templates/words.toml apply to a report."""
+"""The words of templates/words.toml, and which of them apply to a report."""
 
+import pathlib
+import tomllib
 from typing import Any
 
+from experiments.report import judging
 from experiments.report.judging import GAP, estimate
-from experiments.report.model import REFERENCE, Report
+from experiments.report.model import REFERENCE, SOURCE, Report, Row
 from experiments.report.sections import Picture
-from experiments.report.words import WORDS, say
+
+_FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'
+WORDS: dict[str, Any] = tomllib.loads(_FILE.read_text('utf-8'))
+
+
+def say(group: str, name: str, **facts: Any) -> str:
+  """A text on one line, with what stands in braces filled in."""
+  return ' '.join(WORDS[group][name].split()).format(**facts)
 
 
 def title(report: Report) -> str:
@@ -75,3 +85,61 @@ def warnings(report: Report) -> list[str]:
   """The report's warnings and those of its rows."""
   rows = (text for row in report.rows for text in row.warnings)
   return [*report.warnings, *rows]
+
+
+def verdicts(report: Report) -> list[str]:
+  """One sentence a method or baseline: is it closer to Retrain than K = 0?"""
+  # Nothing is claimed where the interval of the paired difference contains 0.
+  judged = [row for row in report.rows if row.role in ('method', 'baseline')]
+  reference, control = report.row(REFERENCE), report.control
+  if judged and not (reference and control):
+    missing = 'plain fine-tuning (K = 0)' if reference else 'Retrain'
+    return [say('verdicts', 'none', missing=missing)]
+  return [_verdict(row, control) for row in judged if control]
+
+
+def _verdict(row: Row, control: Row) -> str:
+  facts: dict[str, Any] = {'label': row.label, 'control': control.label}
+  if estimate(control, GAP) is None and estimate(row, GAP):
+    return say('verdicts', 'unknown_control', **facts)
+  difference = estimate(row, judging.GAP_MINUS)
+  if difference is None:
+    return say('verdicts', 'unknown', **facts)
+  mean, low, high = difference.mean, difference.low, difference.high
+  facts['side'] = 'closer to' if mean < 0 else 'farther from'
+  if low is None or high is None:
+    return say(
+      'verdicts', 'one_seed', mean=judging.number(100 * abs(mean), 2), **facts
+    )
+  kind = 'undecided' if low <= 0 <= high else 'decided'
+  if high < 0:
+    mean, low, high = -mean, -high, -low
+  numbers = [judging.number(100 * share, 2) for share in (mean, low, high)]
+  seeds = len(judging.pairs(row, control))
+  return say('verdicts', kind, numbers=numbers, seeds=seeds, **facts)
+
+
+def yardsticks(report: Report) -> list[str]:
+  """How far from Retrain the source and K = 0 are, and who is no nearer."""
+  # Who is no closer than the source has not been shown to forget anything,
+  # whatever its forget accuracy.
+  source = report.row(SOURCE)
+  named = {'the untouched source': source}
+  named |= {'plain fine-tuning (K = 0)': report.control}
+  distances = [
+    f'{name} {judging.plus_minus(gap, 100, 2)}'
+    for name, row in named.items()
+    if (gap := estimate(row, GAP))
+  ]
+  unproven = [
+    row.label
+    for row in report.rows
+    if source and row.role not in ('source', 'reference')
+    if (difference := judging.paired_difference(row, source))
+    and difference.high is not None
+    and difference.high >= 0
+  ]
+  found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
+  return [
+    say('yardsticks', name, rows=own) for name, own in found.items() if own
+  ]

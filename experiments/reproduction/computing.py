@@ -86,9 +86,8 @@ def stage_records(
     if key in errors:
       own['error'] = errors[key]
     else:
-      own['wall_seconds'] = checkpoints.read_manifest(stage.path)[
-        'wall_seconds'
-      ]
+      manifest = checkpoints.read_manifest(stage.path)
+      own['wall_seconds'] = manifest['wall_seconds']
     made.append(own)
   return made
 
@@ -107,7 +106,6 @@ def measured_records(found: Mapping[Name, Results]) -> list[dict[str, Any]]:
       for (text, _), stage in (run.degrees or [{}])[0].items():
         if stage.key not in own.errors:
           row = {'key': stage.key, 'degree_of': text, **where}
-          every = row['generators'] = degrees.read(stage).generators
-          row['degrees'] = [generator.held_out.degree for generator in every]
+          row['generators'] = degrees.read(stage).generators
           made.setdefault((stage.key, name.fraction), row)
   return list(made.values())

@@ -1,27 +1,45 @@
-"""The page of a reproduction: what was run, found and judged."""
+"""The page of a reproduction: tables, figures, and what was judged."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
 import pathlib
 from typing import Any
 
-from experiments.report import figures, judging, model, rendering, tables
-from experiments.report.model import Estimate, Row
+from matplotlib import style, ticker
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+import numpy as np
+
+from experiments.report import (
+  degree,
+  figures,
+  judging,
+  rendering,
+  tables,
+  wording,
+)
+from experiments.report.model import Estimate, Row, to_json
 from experiments.report.sections import Picture, Section, Table
 from experiments.reproduction import (
   computing,
-  drawing,
   paper,
+  presets,
   series,
   statements,
 )
-from experiments.reproduction.paper import WORDS
-from experiments.reproduction.presets import FIRST_SWEEP_SEED, Place, Sweep
+from experiments.reproduction.paper import FIGURES, WORDS
+from experiments.reproduction.presets import GRANULARITIES, Place, Sweep
 from experiments.reproduction.series import Numbers, Series
-from experiments.reproduction.statements import Judgement
+from experiments.reproduction.statements import GAP, Judgement
 from experiments.runtime.progress import clock
-from experiments.study import provenance
+from experiments.study import degrees, provenance
+from experiments.study.degree_results import degree_facts
 from experiments.study.stages import Stage
 from unlearn_jax.evaluation import METRICS
+
+LOOKS = {**wording.WORDS['curves'], **FIGURES['looks']}
+# A title, places, and for each a series, by a name of `LOOKS`.
+Panel = tuple[str, Sequence[float], Mapping[str, Sequence[Series]]]
 
 
 def write(
@@ -30,9 +48,9 @@ def write(
   """Writes `reproduction.*` and `figures/`; returns the HTML file."""
   stages = computing.stage_records(wanted, found.found)
   judged = statements.judge(found)
-  drawn = {artefact: drawing.drawn(found, artefact) for artefact in found.only}
+  drawings = {artefact: drawn(found, artefact) for artefact in found.only}
   sections = [_head(found, judged, stages)]
-  sections += [_section(found, a, judged, own) for a, own in drawn.items()]
+  sections += [_section(found, a, judged, own) for a, own in drawings.items()]
   facts = {
     'preset': found.preset.name,
     'only': found.only,
@@ -42,9 +60,12 @@ def write(
     'measured': computing.measured_records(found.found),
     'environment': provenance.environment(),
   }
-  pictures = {n: figure for own in drawn.values() for n, figure in own.items()}
-  more = {f'figures/{n}.pdf': figures.pdf(own) for n, own in pictures.items()}
-  more['reproduction.json'] = model.to_json(facts)
+  pictures = {n: own for some in drawings.values() for n, own in some.items()}
+  more = {
+    f'figures/{n}.pdf': figures.encoded(own, 'pdf')
+    for n, own in pictures.items()
+  }
+  more['reproduction.json'] = to_json(facts)
   words = f'Section IV of the paper, preset {found.preset.name}', ''
   return rendering.save(root, 'reproduction', *words, sections, pictures, more)
 
@@ -56,7 +77,7 @@ def _head(
   facts = {
     'preset': found.preset,
     'source': found.preset.training.resolved,
-    'first_sweep_seed': FIRST_SWEEP_SEED,
+    'first_sweep_seed': presets.FIRST_SWEEP_SEED,
     'done': len(stages) - len(failed),
     'stages': len(stages),
     'time': clock(sum(own.get('wall_seconds', 0.0) for own in stages)),
@@ -144,3 +165,140 @@ def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
     body.append([point.text + default, *cells, change])
   head = [sweep.name, *statements.COLUMNS, 'gap − default’s, points']
   return Table.of(head, body)
+
+
+# ----------------------------------------------------------------- Figures.
+
+
+@style.context(figures.STYLE)
+def drawn(found: Numbers, artefact: str) -> dict[str, Figure]:
+  """The figures of an artefact, by the names of their files."""
+  if artefact == 'fig4':
+    return {artefact: _figure_4(found)}
+  if artefact == 'fig9':
+    return _figure_9(found)
+  if artefact == 'sweeps':
+    return {artefact: _sweeps(found)}
+  if artefact not in FIGURES:
+    return {}
+  made = {'fig1': _panels_1, 'fig5': _panels_5, 'fig7': _panels_7}
+  panels = [*made.get(artefact, _panels_by_epoch)(found, artefact)]
+  own, (across, height) = FIGURES[artefact], FIGURES[artefact]['size']
+  labels = own['xlabel'], own['ylabel']
+  figure, grid = figures.panels(len(panels), across, height, *labels)
+  for axes, (title, xs, lines) in zip(grid, panels):
+    for name, columns in lines.items():
+      figures.line(axes, xs, columns, LOOKS[name])
+    axes.set_title(title, loc='left')
+    few, many = ticker.FixedLocator(xs), ticker.MaxNLocator(integer=True)
+    axes.xaxis.set_major_locator(few if len(xs) < 6 else many)
+    axes.grid(axis='y')
+  if artefact == 'fig7':
+    _accelerations(found, grid)
+  return {artefact: figures.legend(figure)}
+
+
+def _panels_1(found: Numbers, artefact: str) -> Iterator[Panel]:
+  """Acc_RE and Acc_UL after Random-k, and the source's test accuracy."""
+  for problem in found.problems(artefact):
+    lines = {
+      metric: [found.of('curve', at, row, metric) for at in problem.places]
+      for metric, row in FIGURES[artefact]['lines'].items()
+    }
+    yield problem.name, [100 * share for share in problem.fractions], lines
+
+
+def _panels_5(found: Numbers, artefact: str) -> Iterator[Panel]:
+  """Acc_RE − Acc_UL by K, as the difference to K = 0 of the same seed."""
+  for at in found.places(artefact):
+    own = {g: found.of_k(at, g) for g in GRANULARITIES}
+    ks = sorted({k for by_k in own.values() for k in by_k})
+    lines = {
+      granularity: [series.minus(by_k.get(k, {}), by_k[0]) for k in ks]
+      for granularity, by_k in own.items()
+    }
+    yield f'{at}', ks, lines
+
+
+def _panels_by_epoch(found: Numbers, artefact: str) -> Iterator[Panel]:
+  """Accuracies of Top-K, Random-k, Random-TopK, and the control."""
+  own, epochs = FIGURES[artefact], range(found.preset.curve_epochs + 1)
+  for problem in found.problems(artefact):
+    places = problem.places[-1:] if own['last'] else problem.places
+    for at, (title, metric) in itertools.product(places, own['panels'].items()):
+      lines = {
+        row: [found.of('curve', at, row, metric, epoch) for epoch in epochs]
+        for row in own['rows']
+      }
+      yield title.format(place=at), epochs, lines
+
+
+def _panels_7(found: Numbers, artefact: str) -> Iterator[Panel]:
+  """A place for each share, and no lines yet."""
+  lines: dict[str, Any] = {r: () for r in paper.ROWS if r != 'retrain'}
+  for problem in found.problems(artefact):
+    yield problem.name, range(len(problem.places)), lines
+
+
+def _accelerations(found: Numbers, grid: Sequence[Axes]) -> None:
+  """Figure 7: over Retrain, by share forgotten, on a logarithmic axis.
+
+  Geometric means, hollow if they are bounds, and lines over the seeds' range:
+  an interval may reach below 0, which has no place there.
+  """
+  rows = [row for row in paper.ROWS if row != 'retrain']
+  for axes, problem in zip(grid, found.problems('fig7')):
+    for (x, at), row in itertools.product(enumerate(problem.places), rows):
+      own = list(found.of('table', at, row, 'acceleration').values())
+      if not own:
+        continue
+      place = x + 0.085 * (rows.index(row) - (len(rows) - 1) / 2)
+      color, marker = LOOKS[row]['color'], LOOKS[row]['marker']
+      face = 'white' if found.cut_off(at, row) else color
+      look: Any = {'color': color, 'mfc': face, 'ms': 4.5, 'zorder': 4}
+      axes.plot(place, np.exp(np.mean(np.log(own))), marker, **look)
+      axes.vlines(place, min(own), max(own), color, lw=1.0)
+    axes.set_xticklabels([at.share for at in problem.places])
+    axes.axhline(1, color=figures.BLACK, lw=0.7, ls=':')
+    axes.set_yscale('log')
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
+
+
+def _figure_4(found: Numbers) -> Figure:
+  """Images of D_UL before and after the generator of one pair."""
+  for at in found.places('fig4'):
+    for stage in found.pairs(at, 'top_k').values():
+      return degrees.grid(stage, found.classes(at))
+  return figures.message('No pair could be measured.')
+
+
+def _figure_9(found: Numbers) -> dict[str, Figure]:
+  """Unlearning degrees, a figure for each share; none if not whole."""
+  made = {}
+  for at in found.places('fig9'):
+    own = found.found.get(at.name('degree'))
+    for facts in degree_facts(own.plan, own.errors) if own else ():
+      figure = degree.bars(facts, len(found.classes(at)))
+      made[f'fig9_{100 * at.fraction:g}'] = figure
+  return made
+
+
+def _sweeps(found: Numbers) -> Figure:
+  """The gap to Retrain of every setting that was tried."""
+  sweeps = found.preset.sweeps
+  text = found.preset.spelled(found.preset.problems[0], 'finetune')
+  control = statements.columns(found, sweeps[0], text)[GAP]
+  rows = [(paper.ROWS['finetune'].label, 'control', control)]
+  for sweep in sweeps:
+    for point in statements.points(found, sweep):
+      role = 'default' if point.default else 'tried'
+      rows.append((f'{sweep.name}: {point.text}', role, point.columns[GAP]))
+  shown = []
+  for name, role, own in rows:
+    if mean := series.interval(own):
+      bar = name, [*own.values()], role, Estimate.of(mean)
+      shown.append(figures.Bar(*bar, marked=role == 'control'))
+  text = 'gap to Retrain, points (0 = same numbers as Retrain)'
+  return figures.bars(shown, text)

@@ -187,8 +187,8 @@ def _order(found: Numbers, own: Order, first: Place, last: Place) -> Said:
   if found.cut_off(first, *doubtful.get(verdict, ())):
     verdict = UNDECIDED
     evidence += ', but a time was cut off: no stop in time'
-  words = {'share': first.share, 'first': first.share, 'last': last.share}
-  said = own.says.format(problem=first.problem.name, **words)
+  ends = {'share': first.share, 'first': first.share, 'last': last.share}
+  said = own.says.format(problem=first.problem.name, **ends)
   return said, (verdict, evidence)
 
 
