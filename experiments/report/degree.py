@@ -46,9 +46,7 @@ def section(facts: DegreeFacts, grid: bool = True) -> Section:
   empty = [MISSING] * (len(heads['first']) - 2)
   body.append(['Null: the source’s twin', null, *empty])
   # A column of nothing but its head is left out.
-  columns = [
-    own for own in zip(heads['first'], *body) if {*own[1:]} != {MISSING}
-  ]
+  columns = [c for c in zip(heads['first'], *body) if {*c[1:]} != {MISSING}]
   head, *cells = zip(*columns)
   notes = ['degree', 'unseen', 'columns', 'second_table']
   if not any(row.unseen_degree for row in facts.rows):

@@ -139,12 +139,8 @@ def line(
     axes.plot(*zip(*own), marker='.' if len(xs) == 1 else '', **thin)
   whole = [(x, c) for x, c in zip(xs, columns) if len(c) == len(seeds) > 0]
   means = [(x, mean_interval([*c.values()])) for x, c in whole]
-  axes.plot(
-    [x for x, _ in means],
-    [100 * own.mean for _, own in means],
-    markevery=max(1, len(xs) // 8),
-    **look,
-  )
+  middle = np.reshape([(x, 100 * own.mean) for x, own in means], (-1, 2))
+  axes.plot(*middle.T, markevery=max(1, len(xs) // 8), **look)
   low = [(x, 100 * own.low) for x, own in means if own.low is not None]
   high = [(x, 100 * own.high) for x, own in means if own.high is not None]
   if low:

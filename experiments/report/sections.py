@@ -60,9 +60,3 @@ class Section:
   # Names and values below headings; a value without a name is as it is typed.
   pairs: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
   kind: str = ''  # Or 'verdicts', 'warnings', or 'details': folded away.
-
-  @property
-  def empty(self) -> bool:
-    """Whether there is nothing below its title."""
-    lists = (self.paragraphs, self.sentences, self.tables, self.notes)
-    return not any((*lists, self.definitions, self.pictures, self.pairs))

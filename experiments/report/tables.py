@@ -47,12 +47,11 @@ def shown(report: Report, part: str) -> list[Metric]:
 
 def cell(metric: Metric, row: Row, reference: Row | None = None) -> str:
   """What stands in one cell: '91.2 ± 0.4', '≥ 12.0 ± 1.5', or '–'."""
-  if metric.name == RULE_MET:
-    return _stop_epochs(row)
   if row.role == 'reference' and not metric.of_retrained:
     return 'ref.' if 'retrained' in metric.needs else MISSING
   if metric.shown == 'range':
-    return _range(metric, judging.known(row.values.get(metric.name)))
+    columns: dict[str, Any] = {**row.values, RULE_MET: row.stop_epoch}
+    return _range(metric, columns.get(metric.name, []))
   value = estimate(row, metric.name)
   if value is None:
     return MISSING
@@ -82,20 +81,15 @@ def bound(metric: str, row: Row, reference: Row | None) -> str:
   return ''
 
 
-def _stop_epochs(row: Row) -> str:
-  met = judging.known(row.stop_epoch)
-  if row.stop_epoch and not met:
-    return 'never'
-  missed = row.stop_epoch.count(None)
-  more = f' ({missed}/{len(row.stop_epoch)} never)' if missed else ''
-  return _range(METRICS[RULE_MET], met) + more
-
-
-def _range(metric: Metric, values: Sequence[float]) -> str:
-  if not values:
-    return MISSING
-  ends = [metric.scale * end for end in (min(values), max(values))]
-  return '–'.join(dict.fromkeys(number(end, metric.digits) for end in ends))
+def _range(metric: Metric, column: Sequence[float | None]) -> str:
+  met = judging.known(column)
+  if not met:
+    return 'never' if column else MISSING
+  missed = len(column) - len(met)
+  more = f' ({missed}/{len(column)} never)' if missed else ''
+  ends = [metric.scale * end for end in (min(met), max(met))]
+  texts = dict.fromkeys(number(end, metric.digits) for end in ends)
+  return '–'.join(texts) + more
 
 
 def table(report: Report, part: str = 'main') -> Table:

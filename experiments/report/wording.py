@@ -39,12 +39,6 @@ def what_was_done(report: Report) -> str:
   return say('intro', compared, done=done, data=data)
 
 
-def question(report: Report) -> str:
-  """What the verdicts answer; empty where there are none."""
-  judged = {'method', 'baseline'} & {row.role for row in report.rows}
-  return say('intro', 'question') if judged and report.row(REFERENCE) else ''
-
-
 def how_to_read(report: Report) -> list[tuple[str, str]]:
   """Pairs of a claim in a few words and its explanation."""
   drawn = report.row('random_scalars')
@@ -81,12 +75,6 @@ def pictures(report: Report) -> list[Picture]:
   ]
 
 
-def warnings(report: Report) -> list[str]:
-  """The report's warnings and those of its rows."""
-  rows = (text for row in report.rows for text in row.warnings)
-  return [*report.warnings, *rows]
-
-
 def verdicts(report: Report) -> list[str]:
   """One sentence a method or baseline: is it closer to Retrain than K = 0?"""
   # Nothing is claimed where the interval of the paired difference contains 0.
@@ -107,10 +95,9 @@ def _verdict(row: Row, control: Row) -> str:
     return say('verdicts', 'unknown', **facts)
   mean, low, high = difference.mean, difference.low, difference.high
   facts['side'] = 'closer to' if mean < 0 else 'farther from'
+  facts['mean'] = judging.number(100 * abs(mean), 2)
   if low is None or high is None:
-    return say(
-      'verdicts', 'one_seed', mean=judging.number(100 * abs(mean), 2), **facts
-    )
+    return say('verdicts', 'one_seed', **facts)
   kind = 'undecided' if low <= 0 <= high else 'decided'
   if high < 0:
     mean, low, high = -mean, -high, -low
@@ -140,6 +127,4 @@ def yardsticks(report: Report) -> list[str]:
     and difference.high >= 0
   ]
   found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
-  return [
-    say('yardsticks', name, rows=own) for name, own in found.items() if own
-  ]
+  return [say('yardsticks', n, rows=own) for n, own in found.items() if own]

@@ -61,11 +61,9 @@ def write(
     'environment': provenance.environment(),
   }
   pictures = {n: own for some in drawings.values() for n, own in some.items()}
-  more = {
-    f'figures/{n}.pdf': figures.encoded(own, 'pdf')
-    for n, own in pictures.items()
-  }
-  more['reproduction.json'] = to_json(facts)
+  more = {'reproduction.json': to_json(facts)}
+  for name, figure in pictures.items():
+    more[f'figures/{name}.pdf'] = figures.encoded(figure, 'pdf')
   words = f'Section IV of the paper, preset {found.preset.name}', ''
   return rendering.save(root, 'reproduction', *words, sections, pictures, more)
 
@@ -146,10 +144,10 @@ def row_of(found: Numbers, at: Place, row: str) -> Row:
 
 def cell(own: Series, metric: str) -> str:
   """Mean ± half of the interval."""
-  interval, (*_, scale, digits) = series.interval(own), METRICS[metric][:6]
-  if interval is None:
+  if (mean := series.interval(own)) is None:
     return tables.MISSING
-  return judging.plus_minus(Estimate.of(interval), scale, digits)
+  scale, digits = METRICS[metric].scale, METRICS[metric].digits
+  return judging.plus_minus(Estimate.of(mean), scale, digits)
 
 
 def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
@@ -173,18 +171,13 @@ def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
 @style.context(figures.STYLE)
 def drawn(found: Numbers, artefact: str) -> dict[str, Figure]:
   """The figures of an artefact, by the names of their files."""
-  if artefact == 'fig4':
-    return {artefact: _figure_4(found)}
-  if artefact == 'fig9':
-    return _figure_9(found)
-  if artefact == 'sweeps':
-    return {artefact: _sweeps(found)}
+  own = {'fig4': _figure_4, 'fig9': _figure_9, 'sweeps': _sweeps}
   if artefact not in FIGURES:
-    return {}
+    return own[artefact](found) if artefact in own else {}
   made = {'fig1': _panels_1, 'fig5': _panels_5, 'fig7': _panels_7}
   panels = [*made.get(artefact, _panels_by_epoch)(found, artefact)]
-  own, (across, height) = FIGURES[artefact], FIGURES[artefact]['size']
-  labels = own['xlabel'], own['ylabel']
+  looks, (across, height) = FIGURES[artefact], FIGURES[artefact]['size']
+  labels = looks['xlabel'], looks['ylabel']
   figure, grid = figures.panels(len(panels), across, height, *labels)
   for axes, (title, xs, lines) in zip(grid, panels):
     for name, columns in lines.items():
@@ -266,12 +259,12 @@ def _accelerations(found: Numbers, grid: Sequence[Axes]) -> None:
     axes.yaxis.set_minor_locator(ticker.NullLocator())
 
 
-def _figure_4(found: Numbers) -> Figure:
+def _figure_4(found: Numbers) -> dict[str, Figure]:
   """Images of D_UL before and after the generator of one pair."""
   for at in found.places('fig4'):
     for stage in found.pairs(at, 'top_k').values():
-      return degrees.grid(stage, found.classes(at))
-  return figures.message('No pair could be measured.')
+      return {'fig4': degrees.grid(stage, found.classes(at))}
+  return {}
 
 
 def _figure_9(found: Numbers) -> dict[str, Figure]:
@@ -285,7 +278,7 @@ def _figure_9(found: Numbers) -> dict[str, Figure]:
   return made
 
 
-def _sweeps(found: Numbers) -> Figure:
+def _sweeps(found: Numbers) -> dict[str, Figure]:
   """The gap to Retrain of every setting that was tried."""
   sweeps = found.preset.sweeps
   text = found.preset.spelled(found.preset.problems[0], 'finetune')
@@ -301,4 +294,4 @@ def _sweeps(found: Numbers) -> Figure:
       bar = name, [*own.values()], role, Estimate.of(mean)
       shown.append(figures.Bar(*bar, marked=role == 'control'))
   text = 'gap to Retrain, points (0 = same numbers as Retrain)'
-  return figures.bars(shown, text)
+  return {'sweeps': figures.bars(shown, text)}
