@@ -29,6 +29,7 @@ WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
 ORANGE, VERMILLION = '#E69F00', '#D55E00'
+CURVES = WORDS['curves']  # Looks by metric.
 
 
 def label(text: str, width: int = 34) -> str:

@@ -10,13 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments.report import figures
-from experiments.report.figures import BLACK, STYLE, VERMILLION
+from experiments.report.figures import BLACK, CURVES, STYLE, VERMILLION
 from experiments.report.judging import GAP, estimate, finite, known
 from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.wording import WORDS, say
+from experiments.report.wording import say
 from unlearn_jax.base import shown as printable
-
-_LOOKS = WORDS['curves']  # By metric.
 
 
 def gap_bars(report: Report) -> Figure:
@@ -44,7 +42,7 @@ def accuracy_curves(report: Report) -> Figure:
   figure, grid = figures.panels(len(rows), 3, 1.85, *labels)
   retrained = estimate(report.row(REFERENCE), 'forget_accuracy')
   for axes, row in zip(grid, rows):
-    for metric, look in _LOOKS.items():
+    for metric, look in CURVES.items():
       columns = _columns(row, metric)
       figures.line(axes, range(len(columns)), columns, look)
     if retrained:
@@ -54,7 +52,7 @@ def accuracy_curves(report: Report) -> Figure:
     axes.set_title(figures.label(row.label), loc='left')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis='y')
-  ends = [v for row in rows for m in _LOOKS for v in known(row.values.get(m))]
+  ends = [v for row in rows for m in CURVES for v in known(row.values.get(m))]
   grid[0].set_ylim(max(0, 100 * min(ends, default=0) - 5), 103)
   return figures.legend(figure)
 

@@ -10,16 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.report import (
-  degree,
-  figures,
-  judging,
-  rendering,
-  tables,
-  wording,
-)
+from experiments.report import degree, figures, judging, rendering, tables
 from experiments.report.model import Estimate, Row, to_json
 from experiments.report.sections import Picture, Section, Table
+from experiments.report.tables import MISSING
 from experiments.reproduction import (
   computing,
   paper,
@@ -37,7 +31,7 @@ from experiments.study.degree_results import degree_facts
 from experiments.study.stages import Stage
 from unlearn_jax.evaluation import METRICS
 
-LOOKS = {**wording.WORDS['curves'], **FIGURES['looks']}
+LOOKS = {**figures.CURVES, **FIGURES['looks']}
 # A title, places, and for each a series, by a name of `LOOKS`.
 Panel = tuple[str, Sequence[float], Mapping[str, Sequence[Series]]]
 
@@ -145,7 +139,7 @@ def row_of(found: Numbers, at: Place, row: str) -> Row:
 def cell(own: Series, metric: str) -> str:
   """Mean ± half of the interval."""
   if (mean := series.interval(own)) is None:
-    return tables.MISSING
+    return MISSING
   scale, digits = METRICS[metric].scale, METRICS[metric].digits
   return judging.plus_minus(Estimate.of(mean), scale, digits)
 
@@ -156,9 +150,7 @@ def _swept(sweep: Sweep, tried: Sequence[statements.Point]) -> Table:
   for point in tried:
     metrics = [metric for metric, *_ in statements.COLUMNS.values()]
     cells = [cell(*own) for own in zip(point.columns.values(), metrics)]
-    change = (
-      statements.shown(point.change, '') if point.change else tables.MISSING
-    )
+    change = statements.shown(point.change, '') if point.change else MISSING
     default = ' (default)' if point.default else ''
     body.append([point.text + default, *cells, change])
   head = [sweep.name, *statements.COLUMNS, 'gap − default’s, points']
