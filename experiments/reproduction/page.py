@@ -1,6 +1,7 @@
 """The page of a reproduction: tables, figures, and what was judged."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 import itertools
 import pathlib
 from typing import Any
@@ -264,7 +265,10 @@ def _figure_9(found: Numbers) -> dict[str, Figure]:
   made = {}
   for at in found.places('fig9'):
     own = found.found.get(at.name('degree'))
+    names = {found.text(at, r): row.label for r, row in paper.ROWS.items()}
     for facts in degree_facts(own.plan, own.errors) if own else ():
+      rows = [replace(row, label=names[row.strategy]) for row in facts.rows]
+      facts = replace(facts, rows=rows)
       figure = degree.bars(facts, len(found.classes(at)))
       made[f'fig9_{100 * at.fraction:g}'] = figure
   return made
