@@ -218,7 +218,7 @@ def _grid(table: Table, places: range, console: Console) -> Grid | None:
   """Labels, which may be folded, and columns, which may not; if they fit."""
   grid = Grid(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
   most = None if console.width == _ENDLESS else _LONGEST
-  label = Align(Text(table.columns[0]), vertical='bottom')
+  label = Align(Text(printable(table.columns[0])), vertical='bottom')
   grid.add_column(label, overflow='fold', max_width=most)
   columns = [[printable(own.label) for own in table.lines]]
   for place in places:
