@@ -60,15 +60,13 @@ def main(asked: Reproduce) -> None:
     preset = dataclasses.replace(preset, seeds=asked.seeds)
   root = pathlib.Path(asked.workdir or f'runs/reproduction-{preset.name}')
   workdir = Workdir(root, {'preset': preset.name})
-  parts = presets.studies(preset, only)
   own = {'archives': asked.archives, 'execution': asked.execution}
-  plans = computing.planned(parts, root, own)
-  wanted = computing.jobs(parts, plans)
+  plans = computing.planned(presets.studies(preset, only), root, own)
+  wanted = computing.stages(plans)
   if asked.dry_run:
-    for key, (stage, artefacts) in wanted.items():
-      state = 'done' if stage.done() else ''
-      print(f'{key}  {state:4}  {stage.title}  [{",".join(artefacts)}]')
-    done = sum(job.stage.done() for job in wanted.values())
+    for key, stage in wanted.items():
+      print(f'{key}  {"done" if stage.done() else "":4}  {stage.title}')
+    done = sum(stage.done() for stage in wanted.values())
     print(f'{len(wanted)} stages, {done} done')
     return
   found = computing.compute(wanted, plans, workdir)

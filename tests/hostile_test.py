@@ -8,6 +8,7 @@ import re
 from unittest import mock
 
 from matplotlib.text import Text
+import msgspec
 import numpy as np
 import pytest
 import report_test
@@ -184,7 +185,8 @@ def test_markdown_has_no_line_of_theirs(written):
 def test_json_reads_back(written):
   (_, hostile, _, paths), _ = written
   assert b'\x1b' not in hostile['json']
-  assert model.read(paths['json']).dataset.name.startswith('dataset <script>')
+  back = msgspec.json.decode(paths['json'].read_bytes(), type=model.Report)
+  assert back.dataset.name.startswith('dataset <script>')
 
 
 def test_csv_has_as_many_fields_and_no_formula(written):
@@ -252,7 +254,7 @@ def test_no_picture_typesets_or_stumbles_over_them():
   assert len(drawn) == len(pictures.PICTURES) + 2
   with mock.patch.object(figures, 'DPI', 40):
     for figure in drawn:
-      assert figures.png(figure).startswith(b'\x89PNG')
+      assert figures.encoded(figure).startswith(b'\x89PNG')
       for text in figure.findobj(Text):
         assert not (text.get_parse_math() and '$x' in text.get_text())
 
@@ -265,7 +267,7 @@ def test_the_degree_says_nothing_of_unseen_images_that_were_not_measured():
   assert 'nseen' in str(known.tables) and 'nseen' in str(known.notes)
   assert 'nseen' not in str(without) and 'no model saw' not in str(without)
   (columns, (line, *_)) = known.tables[0].columns, known.tables[0].lines
-  cells = dict(zip((column.header for column in columns[1:]), line.cells))
+  cells = dict(zip(columns[1:], line.cells))
   assert cells['Degree, points'] == '30.0 ± 2.0' and cells['p'] == '0.010'
   assert cells['Plain gap'] == '2.0 ± 2.0' and cells['Took off'] == '0 of 6'
   bars = degree.bars(facts_of(Strings('')), 10)

@@ -3,5 +3,5 @@
 `model` is the data and `pages` all that is made of them. In between, `judging`
 says what is resolved, `wording` what is to be said, in the words of
 templates/words.toml; `tables`, `figures`, `pictures` and `degree` show the
-numbers. Pages are `sections`, rendered by `rendering` and written by `saving`.
+numbers. Pages are `sections`, rendered and written by `rendering`.
 """

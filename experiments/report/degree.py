@@ -10,16 +10,9 @@ from experiments.report import figures, judging
 from experiments.report.model import DegreeFacts, DegreeRow, Estimate
 from experiments.report.sections import Picture, Section, Table
 from experiments.report.tables import MISSING
-from experiments.report.words import WORDS, say
+from experiments.report.wording import WORDS, say
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import mean_interval
-
-# Columns of the second table: accuracies; pixels with their scale and digits.
-_ACCURACIES = (
-  *('source_clean', 'source_perturbed'),
-  *('unlearned_clean', 'unlearned_perturbed'),
-)
-_PIXELS = (('linf', 255, 1), ('rms', 255, 1), ('psnr', 1, 1), ('ssim', 1, 3))
 
 
 def name_of(facts: DegreeFacts, kind: str) -> str:
@@ -48,22 +41,23 @@ def section(facts: DegreeFacts, grid: bool = True) -> Section:
   """What a page shows of one bound; `grid`: a picture of images, too."""
   bound = facts.max_perturbation
   within = 'without a bound' if bound is None else f'within {255 * bound:g}/255'
-  unseen = any(row.unseen_degree for row in facts.rows)
-  head, null = list(WORDS['degree_heads']['first']), points(facts.null_degree)
-  lines = [head, *(_cells(row, facts) for row in facts.rows)]
-  lines.append(['Null: the source’s twin', null] + [MISSING] * (len(head) - 2))
+  heads, null = WORDS['degree_heads'], points(facts.null_degree)
+  body = [_cells(row, facts) for row in facts.rows]
+  empty = [MISSING] * (len(heads['first']) - 2)
+  body.append(['Null: the source’s twin', null, *empty])
+  # A column of nothing but its head is left out.
+  columns = [c for c in zip(heads['first'], *body) if {*c[1:]} != {MISSING}]
+  head, *cells = zip(*columns)
   notes = ['degree', 'unseen', 'columns', 'second_table']
-  notes.append('one_seed' if facts.seeds == 1 else 'seeds')
-  if not unseen:
+  if not any(row.unseen_degree for row in facts.rows):
     notes.remove('unseen')
-    place = head.index('Unseen images')
-    lines = [line[:place] + line[place + 1 :] for line in lines]
-  body = [_accuracies(row) for row in facts.rows]
-  moved = Table.of(WORDS['degree_heads']['second'], body)
+  notes.append('one_seed' if facts.seeds == 1 else 'seeds')
+  second = ['Strategy', *heads['second']]
+  moved = Table.of(second, [_moved(row) for row in facts.rows])
   return Section(
     f'Unlearning degree (SPD-GAN), perturbations {within}',
     sentences=[_sentence(row, facts) for row in facts.rows],
-    tables=[Table.of(lines[0], lines[1:]), moved],
+    tables=[Table.of(head, cells), moved],
     notes=[say('degree', note, facts=facts) for note in notes],
     pictures=[
       Picture(name_of(facts, kind), say('degree', kind), say('alt', kind))
@@ -74,21 +68,13 @@ def section(facts: DegreeFacts, grid: bool = True) -> Section:
 
 
 def _sentence(row: DegreeRow, facts: DegreeFacts) -> str:
-  low, unseen = row.degree.low, row.unseen_degree
+  more, unseen, low = '', row.unseen_degree, row.degree.low
   high = unseen.high if unseen else None
-  more = ''
   if unseen and low is not None and high is not None and low <= high:
     more = say('degree', 'no_more', unseen=points(unseen))
-  degree, null = points(row.degree), points(facts.null_degree)
+  known = {'degree': points(row.degree), 'null': points(facts.null_degree)}
   verb = say('degree', row.verdict)
-  return say(
-    *('degree', 'found'),
-    row=row,
-    degree=degree,
-    verb=verb,
-    null=null,
-    more=more,
-  )
+  return say('degree', 'found', row=row, verb=verb, more=more, **known)
 
 
 def _cells(row: DegreeRow, facts: DegreeFacts) -> list[str]:
@@ -97,26 +83,26 @@ def _cells(row: DegreeRow, facts: DegreeFacts) -> list[str]:
     *(row.label, points(row.degree), points(row.difference)),
     f'{row.p_value:.3f}',
     points(row.unseen_degree) if row.unseen_degree else MISSING,
-    points(_over(row.generators, 'fitted.degree')),
+    points(_fitted(row)),
     *(points(row.gap), points(row.excess)),
     f'{took_off} of {facts.generators * facts.seeds}',
   ]
 
 
-def _accuracies(row: DegreeRow) -> list[str]:
+def _moved(row: DegreeRow) -> list[str]:
   """Of both models, and how far pixels moved; over all generators."""
-  every = [own for seed in row.generators for own in seed]
-  cells = [points(_over([every], f'held_out.{name}')) for name in _ACCURACIES]
-  for name, scale, digits in _PIXELS:
-    known = judging.known([getattr(own.pixels, name) for own in every])
-    cells.append(f'{scale * np.mean(known):.{digits}f}' if known else MISSING)
-  return [row.label, *cells]
+  every, cells = [own for seed in row.generators for own in seed], [row.label]
+  for name, scale, digits in WORDS['degree_heads']['second'].values():
+    values = judging.known([operator.attrgetter(name)(own) for own in every])
+    found = Estimate.of(mean_interval(values)) if values else None
+    text = judging.plus_minus(found, scale, digits) if found else MISSING
+    cells.append(text)
+  return cells
 
 
-def _over(seeds: Sequence[Sequence[Generator]], name: str) -> Estimate:
+def _fitted(row: DegreeRow) -> Estimate:
   """Over seeds, each the mean of its generators; of one seed, over those."""
-  read = operator.attrgetter(name)
-  values = [[read(own) for own in seed] for seed in seeds]
+  values = [[own.fitted.degree for own in seed] for seed in row.generators]
   means = [float(np.mean(own)) for own in values]
   return Estimate.of(mean_interval(values[0] if len(values) == 1 else means))
 

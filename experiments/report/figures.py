@@ -4,54 +4,32 @@ Colours are Okabe and Ito's, told apart by colour-blind readers; line style,
 marker and hatch say the same once more for print in grey.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import io
+import math
 import pathlib
 import textwrap
 from typing import Any, NamedTuple
 
-import matplotlib
-from matplotlib.artist import Artist
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.patches import Polygon
 import numpy as np
 
 from experiments.report.model import Estimate
-from experiments.report.rendering import DPI
+from experiments.report.wording import WORDS
 from unlearn_jax.base import shown as printable
 from unlearn_jax.metrics import mean_interval
 
-STYLE: Any = matplotlib.rc_params_from_file(
-  pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle',
-  fail_on_error=True,
-  use_default_template=False,
-)
+STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
+DPI = 180  # of the pictures
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
-ORANGE, SKY, GREEN = '#E69F00', '#56B4E9', '#009E73'
-BLUE, VERMILLION, PURPLE = '#0072B2', '#D55E00', '#CC79A7'
-
-# Looks of the dots of one strategy after the other.
-_CYCLE = (VERMILLION, BLUE, PURPLE, BLACK, GREEN, ORANGE, SKY, GREY)
-DOTS = [{'color': own, 'marker': sign} for own, sign in zip(_CYCLE, 'osD^vPX<')]
-# Looks of a bar by role: name, face, hatch.
-LOOKS = {
-  'source': ('untouched source', '#BBBBBB', ''),
-  'reference': ('Retrain', 'white', '\\\\\\\\'),
-  'control': ('control', ORANGE, '////'),
-  'method': ('perturbation', SKY, ''),
-  'baseline': ('last-K baseline', GREEN, '....'),
-  'default': ('default', VERMILLION, ''),
-  'tried': ('tried', SKY, ''),
-}
-DOT: Any = {  # A single seed.
-  **{'marker': 'o', 'markersize': 4, 'markerfacecolor': 'white'},
-  **{'markeredgecolor': BLACK, 'markeredgewidth': 0.8, 'linestyle': ''},
-}
+ORANGE, VERMILLION = '#E69F00', '#D55E00'
+CURVES = WORDS['curves']  # Looks by metric.
 
 
 def label(text: str, width: int = 34) -> str:
@@ -60,110 +38,130 @@ def label(text: str, width: int = 34) -> str:
 
 
 class Bar(NamedTuple):
-  """One bar; without an estimate and values it is a heading."""
+  """One bar."""
 
   label: str
-  values: Sequence[float] = ()  # Its dots, in shares of one.
-  role: str = 'method'  # A key of `LOOKS`.
-  estimate: Estimate | None = None  # Bar and whisker; None: of the values.
+  values: Sequence[float]  # Its dots, in shares of one.
+  role: str  # Says its look, `bars` of words.toml.
+  mean: Estimate  # Bar and whisker.
   marked: bool = False  # It is shaded, and a dashed line continues it.
 
-  @property
-  def mean(self) -> Estimate | None:
-    """What is drawn."""
-    if self.estimate or not self.values:
-      return self.estimate
-    return Estimate.of(mean_interval(self.values))
 
-
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def bars(
   shown: Sequence[Bar],
   xlabel: str,
   *,
   dot: str = 'seed',
   null: Sequence[float] = (),
-  most: float | None = None,
-  fitted: bool = False,
+  most: float = 0.01,
 ) -> Figure:
   """Bars of means from top to bottom, their intervals, a dot for each value."""
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
-  # unless a value is beyond; if `fitted`, it fits the dots rather than the
-  # intervals, which of two seeds are easily ten times as wide.
+  # unless a dot is beyond: it fits dots rather than intervals, which of two
+  # seeds are easily ten times as wide.
   figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
   axes = figure.subplots()
-  if null:
-    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0}
-    axes.axvspan(100 * min(null), 100 * max(null), zorder=0.5, **band)
-    mean = 100 * float(np.mean(null))
-    axes.axvline(mean, color=ORANGE, ls='--', lw=1.2, zorder=3)
   for place, bar in enumerate(shown):
-    _bar(axes, place, bar)
+    _bar(axes, place, bar, dot)
+  if null:
+    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0, 'zorder': 0.5}
+    ends = 100 * min(null), 100 * max(null)
+    axes.axvspan(*ends, label='null (M, M′), range', **band)
+    mean: Any = {'color': ORANGE, 'ls': '--', 'lw': 1.2, 'zorder': 3}
+    axes.axvline(100 * float(np.mean(null)), label='its mean', **mean)
   axes.axvline(0, color=BLACK, lw=0.7)
   axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
-  for text, bar in zip(axes.get_yticklabels(), shown):
-    text.set_fontweight('normal' if bar.mean else 'bold')
   axes.tick_params(axis='y', length=0, labelsize=8)
   axes.set_ylim(len(shown) - 0.45, -0.55)
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
-  every += [bar.estimate.mean for bar in shown if bar.estimate]
-  least, largest = 100 * min(every), 100 * max(every)
-  if fitted:
-    axes.set_xlim(least, 1.1 * max(1.0, largest))
-  elif most is not None:
-    axes.set_xlim(least - 2, max(100 * most, largest) + 2)
-  elif least == 0:
-    axes.set_xlim(left=0)
+  every += [bar.mean.mean for bar in shown]
+  low, high = 100 * min(every), 100 * max(most, *every)
+  room = 0.03 * (high - low)  # A dot at an end is whole.
+  axes.set_xlim(low - room, high + room)
   axes.grid(axis='x')
   axes.set_xlabel(xlabel)
-  handles = _bar_legend(shown, dot, bool(null))
-  columns = 4 if len(handles) > 3 else 2
-  figure.legend(handles=handles, loc='outside upper center', ncols=columns)
-  return figure
+  return legend(figure)
 
 
-def _bar(axes: Axes, place: int, bar: Bar) -> None:
-  if not bar.mean:
-    return
-  mean = 100 * bar.mean.mean
-  axes.barh(place, mean, 0.66, **_face(bar.role))
-  if bar.mean.low is not None and bar.mean.high is not None:
-    sides = [[mean - 100 * bar.mean.low], [100 * bar.mean.high - mean]]
-    look: Any = {'color': BLACK, 'capsize': 3, 'linewidth': 1.1}
-    axes.errorbar(mean, place, xerr=sides, zorder=4, **look)
+def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
+  own, mean = bar.mean, 100 * bar.mean.mean
+  looks = WORDS['bars']
+  look: Any = {'edgecolor': BLACK, 'lw': 0.6}
+  look |= looks.get(bar.role, looks['method'])
+  axes.barh(place, mean, 0.66, **look)
+  if own.low is not None and own.high is not None:
+    sides = [[mean - 100 * own.low], [100 * own.high - mean]]
+    look = {'color': BLACK, 'capsize': 3, 'lw': 1.1, 'fmt': 'none', 'zorder': 4}
+    what = '95 % interval of the mean'
+    axes.errorbar(mean, place, xerr=sides, label=what, **look)
   if bar.marked:
-    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3)
+    what = 'mean of plain fine-tuning (K = 0)'
+    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3, label=what)
     axes.axhspan(place - 0.5, place + 0.5, color=PALE, zorder=0)
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
-  axes.plot(dots, place + spread, zorder=5, **DOT)
+  look = {'ms': 4, 'mfc': 'white', 'mec': BLACK, 'mew': 0.8, 'zorder': 5}
+  axes.plot(dots, place + spread, 'o', label=dot, **look)
 
 
-def _face(role: str) -> Any:
-  name, face, hatch = LOOKS.get(role, LOOKS['method'])
-  look = {'facecolor': face, 'hatch': hatch, 'edgecolor': BLACK, 'lw': 0.6}
-  return {'label': name, **look}
+@style.context(STYLE)
+def panels(
+  count: int, across: int, height: float, xlabel: str, ylabel: str, **shared
+) -> tuple[Figure, list[Axes]]:
+  """So many axes in rows of `across`, each so high, with one scale of y."""
+  across = max(1, min(across, count))
+  down = math.ceil(count / across)
+  figure = blank(WIDTH, height * down + 0.7)
+  grid = figure.subplots(down, across, sharey=True, squeeze=False, **shared)
+  for axes in grid.flat[count:]:
+    axes.remove()
+  for axes in grid[:, 0]:
+    axes.set_ylabel(ylabel)
+  figure.supxlabel(xlabel, fontsize=8.5)
+  return figure, list(grid.flat[:count])
 
 
-def _bar_legend(shown: Sequence[Bar], dot: str, null: bool) -> list[Artist]:
-  roles = dict.fromkeys(bar.role for bar in shown if bar.mean)
-  handles = [*(Patch(**_face(role)) for role in roles), key(dot, **DOT)]
-  if any(bar.mean and bar.mean.low is not None for bar in shown):
-    handles.append(key('95 % interval of the mean', color=BLACK))
-  if any(bar.mean and bar.marked for bar in shown):
-    handles += [key('mean of plain fine-tuning (K = 0)', color=BLACK, ls='--')]
-  if null:
-    band = Patch(facecolor=ORANGE, alpha=0.35, label='null (M, M′), range')
-    handles += [band, key('its mean', color=ORANGE, ls='--')]
-  return handles
+def line(
+  axes: Axes, xs: Sequence[float], columns: Sequence[Mapping], look: Any
+) -> None:
+  """A thin line a seed; where all have come, means and their 95 % intervals.
+
+  Args:
+    axes: where to draw; its scale fits the seeds, whose intervals may be wider.
+    xs: places.
+    columns: for each place, shares by seed.
+    look: of the line of the means, as Matplotlib takes it.
+  """
+  thin = {'color': look['color'], 'lw': 0.5, 'alpha': 0.6, 'ms': 2}
+  seeds = sorted(set().union(*columns))
+  for seed in seeds:
+    own = [(x, 100 * c[seed]) for x, c in zip(xs, columns) if seed in c]
+    axes.plot(*zip(*own), marker='.' if len(xs) == 1 else '', **thin)
+  whole = [(x, c) for x, c in zip(xs, columns) if len(c) == len(seeds) > 0]
+  means = [(x, mean_interval([*c.values()])) for x, c in whole]
+  middle = np.reshape([(x, 100 * own.mean) for x, own in means], (-1, 2))
+  axes.plot(*middle.T, markevery=max(1, len(xs) // 8), **look)
+  low = [(x, 100 * own.low) for x, own in means if own.low is not None]
+  high = [(x, 100 * own.high) for x, own in means if own.high is not None]
+  if low:
+    # Unlike a patch or a line of `plot`, an artist leaves the axis alone.
+    area = Polygon([*low, *reversed(high)], color=look['color'], alpha=0.15)
+    axes.add_artist(area)
 
 
-def key(text: str, **look: Any) -> Artist:
-  """A line of a legend."""
-  return Line2D([], [], label=text, **look)
+def legend(figure: Figure) -> Figure:
+  """Says above all axes what is labelled in any of them, once."""
+  found: dict[str, Any] = {}
+  for axes in figure.axes:
+    handles, labels = axes.get_legend_handles_labels()
+    found |= zip(labels, handles)
+  where: Any = {'loc': 'outside upper center', 'handlelength': 2.8}
+  figure.legend(found.values(), found, ncols=min(4, len(found)), **where)
+  return figure
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def image_grid(
   images: np.ndarray, perturbed: np.ndarray, titles: Sequence[str]
 ) -> Figure:
@@ -195,7 +193,7 @@ def blank(width: float, height: float) -> Figure:
   return figure
 
 
-@matplotlib.rc_context(STYLE)
+@style.context(STYLE)
 def message(text: str) -> Figure:
   """A small picture that says why there is no picture."""
   figure = blank(WIDTH, 0.7)
@@ -203,16 +201,10 @@ def message(text: str) -> Figure:
   return figure
 
 
-def png(figure: Figure) -> bytes:
-  """A figure as PNG at 180 dots an inch."""
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='png', dpi=DPI)
-  return buffer.getvalue()
-
-
-@matplotlib.rc_context({'pdf.fonttype': 42})  # Text that can be searched.
-def pdf(figure: Figure) -> bytes:
-  """A figure as PDF, the same bytes for the same figure."""
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format='pdf', metadata={'CreationDate': None})
+@style.context(STYLE)
+def encoded(figure: Figure, form: str = 'png') -> bytes:
+  """A figure as PNG or PDF, the same bytes for the same figure."""
+  buffer, metadata = io.BytesIO(), {'CreationDate': None}
+  more: Any = {'metadata': metadata} if form == 'pdf' else {}
+  figure.savefig(buffer, format=form, dpi=DPI, **more)
   return buffer.getvalue()

@@ -1,13 +1,10 @@
 """The report as data: what report.json holds, and what all pages show."""
 
 from dataclasses import dataclass, field
-import os
-import pathlib
 from typing import Any
 
 import msgspec
 
-from unlearn_jax.base import InputError, require_file, shown
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import Interval
 
@@ -173,16 +170,3 @@ def _encodable(value: Any) -> Any:
   if isinstance(value, str):
     return value.encode('utf-8', 'backslashreplace').decode()
   return value
-
-
-def read(path: str | os.PathLike) -> Report:
-  """A report.json, or the one in a directory; an `InputError` if it is none."""
-  path = pathlib.Path(path)
-  path = path / 'report.json' if path.is_dir() else path
-  require_file(path)
-  try:
-    return msgspec.json.decode(path.read_bytes(), type=Report)
-  except (OSError, msgspec.MsgspecError, RecursionError) as error:
-    raise InputError(
-      f'{path}: {shown(error)}; allowed: a report of schema {SCHEMA}'
-    ) from error

@@ -8,11 +8,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.report import degree, saving, tables, wording
-from experiments.report.judging import verdicts, yardsticks
-from experiments.report.model import Report, to_json
+from experiments.report import degree, rendering, tables, wording
+from experiments.report.model import REFERENCE, Report, to_json
 from experiments.report.pictures import PICTURES
 from experiments.report.sections import Section
+from experiments.report.wording import say
 
 Grids = Mapping[str, Figure] | None  # Images, by `degree.name_of`.
 
@@ -21,7 +21,7 @@ def write(
   report: Report, root: pathlib.Path, grids: Grids = None
 ) -> pathlib.Path:
   """Writes report.{json,md,html,csv,tex} and its pictures; returns the HTML."""
-  return saving.save(
+  return rendering.save(
     root,
     'report',
     wording.title(report),
@@ -47,10 +47,11 @@ def drawn(report: Report, grids: Grids = None) -> dict[str, Figure]:
 
 def page(report: Report, grids: Iterable[str] = ()) -> list[Section]:
   """What the page shows below its title; `grids`: names of such pictures."""
-  question = wording.question(report)
+  judged = {'method', 'baseline'} & {row.role for row in report.rows}
+  question = [say('intro', 'question')] if report.row(REFERENCE) else []
   further = [part for part in tables.parts(report) if part != 'main']
   return _filled(
-    _found(report, [question] if question else []),
+    _found(report, question if judged else []),
     _table(report, 'main'),
     _warnings(report),
     Section('How to read this', definitions=wording.how_to_read(report)),
@@ -80,11 +81,15 @@ def summary(report: Report) -> list[Section]:
 
 
 def _filled(*sections: Section) -> list[Section]:
-  return [section for section in sections if not section.empty]
+  """Those in which anything stands below the title."""
+  alone = ('title', 'kind')
+  return [
+    s for s in sections if any(v for n, v in vars(s).items() if n not in alone)
+  ]
 
 
 def _found(report: Report, paragraphs: list[str]) -> Section:
-  sentences = [*verdicts(report), *yardsticks(report)]
+  sentences = [*wording.verdicts(report), *wording.yardsticks(report)]
   return Section('What was found', paragraphs, sentences, kind='verdicts')
 
 
@@ -95,7 +100,8 @@ def _table(report: Report, part: str) -> Section:
 
 
 def _warnings(report: Report) -> Section:
-  found = wording.warnings(report)
+  rows = (text for row in report.rows for text in row.warnings)
+  found = [*report.warnings, *rows]
   return Section('Warnings', sentences=found, kind='warnings')
 
 

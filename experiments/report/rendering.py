@@ -1,31 +1,34 @@
-"""Sections as HTML, as Markdown, as LaTeX, and for a terminal.
+"""Sections as HTML, Markdown and LaTeX, on disk, and for a terminal.
 
 The templates escape whatever is put into them, so nothing can be forgotten.
 """
 
 import base64
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import html as html_text
-import itertools
+import pathlib
 import re
 import textwrap
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from matplotlib.figure import Figure
+from rich.align import Align
+from rich.box import Box
 from rich.cells import cell_len
 from rich.console import Console
+from rich.table import Table as Grid
 from rich.text import Text
 
-from experiments.report.latex import escape
+from experiments import files
+from experiments.report import figures
 from experiments.report.sections import Section, Table
-
-DPI = 180  # of the pictures
-_PIXELS_PER_INCH = 128  # At which a figure's smallest print is still legible.
+from experiments.report.wording import WORDS
 
 
 def _template(
-  name: str, finalize: Callable[[Any], Any], filters: Any = (), **options: Any
+  name: str, finalize: Any, filters: Any = (), **options: Any
 ) -> jinja2.Template:
   """A template into which nothing is put but through `finalize`."""
   made = jinja2.Environment(
@@ -44,8 +47,49 @@ def latex(title: str, tables: Sequence[Table]) -> str:
   # Braces and per cent signs are LaTeX's own.
   marks = {'block_start_string': '<%', 'block_end_string': '%>'}
   marks |= {'variable_start_string': '<<', 'variable_end_string': '>>'}
-  page = _template('report.tex.jinja', escape, trim_blocks=True, **marks)
+  page = _template('report.tex.jinja', latex_text, trim_blocks=True, **marks)
   return page.render(title=title, tables=tables) + '\n'
+
+
+def latex_text(text: str) -> str:
+  r"""Outside text as LaTeX sets it literally, on one line: '5 \% of $k$'."""
+  return ''.join(map(_latex_character, ' '.join(text.split())))
+
+
+def _latex_character(character: str) -> str:
+  if character in WORDS['latex']:
+    return WORDS['latex'][character]
+  # Besides ASCII the letters that fonts in the encoding T1 have.
+  if ' ' <= character <= '~':
+    return character
+  if 'À' <= character <= 'ſ' and character not in '÷ĿŀŉſĦħŦŧĸ':
+    return character
+  # What pdflatex cannot set, as [U+0416].
+  return f'{{[}}U+{ord(character):04X}{{]}}'
+
+
+def save(
+  root: pathlib.Path,
+  stem: str,
+  title: str,
+  intro: str,
+  sections: Sequence[Section],
+  drawn: Mapping[str, Figure],
+  more: Mapping[str, bytes | str],
+) -> pathlib.Path:
+  """Writes `figures/*.png`, `more`, `STEM.md` and `STEM.html`; returns that."""
+  pictures = {name: figures.encoded(figure) for name, figure in drawn.items()}
+  contents: dict[str, bytes | str] = {
+    **{f'figures/{name}.png': data for name, data in pictures.items()},
+    **more,
+    f'{stem}.md': markdown(title, intro, sections),
+    f'{stem}.html': html(title, intro, sections, pictures),
+  }
+  for name, content in contents.items():
+    if isinstance(content, str):
+      content = content.encode('utf-8', 'backslashreplace')
+    files.replace(root / name, content)
+  return root / f'{stem}.html'
 
 
 # ------------------------------------------------------------------- HTML.
@@ -58,26 +102,9 @@ def html(
   pictures: Mapping[str, bytes] | None = None,
 ) -> str:
   """One file that needs nothing else; `pictures`: PNG bytes by their names."""
-  filters = {'width': _width, 'base64': base64.b64encode}
-  page = _template('page.html.jinja', _glued, filters)
+  page = _template('page.html.jinja', None, {'base64': base64.b64encode})
   facts = {'title': title, 'intro': intro, 'sections': sections}
   return page.render(facts, pictures=pictures or {})
-
-
-def _width(data: bytes, inches: float | None) -> int:
-  """Of a PNG on the page, in pixels."""
-  inches = inches or int.from_bytes(data[16:20], 'big') / DPI
-  return round(_PIXELS_PER_INCH * inches)
-
-
-def _glued(value: Any) -> Any:
-  """Prose in which no line breaks inside a quantity."""
-  if not isinstance(value, str) or isinstance(value, Markup):
-    return value
-  text = re.sub(r'\b([Kp]) = (?=\d)', '\\1\xa0=\xa0', value)
-  text = text.replace(' ± ', '\xa0±\xa0')
-  text = re.sub(r'(?<=\d,) (?=[−\d])', '\xa0', text)
-  return re.sub(r'(?<=\d) (?=%|points|seeds)', '\xa0', text)
 
 
 # --------------------------------------------------------------- Markdown.
@@ -125,10 +152,10 @@ def markdown_text(text: Any) -> str:
 
 _LISTS = {'verdicts': ('• ', ''), 'warnings': ('warning: ', 'yellow')}
 _STYLES = {'source': 'dim', 'reference': 'bold', 'control': 'magenta'}
-_NARROW = 120  # Below, labels are broken into more lines.
+_NARROW = 120  # Below, nothing stands around a ±.
 _LONGEST = 32  # What is longer without a space is no number.
-
-Column = list[list[str]]  # Its head and then its cells, each as lines.
+_ENDLESS = 100_000  # Where the output is no terminal.
+_RULED = Box('    \n' * 2 + ' ─  \n' + '    \n' * 5)  # Below the heads only.
 
 
 def show(sections: Sequence[Section]) -> None:
@@ -138,30 +165,29 @@ def show(sections: Sequence[Section]) -> None:
 
 def terminal(sections: Sequence[Section], console: Console) -> None:
   """Prints all but the pictures; a number is never cut, nor is it folded."""
-  # Where the output is no terminal nothing is fitted to anything.
-  width = console.width if console.is_terminal else None
+  if not console.is_terminal:
+    console.width = _ENDLESS
   for section in sections:
-    for line in _lines(section, width):
-      console.print(line, soft_wrap=True, highlight=False)
+    for part in _parts(section, console):
+      console.print(part, highlight=False)
 
 
-def _lines(section: Section, width: int | None) -> Iterator[Text]:
+def _parts(section: Section, console: Console) -> Iterator[Text | Grid]:
   prefix, style = _LISTS.get(section.kind, ('', ''))
-  yield from wrapped(filter(None, [section.title]), width, 'bold')
-  yield from wrapped(section.paragraphs, width)
-  yield from wrapped((prefix + own for own in section.sentences), width, style)
+  yield from _texts([section.title], 'bold')
+  yield from _texts(section.paragraphs)
+  yield from _texts((prefix + own for own in section.sentences), style)
   for place, table in enumerate(section.tables):
     yield from [Text()] if place else []
-    yield from wrapped(filter(None, [table.title]), width, 'bold')
-    yield from table_lines(table, width)
-    yield from wrapped(table.notes, width, 'dim')
+    yield from _texts([table.title], 'bold')
+    yield from _grids(table, console)
+    yield from _texts(table.notes, 'dim')
   yield from [Text()] if section.tables and section.notes else []
-  yield from wrapped(section.notes, width, 'dim')
-  yield from wrapped(map(' '.join, section.definitions), width)
+  yield from _texts(section.notes, 'dim')
+  yield from _texts(map(' '.join, section.definitions))
   for heading, pairs in section.pairs:
-    yield from wrapped([heading], width, 'bold')
-    texts = (f'{key}: {own}' if key else own for key, own in pairs)
-    yield from wrapped(texts, width)
+    yield from _texts([heading], 'bold')
+    yield from _texts(f'{key}: {own}' if key else own for key, own in pairs)
   yield Text()
 
 
@@ -170,111 +196,52 @@ def printable(text: str) -> str:
   return ''.join(c if c.isprintable() else ' ' for c in text)
 
 
-def wrapped(
-  texts: Iterable[str], width: int | None, style: str = ''
-) -> list[Text]:
-  """Broken between words only; a longer word is left to the terminal."""
-  lines = (line for own in texts for line in _words(printable(own), width))
-  return [Text(line, style) for line in lines]
+def _texts(texts: Iterable[str], style: str = '') -> list[Text]:
+  return [Text(printable(own), style) for own in texts if own]
 
 
-def _words(text: str, room: int | None) -> list[str]:
-  """Broken between words only, unless a word is too long for a number."""
-  if room is None:
-    return [text]
-  breaks = room == _LONGEST
-  return textwrap.wrap(
-    text, room, break_long_words=breaks, break_on_hyphens=False
-  )
+def _grids(table: Table, console: Console) -> Iterator[Text | Grid]:
+  """As few tables as fit; a line a cell, where not even one column does."""
+  places = range(1, len(table.columns))
+  while places:
+    counts = range(len(places), 0, -1)
+    tried = (_grid(table, places[:count], console) for count in counts)
+    if (grid := next(filter(None, tried), None)) is None:
+      yield from _turned(table, places)
+      return
+    yield grid
+    places = places[len(grid.columns) - 1 :]
+    yield from [Text()] if places else []
 
 
-def table_lines(table: Table, width: int | None) -> list[Text]:
-  """A table fitted into so many characters; None: as wide as it is."""
-  names = [printable(column.text) for column in table.columns]
-  rows = [[*map(printable, (own.label, *own.cells))] for own in table.lines]
-  styles = ['bold', *(_STYLES.get(own.kind, '') for own in table.lines)]
-  if width is None:
-    plain = [[[text] for text in column] for column in zip(names, *rows)]
-    return _grid(plain, styles, 2, None)
-  if table.judged:
-    return _turned(names, rows, styles, width)
-  heads = [
-    [*_words(printable(c.header), 10), *filter(None, [printable(c.unit)])]
-    for c in table.columns
-  ]
-  longest = max((cell_len(w) for r in rows for w in r[0].split()), default=1)
-  room = max(24 if width >= _NARROW else 12, min(longest, _LONGEST))
-  broken = [
-    [_words(label, room) or [''], *([text] for text in cells)]
-    for label, *cells in rows
-  ]
-  label, *others = [list(column) for column in zip(heads, *broken)]
-  tight = [
-    [head, *([re.sub(' ?± ?', '±', text)] for (text,) in cells)]
-    for head, *cells in others
-  ]
-  for columns, gap in ((others, 2), (tight, 1)):
-    if lines := _grid([label, *columns], styles, gap, width):
-      return lines
-  split = _split(label, others, styles, width)
-  return split or _turned(names, rows, styles, width)
+def _grid(table: Table, places: range, console: Console) -> Grid | None:
+  """Labels, which may be folded, and columns, which may not; if they fit."""
+  grid = Grid(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+  most = None if console.width == _ENDLESS else _LONGEST
+  label = Align(Text(printable(table.columns[0])), vertical='bottom')
+  grid.add_column(label, overflow='fold', max_width=most)
+  columns = [[printable(own.label) for own in table.lines]]
+  for place in places:
+    texts = [printable(own.cells[place - 1]) for own in table.lines]
+    if console.width < _NARROW:
+      texts = [text.replace(' ± ', '±') for text in texts]
+    columns.append(texts)
+    name = printable(table.columns[place])
+    head = textwrap.wrap(name, 10, break_long_words=False)
+    title = Align.right(Text('\n'.join(head)), vertical='bottom')
+    width = max(map(cell_len, [*head, *texts]))
+    grid.add_column(title, justify='right', width=width)
+  for line, cells in zip(table.lines, zip(*columns)):
+    grid.add_row(*map(Text, cells), style=_STYLES.get(line.kind))
+  endless = console.options.update(width=_ENDLESS)
+  least = console.measure(grid, options=endless).minimum
+  return grid if least <= console.width else None
 
 
-def _split(
-  label: Column, rest: list[Column], styles: list[str], width: int
-) -> list[Text]:
-  """Several tables, as many columns in each as fit; none if one does not."""
-  found: list[Text] = []
-  while rest:
-    for count in range(len(rest), 0, -1):
-      if lines := _grid([label, *rest[:count]], styles, 2, width):
-        break
-    else:
-      return []
-    found += [Text(), *lines] if found else lines
-    rest = rest[count:]
-  return found
-
-
-def _grid(
-  columns: list[Column], styles: list[str], gap: int, room: int | None
-) -> list[Text]:
-  """Labels to the left, other columns to the right; none if they do not fit."""
-  widths = [max(cell_len(text) for own in c for text in own) for c in columns]
-  rule = (' ' * gap).join('─' * width for width in widths)
-  if room is not None and len(rule) > room:
-    return []
-  found = []
-  for row, cells in enumerate(map(list, zip(*columns))):
-    tall = max(map(len, cells))
-    if row == 0:  # Heads stand on the rule.
-      cells = [[''] * (tall - len(own)) + own for own in cells]
-    for texts in itertools.zip_longest(*cells, fillvalue=''):
-      pads = [' ' * (width - cell_len(t)) for t, width in zip(texts, widths)]
-      right = [pad + text for pad, text in zip(pads[1:], texts[1:])]
-      line = (' ' * gap).join([texts[0] + pads[0], *right])
-      found.append(Text(line.rstrip(), styles[row]))
-    if row == 0:
-      found.append(Text(rule))
-  return found
-
-
-def _turned(
-  names: list[str], rows: list[list[str]], styles: list[str], width: int
-) -> list[Text]:
+def _turned(table: Table, places: range) -> Iterator[Text]:
   """A line a cell, below the label of its line."""
-  found = []
-  for row, style in zip(rows, styles[1:]):
-    found += wrapped([row[0]], width, style)
-    for name, text in zip(names[1:], row[1:]):
-      line = f'  {name}: {text}'
-      if cell_len(line) <= width:
-        found.append(Text(line, style))
-        continue
-      found += wrapped([f'  {name}:'], width, style)
-      if cell_len(text) > width:
-        found += wrapped([text], width, style)
-      else:
-        indent = '    ' if cell_len(text) + 4 <= width else ''
-        found.append(Text(indent + text, style))
-  return found
+  for line in table.lines:
+    yield from _texts([line.label], _STYLES.get(line.kind, ''))
+    for place in places:
+      text = f'  {table.columns[place]}: {line.cells[place - 1]}'
+      yield from _texts([text.replace(' ± ', '±')])

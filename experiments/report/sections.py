@@ -8,19 +8,6 @@ REPRODUCED, NOT_REPRODUCED = 'reproduced', 'not reproduced'
 
 
 @dataclasses.dataclass(frozen=True)
-class Column:
-  """The head of a column; a unit stands below its header."""
-
-  header: str
-  unit: str = ''
-
-  @property
-  def text(self) -> str:
-    """Both on one line: 'Forget accuracy, %'."""
-    return ', '.join(filter(None, (self.header, self.unit)))
-
-
-@dataclasses.dataclass(frozen=True)
 class Line:
   """A line of a table: its first cell, and the others."""
 
@@ -33,29 +20,20 @@ class Line:
 class Table:
   """A table as text; the column of the labels comes first."""
 
-  columns: Sequence[Column]
+  columns: Sequence[str]  # Their heads.
   lines: Sequence[Line]
   title: str = ''  # Where the section's does not say enough.
   notes: Sequence[str] = ()
 
-  def __post_init__(self):
-    allowed = len(self.columns)
-    for line in self.lines:
-      if (count := len(line.cells) + 1) != allowed:
-        raise ValueError(f'{line.label!r}: {count} cells; allowed: {allowed}')
-
   @property
   def judged(self) -> bool:
     """Whether these are sentences and verdicts rather than numbers."""
-    return len(self.columns) > 1 and self.columns[1].header == 'Verdict'
+    return len(self.columns) > 1 and self.columns[1] == 'Verdict'
 
   @classmethod
-  def of(
-    cls, head: Sequence[str], body: Sequence[Sequence[str]], **more
-  ) -> 'Table':
-    """A table of headers without units and rows of cells, labels first."""
-    lines = [Line(label, cells) for label, *cells in body]
-    return cls([Column(text) for text in head], lines, **more)
+  def of(cls, head: Sequence[str], body: Sequence[Sequence[str]]) -> 'Table':
+    """A table of rows of cells, labels first."""
+    return cls(head, [Line(label, cells) for label, *cells in body])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +43,6 @@ class Picture:
   name: str  # Of the file without its ending.
   caption: str  # May be empty.
   alt: str  # What it shows, for who does not see it.
-  width_inches: float | None = None  # None: as drawn.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +60,3 @@ class Section:
   # Names and values below headings; a value without a name is as it is typed.
   pairs: Sequence[tuple[str, Sequence[tuple[str, str]]]] = ()
   kind: str = ''  # Or 'verdicts', 'warnings', or 'details': folded away.
-
-  @property
-  def empty(self) -> bool:
-    """Whether there is nothing below its title."""
-    lists = (self.paragraphs, self.sentences, self.tables, self.notes)
-    return not any((*lists, self.definitions, self.pictures, self.pairs))

@@ -4,6 +4,7 @@ Headers, units, scales and digits are those of `METRICS`. A metric that no part
 names is shown in a table of its own, so a new row there is all that it takes.
 """
 
+from collections.abc import Sequence
 import csv as csv_writer
 import io
 from typing import Any
@@ -11,9 +12,8 @@ from typing import Any
 from experiments.report import judging, rendering
 from experiments.report.judging import GAP, GAP_MINUS, estimate, number
 from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.sections import Column, Line, Table
-from experiments.report.wording import by_seeds, title
-from experiments.report.words import WORDS, say
+from experiments.report.sections import Line, Table
+from experiments.report.wording import WORDS, by_seeds, say, title
 from unlearn_jax.evaluation import METRICS, Metric
 
 MISSING = '–'
@@ -24,10 +24,8 @@ FURTHER = 'further'
 
 def _shown(name: str) -> Metric:
   """A metric, or the gap's paired difference to the control."""
-  if name != GAP_MINUS:
-    return METRICS[name]
-  label = 'Gap minus K=0’s'
-  return METRICS[GAP]._replace(name=GAP_MINUS, label=label, needs=())
+  own: Any = {'name': GAP_MINUS, 'label': 'Gap minus K=0’s', 'needs': ()}
+  return METRICS.get(name) or METRICS[GAP]._replace(**own)
 
 
 def parts(report: Report) -> list[str]:
@@ -49,12 +47,11 @@ def shown(report: Report, part: str) -> list[Metric]:
 
 def cell(metric: Metric, row: Row, reference: Row | None = None) -> str:
   """What stands in one cell: '91.2 ± 0.4', '≥ 12.0 ± 1.5', or '–'."""
-  if metric.name == RULE_MET:
-    return _stop_epochs(row)
   if row.role == 'reference' and not metric.of_retrained:
     return 'ref.' if 'retrained' in metric.needs else MISSING
   if metric.shown == 'range':
-    return _range(metric, judging.known(row.values.get(metric.name)))
+    columns: dict[str, Any] = {**row.values, RULE_MET: row.stop_epoch}
+    return _range(metric, columns.get(metric.name, []))
   value = estimate(row, metric.name)
   if value is None:
     return MISSING
@@ -84,46 +81,47 @@ def bound(metric: str, row: Row, reference: Row | None) -> str:
   return ''
 
 
-def _stop_epochs(row: Row) -> str:
-  epochs = row.stop_epoch
-  if not epochs or row.role == 'source':
-    return MISSING
-  met = [float(epoch) for epoch in epochs if epoch is not None]
-  missed = f' ({len(epochs) - len(met)}/{len(epochs)} never)'
-  text = _range(METRICS[RULE_MET], met) + (missed if None in epochs else '')
-  return text if met else 'never'
-
-
-def _range(metric: Metric, values: list[float]) -> str:
-  if not values:
-    return MISSING
-  ends = [metric.scale * end for end in (min(values), max(values))]
-  return '–'.join(dict.fromkeys(number(end, metric.digits) for end in ends))
+def _range(metric: Metric, column: Sequence[float | None]) -> str:
+  met = judging.known(column)
+  if not met:
+    return 'never' if column else MISSING
+  missed = len(column) - len(met)
+  more = f' ({missed}/{len(column)} never)' if missed else ''
+  ends = [metric.scale * end for end in (min(met), max(met))]
+  texts = dict.fromkeys(number(end, metric.digits) for end in ends)
+  return '–'.join(texts) + more
 
 
 def table(report: Report, part: str = 'main') -> Table:
   """One of `parts`; the signs that occur in it are explained in its notes."""
-  marks = judging.gap_marks(report)
-  reference = report.row(REFERENCE)
   columns = shown(report, part)
-  lines = []
-  for row in report.rows:
-    cells = {own.name: cell(own, row, reference) for own in columns}
-    if GAP in cells and row.strategy in marks:
-      cells[GAP] += f' {marks[row.strategy]}'
-    kind = row.role if row.role in ('source', 'reference') else ''
-    kind = 'control' if row is report.control else kind
-    lines.append(Line(row.label, list(cells.values()), kind))
+  made = lines(report.rows, columns, report.control)
   notes = [by_seeds(report, 'interval_note')] if part == 'main' else []
   for own in columns if part == FURTHER else []:
     better = f'; {own.better} is better' if own.better else ''
     notes.append(f'{own.label}: {own.docs}{better}.')
-  words = ' '.join(text for line in lines for text in line.cells).split()
+  words = ' '.join(text for line in made for text in line.cells).split()
   signs = [sign for sign in WORDS['signs'] if sign in words]
   notes += [f'{sign}: {say("signs", sign)}.' for sign in signs]
-  head = [Column('Strategy'), *(Column(own.label, own.unit) for own in columns)]
+  heads = [f'{own.label}, {own.unit}'.removesuffix(', ') for own in columns]
   above = PARTS[part]['title'] if part in PARTS else 'Further metrics'
-  return Table(head, lines, above, notes)
+  return Table(['Strategy', *heads], made, above, notes)
+
+
+def lines(
+  rows: Sequence[Row], columns: Sequence[Metric], control: Row | None = None
+) -> list[Line]:
+  """A line a row, of its metrics; ↓ stands beside the lowest gap to Retrain."""
+  marks, found = judging.gap_marks(rows), []
+  reference = next((row for row in rows if row.role == 'reference'), None)
+  for row in rows:
+    cells = {own.name: cell(own, row, reference) for own in columns}
+    if GAP in cells and row.strategy in marks:
+      cells[GAP] += f' {marks[row.strategy]}'
+    kind = row.role if row.role in ('source', 'reference') else ''
+    kind = 'control' if row is control else kind
+    found.append(Line(row.label, list(cells.values()), kind))
+  return found
 
 
 def tex(report: Report) -> str:
@@ -138,16 +136,16 @@ def csv(report: Report) -> str:
   writer = csv_writer.writer(out, lineterminator='\n')
   head = ['strategy', 'label', 'role', 'metric', 'unit', 'mean', 'low', 'high']
   writer.writerow([*head, 'bound', *(f'seed {n}' for n in report.seeds)])
-  reference, size = report.row(REFERENCE), len(report.seeds)
+  reference, missing = report.row(REFERENCE), [None] * len(report.seeds)
   for row in report.rows:
     names = [_spreadsheet(text) for text in (row.strategy, row.label, row.role)]
+    seeds = {**row.values, RULE_MET: row.stop_epoch or missing}
     for metric in map(_shown, [*METRICS, GAP_MINUS]):
       value = estimate(row, metric.name)
       over = [value.mean, value.low, value.high] if value else [None] * 3
-      seeds = (_seeds(metric.name, row, report.control) + [None] * size)[:size]
       numbers = [
         f'{metric.scale * own:.10g}' if judging.finite(own) else ''
-        for own in (*over, *seeds)
+        for own in (*over, *seeds.get(metric.name, missing))
       ]
       if any(numbers):
         numbers.insert(3, bound(metric.name, row, reference))
@@ -155,19 +153,7 @@ def csv(report: Report) -> str:
   return out.getvalue()
 
 
-def _seeds(metric: str, row: Row, control: Row | None) -> list[float | None]:
-  """One number a seed."""
-  if metric == RULE_MET:
-    return list(row.stop_epoch)
-  if metric != GAP_MINUS:
-    return row.values.get(metric, [])
-  if not (row.paired and control):
-    return []
-  pairs = zip(row.values.get(GAP, ()), control.values.get(GAP, ()))
-  return [None if a is None or b is None else a - b for a, b in pairs]
-
-
 def _spreadsheet(text: str) -> str:
   """On one line, and no formula to a program that would compute it."""
-  text = ' '.join(''.join(c if c.isprintable() else ' ' for c in text).split())
+  text = ' '.join(rendering.printable(text).split())
   return f"'{text}" if text[:1] in ('=', '+', '-', '@') else text

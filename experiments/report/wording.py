@@ -1,11 +1,21 @@
-"""Which of the words in templates/words.toml apply to a report."""
+"""The words of templates/words.toml, and which of them apply to a report."""
 
+import pathlib
+import tomllib
 from typing import Any
 
-from experiments.report.judging import GAP, estimate, number
-from experiments.report.model import REFERENCE, SOURCE, Report
+from experiments.report import judging
+from experiments.report.judging import GAP, estimate
+from experiments.report.model import REFERENCE, SOURCE, Report, Row
 from experiments.report.sections import Picture
-from experiments.report.words import WORDS, say
+
+_FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'
+WORDS: dict[str, Any] = tomllib.loads(_FILE.read_text('utf-8'))
+
+
+def say(group: str, name: str, **facts: Any) -> str:
+  """A text on one line, with what stands in braces filled in."""
+  return ' '.join(WORDS[group][name].split()).format(**facts)
 
 
 def title(report: Report) -> str:
@@ -29,32 +39,15 @@ def what_was_done(report: Report) -> str:
   return say('intro', compared, done=done, data=data)
 
 
-def question(report: Report) -> str:
-  """What the verdicts answer; empty where there are none."""
-  judged = {'method', 'baseline'} & {row.role for row in report.rows}
-  return say('intro', 'question') if judged and report.row(REFERENCE) else ''
-
-
 def how_to_read(report: Report) -> list[tuple[str, str]]:
   """Pairs of a claim in a few words and its explanation."""
   drawn = report.row('random_scalars')
   control = ('drawn' if drawn else 'plain') if report.control else 'none'
   facts = {
-    'retrained': '',
     'control': say('control', control, drawn=drawn),
-    'attacked': '',
     'rule': report.stop_rule.text.strip().rstrip('.'),
     'intervals': by_seeds(report, 'intervals'),
   }
-  if score := estimate(report.row(REFERENCE), 'forget_accuracy'):
-    facts['retrained'] = f' (here {number(100 * score.mean, 1)} %)'
-  scores = [
-    f'{name} {number(score.mean, 3)}'
-    for strategy, name in ((SOURCE, 'the source'), (REFERENCE, 'Retrain'))
-    if (score := estimate(report.row(strategy), 'mia_auc'))
-  ]
-  if scores:
-    facts['attacked'] = f' Here: {", ".join(scores)}.'
   claims = WORDS['how_to_read']
   return [(claim, say('how_to_read', claim, **facts)) for claim in claims]
 
@@ -82,11 +75,56 @@ def pictures(report: Report) -> list[Picture]:
   ]
 
 
-def warnings(report: Report) -> list[str]:
-  """The report's warnings and those of its rows, with the row's label."""
-  found = list(report.warnings)
-  for row in report.rows:
-    for text in row.warnings:
-      named = text.startswith(row.label)
-      found.append(text if named else f'{row.label}: {text}')
-  return found
+def verdicts(report: Report) -> list[str]:
+  """One sentence a method or baseline: is it closer to Retrain than K = 0?"""
+  # Nothing is claimed where the interval of the paired difference contains 0.
+  judged = [row for row in report.rows if row.role in ('method', 'baseline')]
+  reference, control = report.row(REFERENCE), report.control
+  if judged and not (reference and control):
+    missing = 'plain fine-tuning (K = 0)' if reference else 'Retrain'
+    return [say('verdicts', 'none', missing=missing)]
+  return [_verdict(row, control) for row in judged if control]
+
+
+def _verdict(row: Row, control: Row) -> str:
+  facts: dict[str, Any] = {'label': row.label, 'control': control.label}
+  if estimate(control, GAP) is None and estimate(row, GAP):
+    return say('verdicts', 'unknown_control', **facts)
+  difference = estimate(row, judging.GAP_MINUS)
+  if difference is None:
+    return say('verdicts', 'unknown', **facts)
+  mean, low, high = difference.mean, difference.low, difference.high
+  facts['side'] = 'closer to' if mean < 0 else 'farther from'
+  facts['mean'] = judging.number(100 * abs(mean), 2)
+  if low is None or high is None:
+    return say('verdicts', 'one_seed', **facts)
+  kind = 'undecided' if low <= 0 <= high else 'decided'
+  if high < 0:
+    mean, low, high = -mean, -high, -low
+  numbers = [judging.number(100 * share, 2) for share in (mean, low, high)]
+  seeds = len(judging.pairs(row, control))
+  return say('verdicts', kind, numbers=numbers, seeds=seeds, **facts)
+
+
+def yardsticks(report: Report) -> list[str]:
+  """How far from Retrain the source and K = 0 are, and who is no nearer."""
+  # Who is no closer than the source has not been shown to forget anything,
+  # whatever its forget accuracy.
+  source = report.row(SOURCE)
+  named = {'the untouched source': source}
+  named |= {'plain fine-tuning (K = 0)': report.control}
+  distances = [
+    f'{name} {judging.plus_minus(gap, 100, 2)}'
+    for name, row in named.items()
+    if (gap := estimate(row, GAP))
+  ]
+  unproven = [
+    row.label
+    for row in report.rows
+    if source and row.role not in ('source', 'reference')
+    if (difference := judging.paired_difference(row, source))
+    and difference.high is not None
+    and difference.high >= 0
+  ]
+  found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
+  return [say('yardsticks', n, rows=own) for n, own in found.items() if own]

@@ -3,32 +3,29 @@
 from collections.abc import Mapping
 import dataclasses
 import pathlib
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.reproduction.presets import Name, Part
-from experiments.study import degrees, engine, planning, results, study
+from experiments import config
+from experiments.reproduction.presets import Name
+from experiments.study import degrees, engine, planning, results
 from experiments.study.planning import Plan
 from experiments.study.results import Results
 from experiments.study.stages import Stage
+from experiments.study.study import identity
 from experiments.workdir.directory import Workdir
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError
 
 
-class Job(NamedTuple):
-  """A stage, and the artefacts that need it."""
-
-  stage: Stage
-  artefacts: tuple[str, ...]
-
-
 def planned(
-  parts: Mapping[Name, Part], root: pathlib.Path, settings: Mapping[str, Any]
+  studies: Mapping[Name, config.Study],
+  root: pathlib.Path,
+  settings: Mapping[str, Any],
 ) -> dict[Name, Plan]:
   """The stages of every study, whose `settings` say where and by whom."""
   plans = {}
-  for name, part in parts.items():
-    own = dataclasses.replace(part.study, **settings)
+  for name, study in studies.items():
+    own = dataclasses.replace(study, **settings)
     try:
       plans[name] = planning.plan(own, root / name.problem)
     except InputError as error:  # It names a study's flag, not one of ours.
@@ -37,11 +34,9 @@ def planned(
   return plans
 
 
-def jobs(
-  parts: Mapping[Name, Part], plans: Mapping[Name, Plan]
-) -> dict[str, Job]:
+def stages(plans: Mapping[Name, Plan]) -> dict[str, Stage]:
   """The stages of all studies by key, each once and after its parents."""
-  found: dict[str, Job] = {}
+  found: dict[str, Stage] = {}
   for name, plan in plans.items():
     for stage in plan.stages:
       words = [name.problem]
@@ -51,27 +46,25 @@ def jobs(
       title = ' · '.join([*words, stage.title])
       # What fails is named on the page, and the rest is done.
       own = dataclasses.replace(stage, title=title, required=False)
-      job = found.setdefault(stage.key, Job(own, ()))
-      serves = dict.fromkeys((*job.artefacts, *parts[name].artefacts))
-      found[stage.key] = job._replace(artefacts=tuple(serves))
+      found.setdefault(stage.key, own)
   return found
 
 
 def compute(
-  wanted: Mapping[str, Job], plans: Mapping[Name, Plan], workdir: Workdir
+  wanted: Mapping[str, Stage], plans: Mapping[Name, Plan], workdir: Workdir
 ) -> dict[Name, Results]:
   """Carries out what is not done, and measures what came out."""
   setups = {name.problem: plan.setup for name, plan in plans.items()}
   claimed = [workdir] + [
-    Workdir(workdir.root / name, study.identity(setup))
+    Workdir(workdir.root / name, identity(setup))
     for name, setup in setups.items()
   ]
   for own in claimed:
     own.claim()
   errors: dict[str, str] = {}
   if wanted:
-    stages = [job.stage for job in wanted.values()]
-    errors = engine.run(stages, next(iter(plans.values())).study)
+    asked = next(iter(plans.values())).study
+    errors = engine.run([*wanted.values()], asked)
   found = {name: results.measured(plan, errors) for name, plan in plans.items()}
   for own in claimed[::-1]:
     own.release()
@@ -79,13 +72,13 @@ def compute(
 
 
 def stage_records(
-  wanted: Mapping[str, Job], found: Mapping[Name, Results]
+  wanted: Mapping[str, Stage], found: Mapping[Name, Results]
 ) -> list[dict[str, Any]]:
   """Every stage: what it took, or why it failed."""
   errors = {k: e for own in found.values() for k, e in own.errors.items()}
   made = []
-  for key, (stage, artefacts) in wanted.items():
-    own = {'key': key, 'title': stage.title, 'artefacts': artefacts}
+  for key, stage in wanted.items():
+    own = {'key': key, 'title': stage.title}
     if key in errors:
       own['error'] = errors[key]
     else:
@@ -101,16 +94,14 @@ def measured_records(found: Mapping[Name, Results]) -> list[dict[str, Any]]:
   for name, own in found.items():
     for place, run in enumerate(own.plan.runs):
       where = {**name._asdict(), 'seed': run.seed}
-      for text, stage in {'source': run.source, **run.strategies}.items():
-        model = own.outcomes[text][place]
-        if model is not None:
-          row = {'key': stage.key, 'strategy': text, **where}
+      for text, column in own.outcomes.items():
+        if (model := column[place]) is not None:
+          row = {'key': model.stage.key, 'strategy': text, **where}
           row |= {'measured': model.values, 'history': model.record.history}
-          made.setdefault((stage.key, name.fraction), row)
+          made.setdefault((model.stage.key, name.fraction), row)
       for (text, _), stage in (run.degrees or [{}])[0].items():
         if stage.key not in own.errors:
           row = {'key': stage.key, 'degree_of': text, **where}
-          every = row['generators'] = degrees.read(stage).generators
-          row['degrees'] = [generator.held_out.degree for generator in every]
+          row['generators'] = degrees.read(stage).generators
           made.setdefault((stage.key, name.fraction), row)
   return list(made.values())

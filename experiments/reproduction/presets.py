@@ -161,22 +161,15 @@ class Preset:
     )
 
 
-class Part(NamedTuple):
-  """A study, and the artefacts that it serves."""
-
-  study: config.Study
-  artefacts: tuple[str, ...]
-
-
-def studies(preset: Preset, only: Iterable[str]) -> dict[Name, Part]:
+def studies(preset: Preset, only: Iterable[str]) -> dict[Name, config.Study]:
   """What has to be computed for the artefacts that are wanted."""
   found = {}
   for problem in preset.problems:
     shown = set(only).intersection(problem.shows)
     for name, artefacts, texts, changes in _asked(preset, problem, shown):
-      if serves := tuple(a for a in artefacts if a in shown):
+      if shown.intersection(artefacts):
         study = preset.study(problem, name, texts)
-        found[name] = Part(dataclasses.replace(study, **changes), serves)
+        found[name] = dataclasses.replace(study, **changes)
   return found
 
 

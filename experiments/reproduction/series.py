@@ -73,13 +73,14 @@ class Numbers:
         found[seed] = value
     return found
 
+  def stop_epochs(self, at: Place, row: str) -> list[int | None]:
+    """When the stop rule held in each seed of a row of tables; None: never."""
+    found = self._outcomes(at.name('table'), self.text(at, row))
+    return [own.stop_epoch for own in found.values()]
+
   def cut_off(self, at: Place, *rows: str) -> bool:
     """Whether a seed of a row never met the stop rule: a bound is all then."""
-    return any(
-      own.stop_epoch is None
-      for row in rows
-      for own in self._outcomes(at.name('table'), self.text(at, row)).values()
-    )
+    return any(None in self.stop_epochs(at, row) for row in rows)
 
   def _outcomes(self, name: Name, text: str) -> dict[int, Outcome]:
     """Of each seed that has not failed."""

@@ -9,21 +9,16 @@ A number is judged by whether our interval contains it, if the preset has the
 paper's data and networks, and if the interval is narrow enough to have missed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
 from experiments.report import judging
 from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
-from experiments.reproduction import paper, series
+from experiments.reproduction import paper, presets, series
 from experiments.reproduction.paper import WORDS
-from experiments.reproduction.presets import (
-  GRANULARITIES,
-  Place,
-  Problem,
-  Sweep,
-)
+from experiments.reproduction.presets import Place, Problem, Sweep
 from experiments.reproduction.series import NULL, Numbers, Series
 from unlearn_jax.evaluation import METRICS
 from unlearn_jax.metrics import Interval
@@ -149,21 +144,15 @@ def judge(found: Numbers) -> list[Judgement]:
   made: list[Judgement] = []
   for artefact in found.only:
     for problem in found.problems(artefact):
-      orders = _orders(found, problem, ORDERS.get(artefact, ()))
-      others = _OTHERS.get(artefact, lambda *_: ())(found, problem)
-      for words, finding in (*orders, *others):
-        made.append(Judgement(artefact, words, *finding))
+      said = [
+        _order(found, own, first, last)
+        for own in ORDERS.get(artefact, ())
+        for first, last in _ends(found, problem, own)
+      ]
+      if artefact in _OTHERS:
+        said += _OTHERS[artefact](found, problem)
+      made += [Judgement(artefact, words, *own) for words, own in said]
   return made
-
-
-def _orders(
-  found: Numbers, problem: Problem, orders: Iterable[Order]
-) -> Iterator[Said]:
-  for _, alike in itertools.groupby(orders, lambda own: own.shares):
-    group = list(alike)
-    for first, last in _ends(found, problem, group[0]):
-      for own in group:
-        yield _order(found, own, first, last)
 
 
 def _ends(
@@ -198,8 +187,8 @@ def _order(found: Numbers, own: Order, first: Place, last: Place) -> Said:
   if found.cut_off(first, *doubtful.get(verdict, ())):
     verdict = UNDECIDED
     evidence += ', but a time was cut off: no stop in time'
-  words = {'share': first.share, 'first': first.share, 'last': last.share}
-  said = own.says.format(problem=first.problem.name, **words)
+  ends = {'share': first.share, 'first': first.share, 'last': last.share}
+  said = own.says.format(problem=first.problem.name, **ends)
   return said, (verdict, evidence)
 
 
@@ -250,7 +239,7 @@ def table_2(found: Numbers, problem: Problem) -> Iterator[Said]:
 
 def figure_5(found: Numbers, problem: Problem) -> Iterator[Said]:
   """Figure 5: there is a best K."""
-  units = zip(GRANULARITIES, ('scalars', 'tensors'))
+  units = zip(presets.GRANULARITIES, ('scalars', 'tensors'))
   for (granularity, unit), at in itertools.product(units, problem.places):
     said = f'{at}: some K up to 50 ({unit}) is optimal, with a larger'
     best = series.best_k(found.of_k(at, granularity))

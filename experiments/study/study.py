@@ -4,7 +4,7 @@ import pathlib
 import time
 
 from experiments import config
-from experiments.report import degree, pages, rendering, saving
+from experiments.report import degree, pages, rendering
 from experiments.report.model import to_json
 from experiments.report.sections import Section
 from experiments.study import (
@@ -109,7 +109,7 @@ def measure_degree(
   }
   page = parallel.by_first(
     lambda: str(
-      saving.save(
+      rendering.save(
         root,
         'degree',
         f'Unlearning degree of {label}',
