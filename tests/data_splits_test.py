@@ -78,7 +78,8 @@ def test_ids():
     np.array([7, 3]),
     np.array(['train_07', '3']),
     (np.int32(7), 'train_03'),
-    ['-0007'.removeprefix('-'), '03'],
+    ['0007', '03'],
+    np.isin(np.arange(20), [3, 7]),
   ):
     splits = data.split_forget(None, dataset, ids=ids)
     assert splits.forget.indices.tolist() == [3, 7]
@@ -93,7 +94,7 @@ def test_ids_that_are_numbers_are_no_rows():
   # An integer is a row all the same.
   rows = data.split_forget(None, dataset, ids=[0, 3]).forget.indices
   assert rows.tolist() == [0, 3]
-  with pytest.raises(base.InputError, match="'0' is out of range.*5 ids"):
+  with pytest.raises(base.InputError, match="'0' is no training.*5 ids"):
     data.split_forget(None, dataset, ids=['0'])
 
 
@@ -127,12 +128,12 @@ def test_fraction_that_leaves_nothing(fraction, count):
     (list(range(20)), '20 of 20'),
     (['train_07', '7'], r"ids\[1\]: '7' repeats ids\[0\]"),
     ([3, 3], r'ids\[1\]: 3 repeats ids\[0\]'),
-    (['train_20'], r"ids\[0\]: 'train_20' is neither.*0\.\.19 or an id"),
-    (['20'], r"ids\[0\]: '20' is out of range; allowed is 0\.\.19"),
-    (['-1'], r"ids\[0\]: '-1' is out of range; allowed is 0\.\.19"),
-    ([20], r'ids\[0\]: 20 is out of range; allowed is 0\.\.19'),
-    ([-1], r'ids\[0\]: -1 is out of range'),
-    ([1.0], r'ids\[0\]: 1.0; allowed are str and int'),
+    (['train_20'], r"ids\[0\]: 'train_20' is no training.*0\.\.19 or an id"),
+    (['20'], r"ids\[0\]: '20' is no training example; allowed is 0\.\.19"),
+    (['-1'], r"ids\[0\]: '-1' is no training example; allowed is 0\.\.19"),
+    ([20], r'ids\[0\]: 20 is no training example; allowed is 0\.\.19'),
+    ([-1], r'ids\[0\]: -1 is no training example'),
+    ([1.0], r'ids\[0\]: 1.0 is no training example'),
   ],
 )
 def test_ids_that_cannot_be(ids, words):
@@ -146,10 +147,9 @@ def test_one_of_fraction_and_ids():
       data.split_forget(key(), make_dataset(), **arguments)
 
 
-@pytest.mark.parametrize('wrong', [None, 0, np.array([0, 1], np.uint32)])
-def test_keys_are_typed(wrong):
+def test_a_draw_needs_a_key():
   with pytest.raises(ValueError, match='typed PRNG key'):
-    data.split_forget(wrong, make_dataset(), 0.1)
+    data.split_forget(None, make_dataset(), 0.1)
 
 
 def test_classes_lost():
@@ -187,7 +187,6 @@ def ids_file(tmp_path):
     ('train_03\r\n1\r\n', [1, 3]),
     (b'\xef\xbb\xbf3\n', [3]),
     ('0019\n0\n', [0, 19]),
-    ('-0', [0]),
   ],
 )
 def test_read_ids(ids_file, content, rows):
@@ -202,31 +201,31 @@ def test_ids_of_files_may_have_spaces_and_hashes(ids_file):
   content = 'c #1/a.png # the first\n# b\n c \n# no id\n'
   read = data.read_ids(ids_file('c #1/a.png\n# b\n c \n# no id\n'), dataset)
   assert read.tolist() == [0, 1, 2]
-  with pytest.raises(base.InputError, match=":1: 'c' is neither"):
+  with pytest.raises(base.InputError, match=":1: 'c' is no"):
     data.read_ids(ids_file(content), dataset)
 
 
 def test_numbers_in_a_data_set_with_numbers_as_ids(ids_file):
   dataset = make_dataset(['12', '7', '3'])
-  assert data.read_ids(ids_file('7\n003'), dataset).tolist() == [1, 2]
-  with pytest.raises(base.InputError, match=r":1: '1' is out .* such as '12'"):
+  assert data.read_ids(ids_file('7\n3'), dataset).tolist() == [1, 2]
+  with pytest.raises(base.InputError, match=r":1: '1' is no .* such as '12'"):
     data.read_ids(ids_file('1'), dataset)
 
 
 @pytest.mark.parametrize(
   ('content', 'line', 'words'),
   [
-    ('1\n20\n', 2, ["'20' is out of range", '0..19']),
-    ('-1', 1, ["'-1' is out of range", '0..19']),
-    ('9' * 5000, 1, ['is out of range', '5002 characters', '0..19']),
+    ('1\n20\n', 2, ["'20' is no training", '0..19']),
+    ('-1', 1, ["'-1' is no training", '0..19']),
+    ('9' * 5000, 1, ['is no training example', '5002 characters', '0..19']),
     ('1\n\n#\n01\n', 4, ["'01' repeats line 1"]),
     ('train_03\n3', 2, ["'3' repeats line 1"]),
-    ('1.5', 1, ["'1.5' is neither a number nor a known id", '0..19']),
-    ('1 2', 1, ["'1 2' is neither"]),
-    ('cat\x1b[31m', 1, [r"'cat\x1b[31m' is neither"]),
-    ('\u0661', 1, [r"'\u0661' is neither"]),
-    ('1\r2', 1, [r"'1\r2' is neither"]),
-    ('1\n\u2028x', 2, ["'x' is neither"]),
+    ('1.5', 1, ["'1.5' is no training example", '0..19']),
+    ('1 2', 1, ["'1 2' is no training"]),
+    ('cat\x1b[31m', 1, [r"'cat\x1b[31m' is no training"]),
+    ('\u0661', 1, [r"'\u0661' is no training"]),
+    ('1\r2', 1, [r"'1\r2' is no training"]),
+    ('1\n\u2028x', 2, ["'x' is no training"]),
   ],
 )
 def test_read_ids_names_line_and_text(ids_file, content, line, words):

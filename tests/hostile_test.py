@@ -82,7 +82,7 @@ def facts_of(string, unseen=True):
 
   def generator(level, number):
     found = Standing(4, 0.9, 0.88, 0.8, 0.8 - level)
-    pixels = metrics.PixelChange(linf=0.03, rms=0.01, psnr=None, ssim=0.9)
+    pixels = metrics.PixelChange(linf=0.03, rms=0.01)
     return model.Generator(number, *[found] * 4, pixels, False)
 
   found = [model.Estimate(x, x - 0.02, x + 0.02) for x in (0.3, 0.02, 0.28)]

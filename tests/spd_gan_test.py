@@ -367,20 +367,8 @@ def test_pixel_change_by_hand():
   change = metrics.pixel_change(before, after)
   assert change.linf == pytest.approx(0.2)
   assert change.rms == pytest.approx(0.2 / 8)
-  assert change.psnr == pytest.approx(-20 * math.log10(0.025), rel=1e-5)
-  assert change.ssim < 1
   same = metrics.pixel_change(before, before)
-  assert same == dataclasses.replace(same, linf=0, rms=0, psnr=None)
-  assert same.ssim == pytest.approx(1)
-
-
-def test_ssim_of_constant_images_by_the_formula():
-  """Without variance it is (2ab + c1) / (a² + b² + c1), c1 = 0.01²."""
-  for side in (2, 12):
-    images = np.full((3, side, side, 3), 51.0)
-    got = metrics.pixel_change(images, 2 * images).ssim
-    expected = (2 * 0.2 * 0.4 + 1e-4) / (0.04 + 0.16 + 1e-4)
-    assert got == pytest.approx(expected, rel=1e-4), side
+  assert same == metrics.PixelChange(linf=0, rms=0)
 
 
 class BrokenOffError(Exception):

@@ -19,7 +19,6 @@ from .evaluation import METRICS, Evidence, Metric, evaluate
 from .finetuning import Budget, StopRule, minimize, monitor
 from .masks import (
   count_scalars,
-  count_tensors,
   last_k_mask,
   random_topk_mask,
   randomk_mask,
@@ -76,7 +75,6 @@ __all__ = [
   'accuracy',
   'calibrated_degree',
   'count_scalars',
-  'count_tensors',
   'definition_order',
   'donor_mix',
   'evaluate',

@@ -76,6 +76,21 @@ def _finite(tree: Any) -> jax.Array:
   return functools.reduce(jnp.logical_and, found)
 
 
+def of_trained(tree: Any, trained: Sequence[bool]) -> Any:
+  """The tree, None in place of each leaf that does not move."""
+  leaves, treedef = jax.tree.flatten(tree)
+  kept = [x if moves else None for x, moves in zip(leaves, trained)]
+  return jax.tree.unflatten(treedef, kept)
+
+
+def _merged(moving: Any, every: Any) -> Any:
+  return jax.tree.map(
+    lambda own, still: still if own is None else own,
+    *(moving, every),
+    is_leaf=lambda x: x is None,
+  )
+
+
 @functools.lru_cache(maxsize=64)
 def program(
   model: Model,
@@ -110,14 +125,9 @@ def program(
     the epoch until its last step.
   """
 
-  def merge(moving: list, still: list, treedef: Any) -> Any:
-    parts = {True: iter(moving), False: iter(still)}
-    return treedef.unflatten([next(parts[moves]) for moves in trained])
-
   def epoch(rank, state: TrainState, sets, movable, span, streamed):
-    leaves, treedef = jax.tree.flatten(state.model.params)
-    frozen = [leaf for leaf, moves in zip(leaves, trained) if not moves]
-    moving = [leaf for leaf, moves in zip(leaves, trained) if moves]
+    every = state.model.params
+    moving = of_trained(every, trained)
     first, last, begin = (0, steps, 0) if whole else span[:3]
     before = span[3] * steps
     next_key, augment_key, orders = _plan(
@@ -148,7 +158,7 @@ def program(
       batches = tuple(map(draw, sets, positions, images, keys))
 
       def objective(moving):
-        params = merge(moving, frozen, treedef)
+        params = _merged(moving, every)
         own = ModelState(params, batch_stats)
         return loss(model, own, batches, before + number)
 
@@ -170,8 +180,7 @@ def program(
       step,
       (moving, state.model.batch_stats, state.opt_state, jnp.zeros(steps)),
     )
-    params = merge(moving, frozen, treedef)
-    model_state = ModelState(params, batch_stats)
+    model_state = ModelState(_merged(moving, every), batch_stats)
     # Where the host looks anyway: a broken state shows in its losses.
     losses = jnp.where(_finite((moving, batch_stats)), losses, jnp.nan)
     key = jnp.where(last == steps, next_key, state.key)

@@ -25,7 +25,7 @@ from unlearn_jax.base import (
   TrainState,
   tensor_paths,
 )
-from unlearn_jax.epoch import Augment, Loss
+from unlearn_jax.epoch import Augment, Loss, of_trained
 from unlearn_jax.snapshots import Course, Epoch, Keeper, Snapshot
 
 # Seconds that a call to the devices lasts, about. What wants to interrupt a
@@ -164,10 +164,6 @@ def fit(
   trained = tuple(path not in frozen for path in paths)
   if frozen:
     model = frozen_model(model, frozen)
-
-  def of_trained(tree: Any) -> list:
-    return [x for x, moves in zip(jax.tree.leaves(tree), trained) if moves]
-
   program = functools.partial(
     epoch.program, model, loss, optimizer, sizes, steps, trained, augment
   )
@@ -175,9 +171,9 @@ def fit(
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
-    TrainState(own, optimizer.init(of_trained(own.params)), key)
+    TrainState(own, optimizer.init(of_trained(own.params, trained)), key)
   )
-  movable = None if update_mask is None else of_trained(update_mask)
+  movable = of_trained(update_mask, trained)
   inputs = parallel.replicate((runner.sets, movable))
   now = keeper.load(train_state) if keeper else None
   if now is None:

@@ -58,8 +58,8 @@ def bars(
 ) -> Figure:
   """Bars of means from top to bottom, their intervals, a dot for each value."""
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
-  # unless a dot is beyond: it fits dots rather than intervals, which of two
-  # seeds are easily ten times as wide.
+  # unless something is beyond: dots in any case, and intervals, but of those
+  # of two seeds, easily ten times as wide, no more than as much again.
   figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
   axes = figure.subplots()
   for place, bar in enumerate(shown):
@@ -77,8 +77,10 @@ def bars(
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
   every += [bar.mean.mean for bar in shown]
   low, high = 100 * min(every), 100 * max(most, *every)
+  reach = [100 * e for b in shown for e in (b.mean.low, b.mean.high) if e]
   room = 0.03 * (high - low)  # A dot at an end is whole.
-  axes.set_xlim(low - room, high + room)
+  left, right = max(min(low, *reach), 2 * low - high), max(high, *reach)
+  axes.set_xlim(left - room, min(right, 2 * high - low) + room)
   axes.grid(axis='x')
   axes.set_xlabel(xlabel)
   return legend(figure)

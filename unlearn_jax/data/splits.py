@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 import os
 import pathlib
 import re
-from typing import TypeGuard
+from typing import Any
 
 import jax
 import numpy as np
 
 from unlearn_jax import base
 
-# Digits that no row number needs; int() refuses thousands of them.
-_MAX_DIGITS = 18
+# A row in decimal; int() refuses thousands of digits.
+_ROW = re.compile('[0-9]{1,18}')
 
 
 def split_forget(
@@ -38,8 +38,9 @@ def split_forget(
       uniformly without replacement. Not used with `ids`, may be None then.
     dataset: N training examples.
     fraction: of D to forget, in (0, 1).
-    ids: the examples to forget: ids (str), or rows (integers, or decimal
-      text where the ids of `dataset` are not numbers themselves).
+    ids: the examples to forget: ids (str), rows (integers, or decimal text
+      where the ids of `dataset` are not numbers themselves), or a boolean
+      mask of all.
 
   Returns:
     The splits; `indices` of `forget` and `retain` are sorted int32.
@@ -68,15 +69,7 @@ def split_forget(
       f'ids: {len(rows)} of {total} training examples; allowed is a forget set'
       f' of 1..{total - 1}'
     )
-  forget = np.zeros(total, bool)
-  forget[rows] = True
-  train = dataset.train
-  return base.Splits(
-    train=train,
-    forget=train.take(np.flatnonzero(forget).astype(np.int32)),
-    retain=train.take(np.flatnonzero(~forget).astype(np.int32)),
-    test=dataset.test,
-  )
+  return base.Splits.of(dataset.train, np.sort(rows), dataset.test)
 
 
 def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
@@ -165,43 +158,30 @@ def classes_lost(splits: base.Splits, num_classes: int) -> list[int]:
 
 
 class _Finder:
-  """The row that a text means."""
+  """The row that an entry means."""
 
   def __init__(self, dataset: base.Dataset):
     ids = dataset.ids.tolist()
-    self.total = len(ids)
-    self.row_of = {name: row for row, name in enumerate(ids)}
-    self.numeric = any(_is_number(name) for name in ids)
+    self.total, self.row_of = len(ids), {name: i for i, name in enumerate(ids)}
     # Ids that merely count the rows need no explanation.
     counting = ids == [str(row) for row in range(len(ids))]
-    sample = _shown(ids[0])
-    if counting:
-      self.allowed = f'0..{self.total - 1}'
-    elif self.numeric:
-      self.allowed = f"the data set's {self.total} ids, such as {sample}"
-    else:
-      self.allowed = f'0..{self.total - 1} or an id such as {sample}'
-
-  def __call__(self, text: str) -> int:
-    if text in self.row_of:
-      return self.row_of[text]
-    if not _is_number(text):
-      raise base.InputError(
-        f'{_shown(text)} is neither a number nor a known id; allowed is'
-        f' {self.allowed}'
-      )
-    number = text.lstrip('-').lstrip('0') or '0'
-    if text.startswith('-') and number != '0':
-      number = '-' + number
+    self.numeric = not counting and any(map(_ROW.fullmatch, ids))
+    self.allowed = f'0..{self.total - 1}'
     if self.numeric:
-      # '007' is 7, unless an id is spelt '007'.
-      if number in self.row_of:
-        return self.row_of[number]
-    elif len(number) <= _MAX_DIGITS and 0 <= int(number) < self.total:
-      return int(number)
-    raise base.InputError(
-      f'{_shown(text)} is out of range; allowed is {self.allowed}'
-    )
+      self.allowed = f"the data set's {self.total} ids, such as {ids[0]!r}"
+    elif not counting:
+      self.allowed += f' or an id such as {_shown(ids[0])}'
+
+  def __call__(self, entry: Any) -> int:
+    row = self.row_of.get(entry) if isinstance(entry, str) else entry
+    if row is None and not self.numeric and _ROW.fullmatch(entry):
+      row = int(entry)
+    whole = isinstance(row, int | np.integer) and not isinstance(row, bool)
+    if not whole or not 0 <= row < self.total:
+      raise base.InputError(
+        f'{_shown(entry)} is no training example; allowed is {self.allowed}'
+      )
+    return int(row)
 
 
 def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
@@ -229,8 +209,8 @@ def _drawn(key: base.Key | None, total: int, fraction: float) -> np.ndarray:
       f'fraction: {fraction} of {total} training examples is {count};'
       f' allowed is a forget set of 1..{total - 1}'
     )
-  if not _is_typed_key(key):
-    raise ValueError('key: allowed is a typed PRNG key, as jax.random.key(0)')
+  if key is None:
+    raise ValueError('key=None, allowed: a typed PRNG key, jax.random.key(0)')
   return np.asarray(jax.random.permutation(key, total)[:count])
 
 
@@ -238,27 +218,17 @@ def _rows_of(
   ids: Sequence[str] | Sequence[int] | np.ndarray, dataset: base.Dataset
 ) -> np.ndarray:
   """Rows of ids given in a program, in their order."""
-  total = dataset.train.size
   find = _Finder(dataset)
+  found = np.asarray(ids)
+  if found.dtype == bool and found.shape == (find.total,):
+    return np.flatnonzero(found)
   place_of: dict[int, int] = {}
   entries = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
   for place, entry in enumerate(entries):
-    if isinstance(entry, str):
-      try:
-        row = find(entry)
-      except base.InputError as error:
-        raise base.InputError(f'ids[{place}]: {error}') from None
-    else:
-      try:
-        row = entry.__index__()
-      except (AttributeError, TypeError):
-        raise ValueError(
-          f'ids[{place}]: {_shown(entry)}; allowed are str and int'
-        ) from None
-      if not 0 <= row < total:
-        raise base.InputError(
-          f'ids[{place}]: {row} is out of range; allowed is 0..{total - 1}'
-        )
+    try:
+      row = find(entry)
+    except base.InputError as error:
+      raise base.InputError(f'ids[{place}]: {error}') from None
     if row in place_of:
       raise base.InputError(
         f'ids[{place}]: {_shown(entry)} repeats ids[{place_of[row]}]; allowed'
@@ -266,16 +236,6 @@ def _rows_of(
       )
     place_of[row] = place
   return np.array(list(place_of), np.int64)
-
-
-def _is_typed_key(key: object) -> TypeGuard[jax.Array]:
-  return isinstance(key, jax.Array) and jax.dtypes.issubdtype(
-    key.dtype, jax.dtypes.prng_key
-  )
-
-
-def _is_number(text: str) -> bool:
-  return re.fullmatch(r'-?[0-9]+', text) is not None
 
 
 def _shown(value: object) -> str:

@@ -24,13 +24,11 @@ from unlearn_jax.masks.scalars import (
 )
 from unlearn_jax.masks.tensors import (
   count_scalars,
-  count_tensors,
   last_k_mask,
 )
 
 __all__ = [
   'count_scalars',
-  'count_tensors',
   'last_k_mask',
   'random_topk_mask',
   'randomk_mask',

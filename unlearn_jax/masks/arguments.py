@@ -10,9 +10,6 @@ import numpy as np
 # One past the largest number of scalars: they are counted in uint32.
 LIMIT = 2**32 - 1
 
-GRANULARITIES = ('scalar', 'leaf')
-SCOPES = ('global', 'leaf')
-
 
 def size_of(tree: Any) -> int:
   """N, the number of scalars in the tree; `ValueError` if out of range."""
@@ -59,10 +56,3 @@ def budgets(k: Any, sizes: list[int]) -> list[Any]:
   if isinstance(checked, int):
     return [min(checked, size) for size in sizes]
   return [jnp.minimum(checked, np.uint32(size)) for size in sizes]
-
-
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-  """Raises `ValueError` unless `value` is one of two words."""
-  if value not in allowed:
-    first, second = (repr(word) for word in allowed)
-    raise ValueError(f'{name} is {value!r}; allowed are {first} and {second}.')

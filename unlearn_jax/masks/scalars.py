@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import Key, Mask, Params, tensor_paths
+from unlearn_jax.base import Key, Mask, Params, require, tensor_paths
 from unlearn_jax.masks import arguments, host, keys, spmd, tensors
 from unlearn_jax.masks.pieces import Plan, Source
 
@@ -74,12 +74,12 @@ def topk_mask(
     >>> jax.tree.map(lambda m: m.tolist(), topk_mask(grads, grads, k=2))
     {'a': [False, True], 'b': [True, False]}
   """
-  arguments.check_choice('granularity', granularity, arguments.GRANULARITIES)
-  arguments.check_choice('scope', scope, arguments.SCOPES)
-  if granularity == scope == 'leaf':
-    raise ValueError(
-      "scope is 'leaf'; allowed with granularity='leaf' is 'global'."
-    )
+  known = granularity in ('scalar', 'leaf')
+  require('granularity', granularity, known, "'scalar' or 'leaf'")
+  known = scope in ('global', 'leaf')
+  require('scope', scope, known, "'global' or 'leaf'")
+  holds = scope == 'global' or granularity == 'scalar'
+  require('scope', scope, holds, "'global' with granularity='leaf'")
   chex.assert_trees_all_equal_structs(params, grads)
   chex.assert_trees_all_equal_shapes(params, grads)
   paths, treedef = tensor_paths(grads), jax.tree.structure(grads)

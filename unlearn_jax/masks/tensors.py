@@ -63,29 +63,9 @@ def count_scalars(mask: Mask) -> int:
     >>> count_scalars({'a': jnp.array([True, False]), 'b': jnp.array(True)})
     2
   """
-  return sum(int(number) for number in _counts(mask))
-
-
-def count_tensors(mask: Mask) -> int:
-  """How many tensors have at least one chosen scalar.
-
-  Args:
-    mask: boolean tree.
-
-  Returns:
-    The number of leaves with a true scalar.
-
-  Example:
-    >>> count_tensors({'a': jnp.array([True, True]), 'b': jnp.array(False)})
-    1
-  """
-  return sum(number > 0 for number in _counts(mask))
-
-
-def _counts(mask: Mask) -> list[int]:
-  """The number of true scalars in each leaf."""
-  chex.assert_type(jax.tree.leaves(mask), bool)
-  return [int(jnp.sum(x, dtype=jnp.uint32)) for x in jax.tree.leaves(mask)]
+  leaves = jax.tree.leaves(mask)
+  chex.assert_type(leaves, bool)
+  return sum(int(jnp.sum(x, dtype=jnp.uint32)) for x in leaves)
 
 
 @jax.jit
