@@ -173,7 +173,7 @@ class _Finder:
       self.allowed += f' or an id such as {_shown(ids[0])}'
 
   def __call__(self, entry: Any) -> int:
-    row = self.row_of.get(entry) if isinstance(entry, str) else entry
+    row: Any = self.row_of.get(entry) if isinstance(entry, str) else entry
     if row is None and not self.numeric and _ROW.fullmatch(entry):
       row = int(entry)
     whole = isinstance(row, int | np.integer) and not isinstance(row, bool)
