@@ -299,3 +299,60 @@ def test_read_ids_of_anything(content, named):
       assert rows[0] >= 0 and rows[-1] < 20
   finally:
     os.unlink(path)
+
+
+# Arrays given in a program.
+
+IMAGES = np.zeros((6, 2, 2, 1), np.uint8)
+ALL = base.Examples.of(IMAGES, np.arange(6))
+
+
+@pytest.mark.parametrize(
+  'labels',
+  [[0, 1, 2, 0, 1, 2], np.array([[0], [1], [2], [0], [1], [2]], np.uint8)],
+)
+def test_labels_are_taken_from_lists_and_columns(labels):
+  got = base.Examples.of(IMAGES, labels)
+  assert got.labels.tolist() == [0, 1, 2, 0, 1, 2]
+  assert got.labels.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+  'labels, words',
+  [
+    (np.zeros(4, int), r'int64\[4\], allowed: integers \[6\]'),
+    (np.eye(6, 3), r'float64\[6, 3\], allowed: integers \[6\]'),
+    (np.zeros(6), r'float64\[6\], allowed: integers'),
+    (np.array([0, 1, -1, 0, 1, 0]), 'labels=-1, allowed: 0 or more'),
+    (['cat'] * 6, r'<U3\[6\], allowed: integers'),
+  ],
+)
+def test_labels_that_cannot_be(labels, words):
+  with pytest.raises(ValueError, match=words):
+    base.Examples.of(IMAGES, labels)
+
+
+def test_a_forget_set_by_mask():
+  mask = np.isin(np.arange(6), [1, 4])
+  for forget in ([4, 1], mask, jax.numpy.asarray(mask)):
+    splits = base.Splits.of(ALL, forget, ALL)
+    assert sorted(splits.forget.indices.tolist()) == [1, 4]
+    assert splits.retain.indices.tolist() == [0, 2, 3, 5]
+  assert ALL.take(mask).indices.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize(
+  'forget, words',
+  [
+    ([-1], r'forget=\[-1\], allowed: integers from 0 to 5'),
+    ([6], r'forget=\[6\], allowed: integers from 0 to 5'),
+    ([2, 3, 2], r'forget=\[2\], allowed: each example once'),
+    ([1.0], r'forget are float64\[1\], allowed: integers'),
+    (np.ones(5, bool), r'forget are bool\[5\], allowed: .* boolean mask \[6\]'),
+    ([], 'forget=0, allowed: 1 to 5 of 6'),
+    (np.ones(6, bool), 'forget=6, allowed: 1 to 5 of 6'),
+  ],
+)
+def test_forget_sets_that_cannot_be(forget, words):
+  with pytest.raises(ValueError, match=words):
+    base.Splits.of(ALL, forget, ALL)

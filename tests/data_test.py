@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -813,3 +814,100 @@ def test_importing_is_light():
   modules = set(done.stdout.split())
   assert 'unlearn_jax.data' in modules
   assert not modules & {'sklearn', 'tensorflow_datasets', 'tensorflow'}
+
+
+# Images that are not what they seem.
+
+
+def image_folder(root, write):
+  """Two classes of 4×6 pixels; `write(file)` makes one of the images anew."""
+  for split in ('train', 'test'):
+    for name in ('a', 'b'):
+      (root / split / name).mkdir(parents=True)
+      file = root / split / name / 'x.png'
+      PIL.Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(file)
+  (root / 'train/a/x.png').unlink()
+  write(root / 'train/a/x')
+  return f'folder:{root}'
+
+
+def test_images_are_turned_as_exif_says(tmp_path):
+  pixels = np.arange(24, dtype=np.uint8).reshape(6, 4)
+
+  def write(file):
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # It was taken with the camera turned.
+    PIL.Image.fromarray(pixels).save(f'{file}.png', exif=exif)
+
+  dataset = data.load(image_folder(tmp_path, write))
+  np.testing.assert_array_equal(
+    dataset.train.images[0, :, :, 0], np.rot90(pixels, -1)
+  )
+
+
+def animated(file):
+  frames = [PIL.Image.fromarray(np.full((4, 6), v, np.uint8)) for v in (9, 99)]
+  frames[0].save(f'{file}.gif', save_all=True, append_images=frames[1:])
+
+
+def deep(file):
+  rows = b''.join(b'\0' + bytes(36) for _ in range(4))
+  header = struct.pack('>IIBBBBB', 6, 4, 16, 2, 0, 0, 0)
+
+  def chunk(kind, content):
+    whole = kind + content
+    length, crc = len(content), zlib.crc32(whole)
+    return struct.pack('>I', length) + whole + struct.pack('>I', crc)
+
+  parts = chunk(b'IHDR', header), chunk(b'IDAT', zlib.compress(rows))
+  signature = b'\x89PNG\r\n\x1a\n'
+  pathlib.Path(f'{file}.png').write_bytes(
+    b''.join([signature, *parts, chunk(b'IEND', b'')])
+  )
+
+
+def postscript(file):
+  text = '%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 4\n%%EndComments\n'
+  pathlib.Path(f'{file}.eps').write_text(text)
+
+
+@pytest.mark.parametrize(
+  'write, words',
+  [
+    (animated, '2 frames, allowed is one'),
+    (deep, 'has pixels of mode I;16; allowed are 8 bits a channel'),
+    (postscript, 'cannot be read as an image'),
+  ],
+)
+def test_images_that_would_be_misread_are_refused(
+  tmp_path, monkeypatch, write, words
+):
+  ran = []
+  monkeypatch.setattr(subprocess, 'Popen', lambda *a, **k: ran.append(a))
+  assert words in error_of(data.load, image_folder(tmp_path, write))
+  assert not ran
+
+
+def test_channels_come_last(tmp_path):
+  file = tmp_path / 'first.npz'
+  first = {
+    name: np.zeros((6, 3, 8, 8), np.uint8) for name in ('x_train', 'x_test')
+  }
+  np.savez(file, **npz_arrays(**first, y_test=np.arange(6) % 3))
+  message = error_of(data.load, f'npz:{file}')
+  assert 'x_train has shape (6, 3, 8, 8)' in message
+  assert message.endswith('allowed is channels last')
+
+
+@pytest.mark.parametrize('column', [False, True])
+def test_classes_are_the_labels_that_there_are(tmp_path, column):
+  """Keras's labels are [N, 1], others begin at 1 or have gaps."""
+  file = tmp_path / 'gaps.npz'
+  y_train, y_test = np.array([10, 1, 5000] * 2), np.array([5000, 1])
+  if column:
+    y_train, y_test = y_train[:, None], y_test[:, None]
+  np.savez(file, **npz_arrays(y_train=y_train, y_test=y_test))
+  dataset = data.load(f'npz:{file}')
+  assert dataset.class_names == ('1', '10', '5000')
+  assert dataset.train.labels.tolist() == [1, 0, 2] * 2
+  assert dataset.test.labels.tolist() == [2, 0]

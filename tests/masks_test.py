@@ -460,3 +460,29 @@ def test_counts():
   assert masks.count_scalars({}) == 0
   with pytest.raises(AssertionError):
     masks.count_scalars({'a': jnp.ones(3)})
+
+
+@pytest.mark.parametrize('dtype', ['int8', 'uint8', 'int32'])
+@pytest.mark.parametrize('k, count', [(100, 100), (-3, 1), (120, 120)])
+def test_a_traced_k_of_any_dtype(dtype, k, count):
+  if dtype.startswith('u') and k < 0:
+    return
+  grads = jnp.arange(1000.0)
+  mask = jax.jit(lambda k: masks.topk_mask(grads, grads, k))(
+    jnp.asarray(k, dtype)
+  )
+  assert mask.sum() == count
+
+
+def test_a_traced_random_k_below_k_top_is_k_top():
+  grads = jnp.arange(40.0)
+  mask = jax.jit(
+    lambda k: masks.random_topk_mask(jax.random.key(0), grads, grads, k, 5)
+  )(3)
+  assert np.flatnonzero(mask).tolist() == [35, 36, 37, 38, 39]
+
+
+@pytest.mark.parametrize('k', [jnp.int32(3), np.array(3), jnp.float32(0.075)])
+def test_a_k_that_is_an_array_of_one_number(k):
+  grads = jnp.arange(40.0)
+  assert masks.topk_mask(grads, grads, k).sum() == 3

@@ -322,3 +322,26 @@ def test_statistics_move_by_a_tenth_a_step(name):
   for path, leaf in zip(tensor_paths(stats), jax.tree.leaves(stats)):
     want = 0.9 if path.endswith('var') else 0.0
     np.testing.assert_allclose(leaf, want, atol=1e-6, err_msg=path)
+
+
+def test_the_order_of_mappings_that_are_no_dict():
+  from flax import nnx
+  from flax.core import FrozenDict
+
+  class Net(nnx.Module):
+    def __init__(self, rngs):
+      self.stem = nnx.Linear(2, 3, rngs=rngs)
+      self.head = nnx.Linear(3, 2, rngs=rngs)
+
+  def frozen(key):
+    inner = FrozenDict({'z': jnp.ones(1), 'y': jnp.ones(2)})
+    return FrozenDict({'b': jnp.ones(1), 'a': inner})
+
+  assert models.definition_order(frozen) == ('b', 'a/z', 'a/y')
+  # NNX sorts by name: EU-K would work on the stem.
+  with pytest.raises(
+    ValueError, match='^params is a State, whose order is not'
+  ):
+    models.definition_order(
+      lambda key: nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)[1]
+    )

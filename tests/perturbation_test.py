@@ -7,7 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from unlearn_jax import perturbation
+from unlearn_jax import masks, perturbation
 
 KEY = jax.random.key(0)
 
@@ -251,3 +251,24 @@ def test_reinitialize_needs_alike_trees():
   ):
     with pytest.raises(AssertionError):
       perturbation.reinitialize(params, bad, mask)
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_a_scaled_scalar_is_rounded_once(dtype):
+  params = {'w': jnp.asarray(np.linspace(0.5, 3, 999), dtype)}
+  mask = {'w': jnp.ones(999, bool)}
+  got = perturbation.perturb(params, mask, -0.9)['w']
+  exact = np.asarray(params['w'], np.float64) * (1 - 0.9)
+  once = jnp.asarray(exact, jnp.float32).astype(dtype)
+  np.testing.assert_array_equal(got, once)
+  assert got.dtype == dtype
+
+
+@pytest.mark.parametrize('leaf', [np.int32(3), np.complex64(1j), True, len])
+def test_what_is_no_float_is_refused(leaf):
+  params = {'w': jnp.ones(2), 'x': leaf}
+  mask = {'w': jnp.ones(2, bool), 'x': jnp.array(True)}
+  with pytest.raises(ValueError, match=r"params\['x'\] is .*, allowed: floats"):
+    perturbation.perturb(params, mask, 1.0)
+  with pytest.raises(ValueError, match=r"params\['x'\] is .*, allowed: floats"):
+    masks.randomk_mask(jax.random.key(0), params, 1)

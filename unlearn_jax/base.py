@@ -71,6 +71,21 @@ def require(name: str, value: Any, holds: bool, allowed: str) -> None:
     raise ValueError(f'{name}={shown(repr(value))}, allowed: {allowed}')
 
 
+def require_floats(name: str, tree: Params) -> None:
+  """Raises a `ValueError` unless every leaf of a tree is real numbers.
+
+  Example:
+    >>> require_floats('params', {'step': np.int32(3)})
+    Traceback (most recent call last):
+    ...
+    ValueError: params['step'] is int32, allowed: floats
+  """
+  for path, leaf in zip(tensor_paths(tree), jax.tree.leaves(tree)):
+    kind = getattr(leaf, 'dtype', np.dtype(type(leaf)))
+    if not jax.numpy.issubdtype(kind, np.floating):
+      raise ValueError(f'{name}[{path!r}] is {kind}, allowed: floats')
+
+
 def require_file(path: str | os.PathLike) -> None:
   """Refuses what is no file: reading a pipe or a device may never end.
 
@@ -346,10 +361,19 @@ def stateless(
     >>> model.apply(state, jax.numpy.ones((1, 2)), False)[0].tolist()
     [[1.0, 1.0]]
   """
-  return Model(
-    apply=lambda state, x, train: (apply(state.params, x), state.batch_stats),
-    **fields,
-  )
+  return Model(_Stateless(apply), **fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stateless:
+  """`Model.apply`; equal for one `apply`, so that programs are shared."""
+
+  apply: Callable[[Params, Array], jax.Array]
+
+  def __call__(
+    self, state: ModelState, images: Array, train: bool
+  ) -> tuple[jax.Array, Any]:
+    return self.apply(state.params, images), state.batch_stats
 
 
 class Context(NamedTuple):

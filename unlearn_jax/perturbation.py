@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import Key, Mask, Params
+from unlearn_jax.base import Key, Mask, Params, require_floats
 
 
 def perturb(params: Params, mask: Mask, epsilon: float) -> Params:
@@ -39,9 +39,13 @@ def perturb(params: Params, mask: Mask, epsilon: float) -> Params:
   _check_mask(params, mask)
   # A Python float, unlike a NumPy one, leaves the dtype of w alone.
   epsilon = float(epsilon)
-  return jax.tree.map(
-    lambda w, chosen: jnp.where(chosen, w + epsilon * w, w), params, mask
-  )
+
+  def scaled(w, chosen):
+    # Rounded once: in bfloat16, ω + ε·ω would be off by some per cent.
+    wide = w.astype(jnp.promote_types(w.dtype, jnp.float32))
+    return jnp.where(chosen, (wide + epsilon * wide).astype(w.dtype), w)
+
+  return jax.tree.map(scaled, jax.tree.map(jnp.asarray, params), mask)
 
 
 def donor_mix(
@@ -147,6 +151,7 @@ def _check_finite(epsilon: float) -> None:
 
 
 def _check_mask(params: Params, mask: Mask) -> None:
+  require_floats('params', params)
   chex.assert_trees_all_equal_structs(params, mask)
   chex.assert_trees_all_equal_shapes(params, mask)
   chex.assert_type(jax.tree.leaves(mask), bool)

@@ -111,8 +111,9 @@ class Planner:
   def source(self, run: int) -> Stage:
     """M of one run."""
     study, recipe = self.study, self.study.training.resolved
-    names = (*setups.COMMON, 'dtype')
-    facts = [getattr(self.setup.facts, name) for name in names]
+    own = self.setup.facts
+    facts = [own.model, own.width, own.num_classes]
+    facts += [own.data_fingerprint, own.dtype]
     seed = study.draws.seed + run
     return Stage(
       self.root,

@@ -29,7 +29,10 @@ from unlearn_jax.data import images, streaming
 
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
 # What two models must have in common to be compared.
-COMMON = ('model', 'width', 'num_classes', 'data_fingerprint')
+COMMON = (
+  *('model', 'width', 'dtype', 'num_classes'),
+  *('pixel_mean', 'pixel_std', 'data_fingerprint'),
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,8 +32,8 @@ __all__ = [
 # Read or prepared with nothing else installed. `load` takes more than these.
 NAMES = ('digits', 'cifar10', 'cifar100', 'fashion_mnist', 'mnist')
 
-# How many examples are hashed at a time.
-_PIECE = 1024
+# Bytes that are hashed at a time, about.
+_PIECE = 2**24
 
 
 def load(
@@ -170,8 +170,10 @@ def fingerprint(
       shape = (len(rows), *array.shape[1:])
       digest.update(f'{dtype.str}{shape}'.encode())
       # By the piece: the images may be more than the memory.
-      for start in range(0, len(rows), _PIECE):
-        piece = np.asarray(array[rows[start : start + _PIECE]], dtype)
+      each = math.prod(shape[1:]) * dtype.itemsize
+      count = max(1, _PIECE // max(1, each))
+      for start in range(0, len(rows), count):
+        piece = np.asarray(array[rows[start : start + count]], dtype)
         digest.update(
           np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
         )

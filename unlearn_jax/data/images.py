@@ -13,8 +13,8 @@ from unlearn_jax import base
 # Below this a channel is constant; dividing by it would make noise of nothing.
 MIN_STD = 1e-3
 
-# How many images are added up at a time.
-_PIECE = 1024
+# Pixels that are added up at a time, about.
+_PIECE = 2**22
 
 
 def pixel_statistics(examples: base.Examples) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +38,9 @@ def pixel_statistics(examples: base.Examples) -> tuple[np.ndarray, np.ndarray]:
   """
   images, rows = examples.images, np.asarray(examples.indices)
   total, squares = np.zeros((2, *images.shape[1:]))
-  for start in range(0, len(rows), _PIECE):
-    piece = np.asarray(images[rows[start : start + _PIECE]], np.float64)
+  count = max(1, _PIECE // max(1, total.size))
+  for start in range(0, len(rows), count):
+    piece = np.asarray(images[rows[start : start + count]], np.float64)
     total += piece.sum(0)
     squares += np.square(piece).sum(0)
   mean = (total / len(rows)).mean((0, 1))

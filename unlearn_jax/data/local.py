@@ -27,6 +27,7 @@ Parts = tuple[
 ]
 
 _DIGITS_TEST = 360
+_FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
 _NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
 
 
@@ -85,6 +86,12 @@ def read_npz(
         ' width] or [N, height, width, channels], none of them 0'
       )
     parts[name] = images[..., None] if images.ndim == 3 else images
+    shape = parts[name].shape
+    if shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4):
+      raise base.InputError(
+        f'{file}: {name} has shape {shape}, which looks like [N, channels,'
+        ' height, width]; allowed is channels last'
+      )
   size, test_size = parts['x_train'].shape[1:], parts['x_test'].shape[1:]
   if size != test_size:
     raise base.InputError(
@@ -119,10 +126,11 @@ def read_npz(
 def read_folder(folder: str | os.PathLike[str]) -> Parts:
   """Image files in train/CLASS/ and test/CLASS/.
 
-  Any image that Pillow reads, all of one size, 8 bits a channel; transparency
-  is dropped. All are grayscale or, if one is not, all become RGB. The classes
-  are the folders in train/, sorted by name. Hidden files are skipped. The id
-  of an example is its path relative to train/.
+  PNG, JPEG, BMP, GIF, PPM, TIFF or WebP, all of one size, one frame and 8 bits
+  a channel, turned as EXIF says; transparency is dropped. All are grayscale or,
+  if one is not, all become RGB. The classes are the folders in train/, sorted
+  by name. Hidden files are skipped. The id of an example is its path relative
+  to train/.
 
   Args:
     folder: holds `train` and `test`.
@@ -281,13 +289,25 @@ def _is_utf8(name: str) -> bool:
 def _read_image(file: pathlib.Path) -> np.ndarray:
   """uint8 `[height, width, channels]`, 1 channel for gray or 3 for RGB."""
   import PIL.Image
+  import PIL.ImageOps
 
   base.require_file(file)
   try:
-    with warnings.catch_warnings(), PIL.Image.open(file) as image:
+    # Others, such as EPS, have Pillow start programs.
+    with (
+      warnings.catch_warnings(),
+      PIL.Image.open(file, formats=_FORMATS) as opened,
+    ):
+      image: Any = opened
       # Millions of pixels, declared in a few bytes.
       warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
       mode = image.mode
+      if getattr(image, 'n_frames', 1) > 1:
+        raise ValueError(f'{image.n_frames} frames, allowed is one')
+      if ';16' in str(image.tile):
+        mode = 'I;16'
+      else:
+        image = PIL.ImageOps.exif_transpose(image)
       if mode in ('1', 'L', 'LA', 'La'):
         return np.asarray(image.convert('L'))[..., None]
       if not mode.startswith(('I', 'F')):

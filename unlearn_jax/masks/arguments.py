@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unlearn_jax.base import require_floats
+
 # One past the largest number of scalars: they are counted in uint32.
 LIMIT = 2**32 - 1
 
 
 def size_of(tree: Any) -> int:
   """N, the number of scalars in the tree; `ValueError` if out of range."""
+  require_floats('params', tree)
   size = sum(sizes_of(tree))
   if not 1 <= size < LIMIT:
     raise ValueError(
@@ -32,7 +35,10 @@ def number(name: str, k: Any, size: int) -> int | jax.Array:
   A traced integer cannot be checked: it is clipped.
   """
   if isinstance(k, jax.core.Tracer) and jnp.issubdtype(k.dtype, jnp.integer):
-    return jnp.clip(k, 1, size).astype(jnp.uint32)
+    most = min(size, jnp.iinfo(k.dtype).max)  # What its dtype can hold.
+    return jnp.clip(k, 1, most).astype(jnp.uint32)
+  if isinstance(k, jax.Array | np.ndarray) and k.ndim == 0:
+    k = k if isinstance(k, jax.core.Tracer) else k.item()
   if isinstance(k, int | np.integer) and not isinstance(k, bool):
     if 1 <= k <= size:
       return int(k)

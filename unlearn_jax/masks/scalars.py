@@ -265,6 +265,8 @@ def random_topk_mask(
         f'k_top is {k_top!r}, {top_number} scalars; allowed are at most '
         f'k_random, {number} scalars.'
       )
+  else:
+    number = jnp.maximum(jnp.uint32(number), jnp.uint32(top_number))
   top = topk_mask(params, grads, top_number)
   return _random(key, params, number, top, top_number)
 

@@ -1,10 +1,11 @@
 """The table of models, and how a Linen module becomes a `Model`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import importlib
 from typing import Any, NamedTuple
 
 from flax import linen as nn
+from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,6 +192,9 @@ def definition_order(init: Callable[[Key], Any]) -> tuple[str, ...]:
   Returns:
     '/'-joined paths, as `base.tensor_paths` writes them.
 
+  Raises:
+    ValueError: another mapping, which may have lost that order.
+
   Example:
     >>> definition_order(lambda key: {'w': jnp.ones(2), 'b': jnp.ones(1)})
     ('w', 'b')
@@ -199,15 +203,20 @@ def definition_order(init: Callable[[Key], Any]) -> tuple[str, ...]:
 
   def visit(tree: Any, path: str) -> None:
     children: Iterable[tuple[Any, Any]] = ()
-    if isinstance(tree, dict):
+    if isinstance(tree, dict | FrozenDict):
       children = tree.items()
+    elif isinstance(tree, Mapping):  # NNX sorts what it makes a State of.
+      raise ValueError(
+        f'{path or "params"} is a {type(tree).__name__}, whose order is not'
+        ' that of its definition, allowed: a dict, or an order given by hand'
+      )
     elif hasattr(tree, '_fields'):
       children = zip(tree._fields, tree)
     elif isinstance(tree, list | tuple):
       children = enumerate(tree)
     for name, child in children:
       visit(child, f'{path}/{name}' if path else str(name))
-    if not isinstance(tree, dict | list | tuple):
+    if not isinstance(tree, dict | FrozenDict | list | tuple):
       for leaf_path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]:
         tail = jax.tree_util.keystr(leaf_path, simple=True, separator='/')
         found.append('/'.join(part for part in (path, tail) if part))
