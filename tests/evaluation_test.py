@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from unlearn_jax import attacks, evaluation, parallel
+from unlearn_jax import attacks, evaluation, parallel, training
 from unlearn_jax.base import Examples, ModelState, Splits, stateless
 from unlearn_jax.calibration import calibrated_degree
 from unlearn_jax.evaluation import METRICS, Cost, Evidence, Metric, Predictions
+from unlearn_jax.strategies import finetune
+from unlearn_jax.unlearning import unlearn
 
 LABELS = np.arange(30, dtype=np.int32) % 3
 EVERY = Examples.of(np.zeros((30, 1), np.float32), LABELS)
@@ -23,10 +25,10 @@ SPLITS = Splits(
 
 def one_hot(labels, wrong=0):
   """Sure and right, except on the first `wrong` examples."""
-  out = np.full((len(labels), 3), 0.05, np.float32)
+  out = np.full((len(labels), 3), np.log(0.05), np.float32)
   chosen = np.asarray(labels).copy()
   chosen[:wrong] = (chosen[:wrong] + 1) % 3
-  out[np.arange(len(labels)), chosen] = 0.9
+  out[np.arange(len(labels)), chosen] = np.log(0.9)
   return out
 
 
@@ -137,14 +139,14 @@ def test_every_row_says_what_a_reader_needs_and_what_is_better():
 
 def test_a_metric_is_added_by_a_row(monkeypatch):
   def confidence(evidence):
-    return float(evidence.own.forget.max(1).mean())
+    return float(np.exp(evidence.own.forget.max(1)).mean())
 
   row = Metric('confidence', 'Confidence', confidence, needs=())
   monkeypatch.setitem(METRICS, row.name, row)
   assert evaluation.measure(EVIDENCE)['confidence'] == pytest.approx(0.9)
   assert list(evaluation.measure(EVIDENCE))[-1] == 'confidence'
   found = evaluation.evaluate(*problem())
-  assert 0 < found['confidence'] <= 1
+  assert found['confidence'] > 0
 
 
 def problem():
@@ -214,3 +216,50 @@ def test_what_one_generator_says_alone_does_not_separate():
   assert found.verdict == 'cannot tell'
   steady = calibrated_degree([0.1, 0.11, 0.1, 0.11, 0.1], [0.0] * 5)
   assert steady.verdict == 'separates' and steady.difference.low > 0
+
+
+def a_problem(labels, classes):
+  examples = Examples.of(np.eye(4, dtype=np.float32), labels)
+  model = stateless(
+    lambda params, x: x @ params,
+    init=lambda key: ModelState(jnp.zeros((4, classes))),
+  )
+  return model, Splits.of(examples, [0], examples)
+
+
+@pytest.mark.parametrize(
+  'labels, classes, words',
+  [
+    ([1, 2, 3, 1], 3, 'labels=3, allowed: 0 to 2, the classes'),
+    ([0, 1, 0, 1], 1, r'logits float32\[1, 1\], allowed: \[B, C\] of 2'),
+  ],
+)
+def test_what_does_not_fit_the_logits_is_refused(labels, classes, words):
+  model, splits = a_problem(labels, classes)
+  state = ModelState(jnp.zeros((4, classes)))
+  key = jax.random.key(0)
+  for call in (
+    lambda: evaluation.evaluate(model, state, state, splits),
+    lambda: training.train(key, model, splits.train, epochs=1, batch_size=4),
+    lambda: unlearn(key, model, state, splits, finetune()),
+  ):
+    with pytest.raises(ValueError, match=words):
+      call()
+
+
+def test_the_attack_sees_what_softmax_rounds():
+  """Members have logits of 22, the others of 20: both are p = 1 in float32."""
+  x = np.repeat([22.0, 20.0], 50).astype(np.float32)[:, None]
+  every = Examples.of(x, np.zeros(100, int))
+  train, test = every.take(np.arange(50)), every.take(np.arange(50, 100))
+  splits = Splits.of(train, np.arange(25), test)
+  model = stateless(lambda w, x: jnp.concatenate([w * x, 0 * x], 1))
+  state = ModelState(jnp.float32(1))
+  found = evaluation.evaluate(model, state, state, splits)
+  assert found['mia_auc'] == 1.0
+
+
+def test_margins_by_hand():
+  logits = np.array([[2.0, 0, 0], [0, np.log(9), -np.inf], [1e4, 0, 0]])
+  got = attacks.true_class_margin(logits, [0, 1, 1])
+  np.testing.assert_allclose(got, [2 - np.log(2), np.log(9), -1e4], rtol=1e-12)

@@ -22,7 +22,7 @@ from unlearn_jax.base import (
   stateless,
   tensor_paths,
 )
-from unlearn_jax.prediction import per_example_loss, predict
+from unlearn_jax.prediction import predict
 from unlearn_jax.timing import Stopwatch
 
 MODEL, SPLITS = helpers.model(), helpers.splits()
@@ -364,12 +364,6 @@ def test_predictions_are_exact_for_every_batch_size(batch_size):
   want = jax.nn.softmax(logits)
   got = predict(MODEL, state, SPLITS.test, batch_size=batch_size)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-def test_per_example_loss_by_hand():
-  probabilities = np.array([[0.25, 0.75], [1.0, 0.0]], np.float32)
-  got = per_example_loss(probabilities, np.array([1, 1]))
-  np.testing.assert_allclose(got, [-np.log(0.75), 100.0])
 
 
 def test_statistics_are_the_averages_over_batches():

@@ -534,7 +534,7 @@ def test_right_parents_are_taken(binary, flag, name, made, monkeypatch):
 
 @pytest.mark.parametrize('harm', helpers.HARMS)
 @pytest.mark.parametrize(
-  'file', ['record.json', 'predictions.npz', 'manifest.json', 'forget.txt']
+  'file', ['record.json', 'logits.npz', 'manifest.json', 'forget.txt']
 )
 def test_a_damaged_stage_is_named(harm, file, made, tmp_path):
   root = tmp_path / 'run'

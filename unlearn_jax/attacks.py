@@ -1,7 +1,30 @@
 """Membership inference: can an attacker tell who was trained on?"""
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+
+
+def true_class_margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """φ = z_y − log Σ_{c≠y} exp z_c, which is log p_y / (1 − p_y).
+
+  Finite where softmax rounds p_y to 0 or 1; the loss is log(1 + exp(−φ)).
+
+  Args:
+    logits: `[M, C]`, C ≥ 2.
+    labels: integers `[M]` in `[0, C)`.
+
+  Returns:
+    float64 `[M]`.
+
+  Example:
+    >>> float(true_class_margin(np.array([[2.0, 0, 0]]), [0]).round(5)[0])
+    1.30685
+  """
+  others = np.array(logits, np.float64)
+  rows = np.arange(len(others)), np.asarray(labels)
+  own = others[rows]
+  others[rows] = -np.inf
+  return own - special.logsumexp(others, axis=1)
 
 
 def loss_threshold_auc(

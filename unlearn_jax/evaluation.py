@@ -8,15 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+import scipy.special
 
 from unlearn_jax import attacks, metrics
 from unlearn_jax.base import Examples, Model, ModelState, Splits
 from unlearn_jax.divergences import similarity
-from unlearn_jax.prediction import per_example_loss, predict
+from unlearn_jax.prediction import predict, require_classes
 
 
 class Predictions(NamedTuple):
-  """A model's class probabilities.
+  """A model's logits.
 
   Attributes:
     forget: float32 `[|D_UL|, C]`.
@@ -106,14 +107,15 @@ def _accuracy(part: str) -> Callable[[Evidence], float]:
 
 
 def _attack_auc(evidence: Evidence) -> float:
-  losses = [
-    per_example_loss(getattr(evidence.own, part), examples.own_labels)
+  # The margin falls as the loss rises, and is not 0 where the model is sure.
+  margins = [
+    attacks.true_class_margin(getattr(evidence.own, part), examples.own_labels)
     for part, examples in (
       ('forget', evidence.splits.forget),
       ('test', evidence.splits.test),
     )
   ]
-  return attacks.loss_threshold_auc(*losses)
+  return attacks.loss_threshold_auc(*(-margin for margin in margins))
 
 
 def _gap(evidence: Evidence) -> float | None:
@@ -147,7 +149,8 @@ def _retention_rate(evidence: Evidence) -> float | None:
 def _similarity(evidence: Evidence) -> float | None:
   if evidence.retrained is None:
     return None
-  return similarity(evidence.own.forget, evidence.retrained.forget)
+  both = evidence.own.forget, evidence.retrained.forget
+  return similarity(*(scipy.special.softmax(own, axis=1) for own in both))
 
 
 def _acceleration(evidence: Evidence) -> float | None:
@@ -293,7 +296,7 @@ def predict_splits(
 ) -> Predictions:
   """Predicts every example of D_UL, D_RE and the test set."""
   parts: tuple[Examples, ...] = (splits.forget, splits.retain, splits.test)
-  return Predictions(*(predict(model, state, part) for part in parts))
+  return Predictions(*(predict(model, state, p, logits=True) for p in parts))
 
 
 def evaluate(
@@ -329,6 +332,7 @@ def evaluate(
     >>> result['forgetting_rate'], result['gap_to_retrained']
     (1.0, 0.0)
   """
+  require_classes(model, source, splits.train, splits.test)
   evidence = Evidence(
     predict_splits(model, unlearned, splits),
     predict_splits(model, source, splits),

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import parallel
-from unlearn_jax.base import AXIS, Examples, Model, ModelState
+from unlearn_jax.base import AXIS, Examples, Model, ModelState, require
 from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model: Model, per_device: int):
-  """Softmax over every position of a padded index array, in batches.
+def _program(model: Model, per_device: int, logits: bool):
+  """Outputs at every position of a padded index array, in batches.
 
   Streamed images are their own positions.
   """
@@ -22,16 +22,16 @@ def _program(model: Model, per_device: int):
   def predict(rank, state: ModelState, images, positions, streamed):
     def batch(_, chosen):
       inputs = images[chosen] if streamed is None else chosen
-      logits, _ = model.apply(state, inputs, False)
-      return None, jax.nn.softmax(logits.astype(jnp.float32))
+      found = model.apply(state, inputs, False)[0].astype(jnp.float32)
+      return None, found if logits else jax.nn.softmax(found)
 
     devices = len(parallel.devices())
     own = streamed
     if streamed is None:
       own = positions.reshape(-1, devices, per_device)[:, rank]
-    _, probabilities = jax.lax.scan(batch, None, own)
+    _, outputs = jax.lax.scan(batch, None, own)
     # [steps, P, C] on each device to [steps, D, P, C], the padded order.
-    every = jax.lax.all_gather(probabilities, AXIS, axis=1)
+    every = jax.lax.all_gather(outputs, AXIS, axis=1)
     return every.reshape(-1, every.shape[-1])
 
   return parallel.spmd(predict, split=[3])
@@ -43,8 +43,9 @@ def predict(
   examples: Examples,
   *,
   batch_size: int = 512,
+  logits: bool = False,
 ) -> np.ndarray:
-  """Class probabilities of every example, in evaluation mode.
+  """Class probabilities, or logits, of every example, in evaluation mode.
 
   Exact on every example whatever the batch size: what pads the last batch is
   cut off again.
@@ -56,6 +57,7 @@ def predict(
       `data.streaming.limit` come in blocks.
     batch_size: examples a step over all devices; rounded up to a multiple of
       the devices.
+    logits: whether to return these; softmax rounds what a model is sure of.
 
   Returns:
     float32 `[M, C]` on the host, rows in the order of `examples.indices`.
@@ -69,14 +71,15 @@ def predict(
   """
   count = len(parallel.devices())
   share = -(-min(batch_size, max(examples.size, 1)) // count)
-  state, program = parallel.replicate(state), _program(model, share)
+  state = parallel.replicate(state)
+  program = _program(model, share, logits)
   if streaming.streams(examples):
     return _streamed(functools.partial(program, state), examples, share)
   padding = -examples.size % (share * count)
   positions = np.pad(np.asarray(examples.indices), (0, padding))
   images = parallel.replicate(examples.images)
-  probabilities = program(state, images, parallel.replicate(positions), None)
-  return np.asarray(probabilities)[: examples.size]
+  outputs = program(state, images, parallel.replicate(positions), None)
+  return np.asarray(outputs)[: examples.size]
 
 
 def _streamed(
@@ -96,9 +99,25 @@ def _streamed(
   return np.concatenate(parts)[: examples.size]
 
 
-def per_example_loss(
-  probabilities: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
-  """Cross-entropy in nats: `[M, C]`, `[M]` to float64 `[M]`, capped at 100."""
-  chosen = probabilities[np.arange(len(labels)), np.asarray(labels)]
-  return -np.log(np.maximum(chosen.astype(np.float64), np.exp(-100)))
+def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
+  """Refuses outputs that are no logits of classes, and labels beyond them.
+
+  Args:
+    model: the classifier.
+    state: its parameters and BatchNorm statistics.
+    *parts: examples that it is to be trained on or judged by.
+
+  Raises:
+    ValueError: logits that are not `[B, C]` with C ≥ 2, or a label ≥ C.
+  """
+  row = np.asarray(parts[0].images[np.asarray(parts[0].indices[:1])])
+  logits = jax.eval_shape(lambda s: model.apply(s, row, False)[0], state)
+  if logits.ndim != 2 or logits.shape[1] < 2:
+    raise ValueError(
+      f'model: logits {logits.dtype}{list(logits.shape)}, allowed: [B, C] of 2'
+      ' classes or more'
+    )
+  most = logits.shape[1] - 1
+  for part in parts:
+    label = int(part.own_labels.max())
+    require('labels', label, label <= most, f'0 to {most}, the classes')

@@ -26,6 +26,7 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.epoch import Augment, Loss, of_trained
+from unlearn_jax.prediction import require_classes
 from unlearn_jax.snapshots import Course, Epoch, Keeper, Snapshot
 
 # Seconds that a call to the devices lasts, about. What wants to interrupt a
@@ -301,7 +302,7 @@ def train(
     The `Fit`; its `state` is ω.
 
   Raises:
-    ValueError: a model without `init`, or sizes that do not fit.
+    ValueError: a model without `init`, or sizes or labels that do not fit.
 
   Example:
     >>> from unlearn_jax.base import stateless
@@ -317,10 +318,12 @@ def train(
     True
   """
   init_key, fit_key = jax.random.split(key)
+  state = initialize(init_key, model)
+  require_classes(model, state, examples)
   return fit(
     fit_key,
     model,
-    initialize(init_key, model),
+    state,
     [examples],
     epochs=epochs,
     batch_sizes=[batch_size],

@@ -18,7 +18,7 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.divergences import js_divergence
 from unlearn_jax.finetuning import Budget
-from unlearn_jax.prediction import predict
+from unlearn_jax.prediction import predict, require_classes
 from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.strategies import Edit, Strategy
 
@@ -92,7 +92,7 @@ def unlearn(
     The `Unlearning`.
 
   Raises:
-    ValueError: a strategy that does not fit the model.
+    ValueError: a strategy or labels that do not fit the model.
     DivergedError: see `training.fit`.
 
   Example:
@@ -111,6 +111,7 @@ def unlearn(
     {'w': 2}
   """
   budget = Budget() if budget is None else budget
+  require_classes(model, source, splits.train, splits.test)
   if strategy.check:
     strategy.check(source.params, model.order)
   context = Context(key, model, source, splits, retrained)

@@ -79,7 +79,8 @@ def bars(
   low, high = 100 * min(every), 100 * max(most, *every)
   reach = [100 * e for b in shown for e in (b.mean.low, b.mean.high) if e]
   room = 0.03 * (high - low)  # A dot at an end is whole.
-  left, right = max(min(low, *reach), 2 * low - high), max(high, *reach)
+  left = max(min([low, *reach]), 2 * low - high)
+  right = max([high, *reach])
   axes.set_xlim(left - room, min(right, 2 * high - low) + room)
   axes.grid(axis='x')
   axes.set_xlabel(xlabel)

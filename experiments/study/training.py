@@ -170,6 +170,8 @@ def _output(
   if not np.isfinite(record.perturbation_js):
     raise stages.diverged(stage, 0)
   predictions = predict_splits(setup.model, state, splits)
+  if not all(np.isfinite(part).all() for part in predictions):
+    raise stages.diverged(stage, record.history[-1].epoch)
   files = finished.contents(record, **predictions._asdict())
   manifest = Manifest(**dataclasses.asdict(setup.facts), **said)
   return Output(state._asdict(), manifest, files, note)

@@ -14,7 +14,7 @@ from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
 
 T = TypeVar('T')
-FORGET, RECORD, PREDICTIONS = 'forget.txt', 'record.json', 'predictions.npz'
+FORGET, RECORD, PREDICTIONS = 'forget.txt', 'record.json', 'logits.npz'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +136,8 @@ def load(path: pathlib.Path) -> Finished:
   if not (path / RECORD).exists() and 'depends' not in said:
     return Finished(path, state, manifest(path), Record([]), None)
   record = read_record(path, Record)
+  if PREDICTIONS not in said['files_sha256']:  # It kept probabilities.
+    return Finished(path, state, manifest(path), record, None)
   try:
     require_file(path / PREDICTIONS)
     with np.load(path / PREDICTIONS, allow_pickle=False) as arrays:
