@@ -91,7 +91,7 @@ def test_gap_runs_over_what_both_have():
 
 
 def test_gap_of_what_cannot_be():
-  with pytest.raises(ValueError, match=r"metrics_a has \['seconds'\]"):
+  with pytest.raises(ValueError, match=r"metrics=\[\['seconds'\]"):
     metrics.gap({'seconds': 1.0}, {'seconds': 1.0, 'mia_auc': 0.5})
   good = {'mia_auc': 0.5}
   for value in (1.5, np.nan):
@@ -159,7 +159,7 @@ def test_values_have_to_be_numbers(value):
 def test_interval_errors():
   with pytest.raises(ValueError, match=r'values=\[\], allowed'):
     metrics.mean_interval([])
-  with pytest.raises(ValueError, match='control has 1 values; .* has, 2'):
+  with pytest.raises(ValueError, match=r'len\(control\)=1, allowed: 2'):
     metrics.paired_interval([1.0, 2.0], [1.0])
   for confidence in (0, 1, 95, -0.5, np.nan):
     with pytest.raises(ValueError, match=f'confidence={confidence}, allow'):

@@ -201,7 +201,7 @@ def test_donors_come_from_their_tensor_or_from_the_whole_tree(make):
   for name, leaf in SOURCE.params.items():
     assert sorted(np.ravel(own[name])) == sorted(np.ravel(leaf)), name
     assert (own[name] != leaf).any()
-  every = edited(make(ratio=1.0, rule='donor', donor_scope='tree'))
+  every = edited(make(ratio=1.0, rule='tree_donor'))
   assert sorted(np.ravel(every['a'])) != sorted(np.ravel(A))
   both = [
     np.concatenate([p['a'].ravel(), p['z'].ravel()]) for p in (own, every)

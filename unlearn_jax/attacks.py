@@ -3,6 +3,8 @@
 import numpy as np
 from scipy import special, stats
 
+from unlearn_jax.base import require
+
 
 def true_class_margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """φ = z_y − log Σ_{c≠y} exp z_c, which is log p_y / (1 − p_y).
@@ -57,10 +59,8 @@ def loss_threshold_auc(
     ('member_losses', members),
     ('nonmember_losses', others),
   ):
-    if losses.ndim != 1 or not losses.size or np.isnan(losses).any():
-      raise ValueError(
-        f'{name} has shape {losses.shape} and {int(np.isnan(losses).sum())}'
-        ' NaN, allowed: a vector of at least one number, none NaN'
-      )
+    holds = losses.ndim == 1 and losses.size > 0
+    require(name, losses.shape, holds, '[M], M ≥ 1')
+    require(name, 'NaN', not np.isnan(losses).any(), 'numbers')
   statistic = stats.mannwhitneyu(others, members).statistic
   return float(statistic / (members.size * others.size))

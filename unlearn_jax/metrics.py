@@ -162,11 +162,9 @@ def gap(
     if a is not None and b is not None:
       _require_shares(**{f'metrics_a[{name!r}]': a, f'metrics_b[{name!r}]': b})
       differences.append(abs(a - b))
-  if not differences:
-    raise ValueError(
-      f'metrics_a has {sorted(metrics_a)} and metrics_b {sorted(metrics_b)}; '
-      f'allowed are mappings that share one of {", ".join(COMPARED)}.'
-    )
+  names = [sorted(metrics_a), sorted(metrics_b)]
+  allowed = f'mappings that share one of {", ".join(COMPARED)}'
+  require('metrics', names, bool(differences), allowed)
   return float(np.mean(differences))
 
 
@@ -265,11 +263,8 @@ def paired_interval(
   """
   _check_values('values', values)
   _check_values('control', control)
-  if len(values) != len(control):
-    raise ValueError(
-      f'control has {len(control)} values; allowed are as many as values '
-      f'has, {len(values)}.'
-    )
+  alike = len(values) == len(control)
+  require('len(control)', len(control), alike, f'{len(values)}, as of values')
   return mean_interval([v - c for v, c in zip(values, control)], confidence)
 
 

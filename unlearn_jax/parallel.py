@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from unlearn_jax.base import AXIS, InputError
+from unlearn_jax.base import AXIS, InputError, require
 
 T = TypeVar('T')
 
@@ -198,11 +198,9 @@ def per_device(batch_size: int, argument: str = 'batch_size') -> int:
     ValueError: `batch_size` below 1 or not divisible by the devices.
   """
   count = len(devices())
-  if batch_size < 1 or batch_size % count:
-    raise ValueError(
-      f'{argument}={batch_size}, allowed: a positive multiple of the'
-      f' {count} device(s)'
-    )
+  holds = batch_size >= 1 and not batch_size % count
+  allowed = f'a positive multiple of the {count} device(s)'
+  require(argument, batch_size, holds, allowed)
   return batch_size // count
 
 

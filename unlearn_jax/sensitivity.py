@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import parallel
-from unlearn_jax.base import Batch, Model, ModelState, Params
+from unlearn_jax.base import Batch, Model, ModelState, Params, require
 
 REDUCTIONS = ('mean_abs', 'mean', 'single')
 OBJECTIVES = ('loss', 'output_norm')
@@ -64,12 +64,9 @@ def gradient_sensitivity(
     >>> gradient_sensitivity(objective, {'w': jnp.array(2.0)}, x)['w'].item()
     2.0
   """
-  if reduction not in REDUCTIONS:
-    raise ValueError(
-      f'reduction={reduction!r}, allowed: {", ".join(REDUCTIONS)}'
-    )
-  if memory < 0:
-    raise ValueError(f'memory={memory}, allowed: 0 bytes or more')
+  known = reduction in REDUCTIONS
+  require('reduction', reduction, known, ', '.join(REDUCTIONS))
+  require('memory', memory, memory >= 0, '0 bytes or more')
   sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
   if len(sizes) != 1 or 0 in sizes:
     raise ValueError(

@@ -23,6 +23,7 @@ from unlearn_jax.base import (
   Model,
   ModelState,
   TrainState,
+  require,
   tensor_paths,
 )
 from unlearn_jax.epoch import Augment, Loss, of_trained
@@ -86,11 +87,8 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
   Raises:
     ValueError: a batch that is larger than the set.
   """
-  if batch_size > examples.size:
-    raise ValueError(
-      f'batch_size={batch_size}, allowed: at most the {examples.size}'
-      ' examples that are trained on'
-    )
+  allowed = f'at most the {examples.size} examples that are trained on'
+  require('batch_size', batch_size, batch_size <= examples.size, allowed)
   return examples.size // batch_size
 
 

@@ -213,11 +213,9 @@ def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
   try:
     expanded = pathlib.Path(path).expanduser()
     os.lstat(expanded)
-  except RuntimeError as error:  # No such user.
-    raise base.InputError(f'{base.shown(path)}: {error}') from None
   except (FileNotFoundError, NotADirectoryError):
     pass
-  except (OSError, ValueError) as error:
+  except (RuntimeError, OSError, ValueError) as error:  # No such user, a NUL.
     reason = getattr(error, 'strerror', None) or error
     raise base.InputError(f'{base.shown(path)}: {reason}') from None
   return expanded
@@ -236,11 +234,6 @@ def _nothing_prepared(name: str, root: pathlib.Path) -> str:
         f'{name}: not prepared in {root / plain}; allowed are the'
         f' configurations or versions there, {", ".join(there)}'
       )
-  if plain in NAMES[1:]:
-    return (
-      f'{name}: not prepared in {root}; allowed is {plain}, which is downloaded'
-      ' if need be'
-    )
   if plain in known:
     # `tfds build` would do it too but needs apache_beam.
     command = (
@@ -251,11 +244,7 @@ def _nothing_prepared(name: str, root: pathlib.Path) -> str:
       f'{name}: not prepared in {root}; preparing it needs TensorFlow once: pip'
       f' install tensorflow-cpu importlib_resources, then python -c "{command}"'
     )
-  choices = [*NAMES, *known]
-  near = difflib.get_close_matches(plain.lower(), choices, n=3, cutoff=0.6)
-  if len(plain) > 2:
-    near += [choice for choice in choices if choice.startswith(plain.lower())]
-  near = list(dict.fromkeys(near))[:3]
+  near = difflib.get_close_matches(plain.lower(), [*NAMES, *known], 3, 0.5)
   hint = f'did you mean {" or ".join(near)}? ' if near else ''
   return (
     f'{ascii(name)}: unknown data set; {hint}allowed are {", ".join(NAMES)},'

@@ -10,6 +10,7 @@ import os
 import pathlib
 from typing import Any
 import warnings
+import zipfile
 
 import numpy as np
 
@@ -203,37 +204,21 @@ def _npz_arrays(
 ) -> dict[str, np.ndarray]:
   """The four arrays as they are in the file."""
   base.require_file(file)
+  arrays, name, allowed = {}, 'the file', ', '.join(_NPZ_ARRAYS)
   try:
-    loaded: Any = np.load(file, allow_pickle=False)
+    with zipfile.ZipFile(file) as archive:
+      found = sorted(path.removesuffix('.npy') for path in archive.namelist())
+      for name in _NPZ_ARRAYS:
+        if name not in found:
+          raise ValueError(f'missing; found: {", ".join(found) or "nothing"}')
+        # Labels are read to be verified, and are small.
+        beyond = map_beyond if name.startswith('x_') else math.inf
+        arrays[name] = npz.read(archive, name, beyond)
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
-      f'{file}: not an npz file ({_reason(error)}); allowed is what np.savez'
-      ' writes'
+      f'{file}: {name} cannot be read ({_reason(error)}); allowed is an npz of'
+      f' the plain arrays {allowed}'
     ) from None
-  if not isinstance(loaded, np.lib.npyio.NpzFile):
-    raise base.InputError(
-      f'{file}: holds a single array; allowed is an npz of'
-      f' {", ".join(_NPZ_ARRAYS)}'
-    )
-  arrays = {}
-  with loaded:
-    assert loaded.zip is not None  # It is when it is closed.
-    for name in _NPZ_ARRAYS:
-      if name not in loaded.files:
-        found = ', '.join(sorted(loaded.files)) or 'nothing'
-        raise base.InputError(
-          f'{file}: {name} is missing (found: {found}); allowed is an npz of'
-          f' {", ".join(_NPZ_ARRAYS)}'
-        )
-      # Labels are read to be verified, and are small.
-      beyond = map_beyond if name.startswith('x_') else math.inf
-      try:
-        arrays[name] = npz.read(loaded.zip, name, beyond)
-      except Exception as error:
-        raise base.InputError(
-          f'{file}: {name} cannot be read ({_reason(error)}); allowed is a'
-          ' plain array without Python objects'
-        ) from None
   return arrays
 
 

@@ -199,11 +199,7 @@ def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
 
 def _drawn(key: base.Key | None, total: int, fraction: float) -> np.ndarray:
   """round(fraction · total) rows, drawn uniformly without replacement."""
-  if not 0 < fraction < 1:
-    raise base.InputError(
-      f'fraction: {fraction}; allowed is a number between 0 and 1, exclusive'
-    )
-  count = round(fraction * total)
+  count = round(fraction * total) if 0 < fraction < 1 else 0
   if not 0 < count < total:
     raise base.InputError(
       f'fraction: {fraction} of {total} training examples is {count};'

@@ -23,7 +23,6 @@ from unlearn_jax.masks.pieces import (
   Plan,
   Source,
   Ties,
-  by_sorting,
   count,
   from_place,
   placed,
@@ -64,29 +63,21 @@ def select(
     start = _kept(start + np.uint32(math.prod(source.shape)))
   wide = _wide(sources)
   by_leaf = len(k) == len(leaves) > 1
-  sorted_masks: dict[int, jax.Array] = {}
+  start = None
   if by_leaf:
-    if plan.whole and wide is not None:
-      sorted_masks = by_sorting(leaves, k, wide)
-    rest = [i for i in range(len(leaves)) if i not in sorted_masks]
-    groups = [[leaves[i]] for i in rest]
-    k = k[np.array(rest, int)]
-    spans = [(int(offsets[i]), int(offsets[i + 1])) for i in rest]
+    groups = [[leaf] for leaf in leaves]
+    spans = [(int(a), int(b)) for a, b in zip(offsets, offsets[1:])]
   else:
-    rest = list(range(len(leaves)))
     known = plan.whole or plan.mesh is not None
     groups = [pooled(leaves) if known else leaves]
     spans = [(0, int(offsets[-1]))]
-  valid, masks = jnp.uint32(0), dict(sorted_masks)
-  if groups:
-    start = None
-    if not by_leaf:
-      start = _start(groups[0], k, spans[0][1], wide, plan, expected)
-    threshold, cut, valid = _cutoff(groups, spans, k, wide, plan, start)
-    for i, leaf in enumerate(rest):
-      g = i if by_leaf else 0
-      masks[leaf] = _mask(leaves[leaf], threshold[g], cut[g], wide, plan)
-  return [masks[i] for i in range(len(leaves))], valid
+    start = _start(groups[0], k, spans[0][1], wide, plan, expected)
+  threshold, cut, valid = _cutoff(groups, spans, k, wide, plan, start)
+  masks = []
+  for i, leaf in enumerate(leaves):
+    g = i if by_leaf else 0
+    masks.append(_mask(leaf, threshold[g], cut[g], wide, plan))
+  return masks, valid
 
 
 def _cutoff(

@@ -16,7 +16,6 @@ memory (`pooled`).
 """
 
 from collections.abc import Callable, Sequence
-import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -308,7 +307,7 @@ def pooled(leaves: Sequence[Piece]) -> list[Piece]:
 
 
 def _small(leaves: Sequence[Piece]) -> set[int]:
-  """Which leaves are joined or sorted."""
+  """Which leaves are joined."""
   room = max(_FREE, sum(leaf.size for leaf in leaves) // _PART)
   chosen = set()
   for i in sorted(range(len(leaves)), key=lambda i: leaves[i].size):
@@ -350,39 +349,3 @@ def sampled(leaves: Sequence[Piece], wide: jnp.dtype, total: int) -> jax.Array:
       key = leaf.make(taken, jnp.zeros(taken[0].shape, jnp.uint32))
       drawn.append(keys.widen(key, leaf.dtype or wide, wide))
   return jnp.sort(jnp.concatenate(drawn))
-
-
-def by_sorting(
-  leaves: Sequence[Piece], k: jax.Array, wide: jnp.dtype
-) -> dict[int, jax.Array]:
-  """Masks of the small leaves, each with a k of its own.
-
-  Args:
-    leaves: pieces that can be reshaped.
-    k: uint32 `[L]`.
-    wide: a dtype that holds the numbers of every leaf.
-
-  Returns:
-    From the index of a small leaf to its mask.
-  """
-
-  def padded(i):
-    return 1 << max(leaves[i].size - 1, 0).bit_length()
-
-  masks = {}
-  chosen = sorted(sorted(_small(leaves)), key=padded)
-  for length, members in itertools.groupby(chosen, key=padded):
-    rows = list(members)
-    stacked = []
-    for i in rows:
-      key = keys.widen(
-        leaves[i].keys().reshape(-1), leaves[i].dtype or wide, wide
-      )
-      # Padding has the lowest key and comes last, so nothing is behind it.
-      stacked.append(jnp.pad(key, (0, length - key.size)))
-    order = jnp.argsort(~jnp.stack(stacked), axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1)
-    for row, i in enumerate(rows):
-      mask = rank[row, : leaves[i].size] < k[i]
-      masks[i] = mask.reshape(leaves[i].shape)
-  return masks

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import AXIS, Array, Key, Model, ModelState
+from unlearn_jax.base import AXIS, Array, Key, Model, ModelState, require
 
 
 class _Family(NamedTuple):
@@ -67,21 +67,15 @@ def build(
     >>> sum(x.size for x in jax.tree.leaves(shapes.params))
     24058
   """
-  if name not in FAMILIES:
-    raise ValueError(f'name={name!r}, allowed: {", ".join(sorted(FAMILIES))}')
+  require('name', name, name in FAMILIES, ', '.join(sorted(FAMILIES)))
   family = FAMILIES[name]
   width = family.width if width is None else width
-  if num_classes < 2:
-    raise ValueError(f'num_classes={num_classes}, allowed: 2 or more')
-  if width < 1:
-    raise ValueError(f'width={width}, allowed: 1 or more')
-  if min(image_shape[:2]) < family.smallest:
-    raise ValueError(
-      f'image_shape={tuple(image_shape)}, allowed for {name}: sides of at'
-      f' least {family.smallest} pixels'
-    )
-  if dtype not in DTYPES:
-    raise ValueError(f'dtype={dtype!r}, allowed: {", ".join(DTYPES)}')
+  require('num_classes', num_classes, num_classes >= 2, '2 or more')
+  require('width', width, width >= 1, '1 or more')
+  holds = min(image_shape[:2]) >= family.smallest
+  allowed = f'sides of at least {family.smallest} pixels for {name}'
+  require('image_shape', tuple(image_shape), holds, allowed)
+  require('dtype', dtype, dtype in DTYPES, ', '.join(DTYPES))
   home = importlib.import_module(f'unlearn_jax.models.{family.module}')
   make = getattr(home, family.name)
   module = make(num_classes=num_classes, width=width, dtype=dtype)

@@ -47,6 +47,6 @@ class DenseNet121(layers.Classifier):
         name = f'transition{block + 1}'
         x = nn.relu(self.norm(x, train, f'{name}_bn'))
         x = self.conv(x.shape[-1] // 2, 1, name=f'{name}_conv')(x)
-        x = layers.mean_pool_2x2(x)
+        x = nn.avg_pool(x, (2, 2), (2, 2))
     x = nn.relu(self.norm(x, train, 'bn'))
     return self.classify(layers.mean_over_pixels(x))

@@ -94,10 +94,3 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
   b, h, w, c = x.shape
   x = x[:, : h // 2 * 2, : w // 2 * 2]
   return x.reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
-
-
-def mean_pool_2x2(x: jax.Array) -> jax.Array:
-  """2×2 mean-pool at stride 2 of `[B, H, W, C]`; an odd last row is dropped."""
-  b, h, w, c = x.shape
-  x = x[:, : h // 2 * 2, : w // 2 * 2]
-  return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))

@@ -23,8 +23,7 @@ from unlearn_jax.strategies.base import (
 Granularity = Literal['scalar', 'leaf']
 Objective = Literal['loss', 'output_norm']
 Reduction = Literal['mean_abs', 'mean', 'single']
-Rule = Literal['scale', 'donor']
-DonorScope = Literal['tensor', 'tree']
+Rule = Literal['scale', 'donor', 'tree_donor']
 Moves = Literal['all', 'scalars']
 
 
@@ -139,7 +138,6 @@ def random_k(
   epsilon: float = 1.0,
   *,
   rule: Rule = 'scale',
-  donor_scope: DonorScope = 'tensor',
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
@@ -151,9 +149,8 @@ def random_k(
   Args:
     ratio: k, a share of all scalars in (0, 1].
     epsilon: ε.
-    rule: scale, ω + ε·ω (Eq. 7), or donor, (1 − ε)·ω + ε·ω_j with another
-      chosen weight (Algorithm 1, line 12).
-    donor_scope: where donors come from: their tensor, or the whole tree.
+    rule: scale, ω + ε·ω (Eq. 7); (tree_)donor, (1 − ε)·ω + ε·ω_j, another
+      chosen weight of its tensor (Algorithm 1, line 12), or of any.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
@@ -171,7 +168,7 @@ def random_k(
   def edit(context: Context) -> Edit:
     params = context.source.params
     mask = masks.randomk_mask(_lot(context), params, float(ratio))
-    return Edit(_changed(context, mask, epsilon, rule, donor_scope), mask)
+    return Edit(_changed(context, mask, epsilon, rule), mask)
 
   return Strategy('Random-k', METHOD, edit, **shared)
 
@@ -182,7 +179,6 @@ def random_top_k(
   epsilon: float = 1.0,
   *,
   rule: Rule = 'scale',
-  donor_scope: DonorScope = 'tensor',
   objective: Objective = 'loss',
   reduction: Reduction = 'mean_abs',
   examples: int = 256,
@@ -199,7 +195,6 @@ def random_top_k(
     ratio: k, as in `random_k`, the Top-K included.
     epsilon: ε.
     rule: as in `random_k`.
-    donor_scope: likewise.
     objective: F, see `sensitivity.model_objective`.
     reduction: see `sensitivity.gradient_sensitivity`.
     examples: of D, that the sensitivity averages.
@@ -224,7 +219,7 @@ def random_top_k(
     mask = masks.random_topk_mask(
       _lot(context), params, scores, float(ratio), k
     )
-    return Edit(_changed(context, mask, epsilon, rule, donor_scope), mask)
+    return Edit(_changed(context, mask, epsilon, rule), mask)
 
   def check(params: Params, order: tuple[str, ...]) -> None:
     _require_k(params, order, k=k, granularity='scalar')
@@ -263,14 +258,13 @@ def _lot(context: Context) -> Key:
 
 
 def _changed(
-  context: Context, mask: Mask, epsilon: float, rule: Rule, scope: DonorScope
+  context: Context, mask: Mask, epsilon: float, rule: Rule
 ) -> Params:
-  params = context.source.params
+  params, key = context.source.params, context.keys.change
   if rule == 'scale':
     return perturbation.perturb(params, mask, epsilon)
-  return perturbation.donor_mix(
-    context.keys.change, params, mask, epsilon, scope=scope
-  )
+  scope = 'tensor' if rule == 'donor' else 'tree'
+  return perturbation.donor_mix(key, params, mask, epsilon, scope=scope)
 
 
 def _shared(
