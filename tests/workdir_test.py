@@ -245,10 +245,23 @@ def test_without_a_whole_save_of_its_own_it_starts_anew(
   told = []
   assert_same(train(partial(tmp_path, told=told)), whole)
   assert told == [] and len(capsys.readouterr().err.splitlines()) == 2
+  assert sum(name.startswith('unfit-') for name in saved(tmp_path)) == 2
   # That of another stage is not taken.
   (tmp_path / '.seed0-source-abc.partial').rename(tmp_path / '.other.partial')
   train(partials.Partial(tmp_path / 'other', 0.0), epochs=1)
   assert 'made with stage=' in capsys.readouterr().err
+
+
+def test_a_save_that_does_not_fit_is_kept_and_taken_where_it_does(
+  tmp_path, whole, capsys
+):
+  train(partial(tmp_path), epochs=3)
+  with jax.default_prng_impl('rbg'):
+    train(partial(tmp_path), epochs=1)
+  assert len(capsys.readouterr().err.splitlines()) == 2
+  told = []
+  assert_same(train(partial(tmp_path, told=told)), whole)
+  assert told == [3] and 'fit' not in capsys.readouterr().err
 
 
 def test_what_a_killed_save_left_is_swept(tmp_path):

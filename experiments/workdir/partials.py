@@ -64,14 +64,17 @@ class Partial:
   def _newest(self, like: TrainState) -> str | None:
     """The name of that save."""
     self._sweep()
-    for path in reversed(self._saves()):
+    every = self.folder.glob('*epoch-*')  # With those that did not fit before.
+    for path in sorted(every, key=_time, reverse=True):
       try:
         self._read(path, like)
       except (InputError, KeyError, TypeError, ValueError) as error:
         if checkpoints.is_unread(error):
           raise
-        _warn(f'{error}; it is removed, and an earlier save or the start taken')
-        shutil.rmtree(path, ignore_errors=True)
+        # It may be whole, and of another version of the code or of JAX.
+        if path.name == _time(path):
+          path.rename(path.with_name(f'unfit-{time.time_ns()}-{path.name}'))
+          _warn(f'{error}; it is kept, and an earlier save or the start taken')
         continue
       return path.name
     return None
@@ -190,6 +193,11 @@ class Partial:
     drafts = self._finished.parent.glob(f'{prefix}*')
     for path in [*drafts, *self.folder.glob('.epoch-*')]:
       shutil.rmtree(path, ignore_errors=True)
+
+
+def _time(path: pathlib.Path) -> str:
+  """Of a save, the end of its name."""
+  return path.name[path.name.index('epoch-') :]
 
 
 def _warn(text: str) -> None:
