@@ -31,7 +31,9 @@ PAPER = {
 
 
 def test_the_layers_are_the_papers_in_order():
-  model = models.from_linen(Generator(channels=3, width=2), (8, 8, 3))
+  model = models.from_linen(
+    Generator(channels=3, width=2), (8, 8, 3), scale=255
+  )
   params = jax.eval_shape(model.init, jax.random.key(0)).params
   shapes = {
     f'{layer}/{name}': leaf.shape
@@ -51,7 +53,7 @@ def test_the_layers_are_the_papers_in_order():
 )
 def test_any_size_and_channels_come_out_as_they_went_in(shape):
   module = Generator(channels=shape[-1], width=2)
-  model = models.from_linen(module, shape)
+  model = models.from_linen(module, shape, scale=255)
   state = jax.eval_shape(model.init, jax.random.key(0))
   for train in (False, True):
     out, stats = jax.eval_shape(
@@ -65,7 +67,7 @@ def test_any_size_and_channels_come_out_as_they_went_in(shape):
 
 def test_outputs_are_within_the_bound_and_reach_it():
   module = Generator(channels=1, width=2, bound=8.0)
-  model = models.from_linen(module, (6, 6, 1))
+  model = models.from_linen(module, (6, 6, 1), scale=255)
   state = training.initialize(jax.random.key(0), model)
   large = ModelState(
     jax.tree.map(lambda x: 100 * x, state.params), state.batch_stats

@@ -31,7 +31,9 @@ class Tiny(layers.Classifier):
 
 
 def model():
-  return models.from_linen(Tiny(), (6, 6, 1), mean=(0.5,), std=(0.25,))
+  return models.from_linen(
+    Tiny(), (6, 6, 1), mean=(0.5,), std=(0.25,), scale=255
+  )
 
 
 def splits(count=96, forget=16, seed=0):

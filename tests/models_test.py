@@ -2,6 +2,7 @@ import json
 import pathlib
 from typing import NamedTuple
 
+from flax import linen as nn
 import helpers
 import jax
 import jax.extend
@@ -128,7 +129,7 @@ def test_pixels_are_standardised_inside():
   image = np.full((1, 2, 2, 1), 51, np.uint8)
   logits, _ = model.apply(ModelState({}), image, False)
   np.testing.assert_allclose(logits, [[0.0, 0.0]], atol=1e-6)
-  logits, _ = model.apply(ModelState({}), 255 * np.ones((1, 2, 2, 1)), False)
+  logits, _ = model.apply(ModelState({}), np.ones((1, 2, 2, 1)), False)
   np.testing.assert_allclose(logits, [[6.4, -6.4]], rtol=1e-6)
 
 
@@ -345,3 +346,24 @@ def test_the_order_of_mappings_that_are_no_dict():
     models.definition_order(
       lambda key: nnx.split(Net(nnx.Rngs(0)), nnx.Param, ...)[1]
     )
+
+
+class Flat(nn.Module):
+  @nn.compact
+  def __call__(self, x, train):
+    return x.reshape(len(x), -1)
+
+
+@pytest.mark.parametrize(
+  'images, options, wanted',
+  [
+    (np.uint8(51), {}, 0.2),
+    (np.float32(0.2), {}, 0.2),
+    (np.float32(51), {'scale': 255}, 0.2),
+    (np.uint8(51), {'scale': 255, 'mean': (0.1,), 'std': (0.5,)}, 0.2),
+  ],
+)
+def test_pixels_are_read_in_their_units(images, options, wanted):
+  model = models.from_linen(Flat(), (1, 2, 1), **options)
+  logits, _ = model.apply(ModelState({}), np.full((3, 1, 2, 1), images), False)
+  np.testing.assert_allclose(logits, wanted, rtol=1e-6)

@@ -212,6 +212,16 @@ def require_measurable(
         f'the {name} set has {examples.size} examples; allowed: two batches,'
         f' {2 * settings.batch_size}, or more'
       )
+  few = splits.forget.take(np.arange(2))
+  pixels = np.asarray(few.images[np.asarray(few.indices)])
+  clean, floats = (
+    predict(model, source, Examples.of(pixels.astype(dtype), few.own_labels))
+    for dtype in (pixels.dtype, np.float32)
+  )
+  if not np.allclose(clean, floats, atol=0.01):
+    raise InputError(
+      'the model reads floats in other units than integers; allowed: one unit'
+    )
   probabilities = predict(model, source, splits.forget)
   labels, size = splits.forget.own_labels, splits.forget.size
   num_classes = probabilities.shape[1]

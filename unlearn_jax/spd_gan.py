@@ -164,7 +164,8 @@ def generator_model(
   module = Generator(
     channels=image_shape[-1], width=width, bound=share * _PIXEL_RANGE
   )
-  model = models.from_linen(module, image_shape, mean=(0.5,), std=(0.5,))
+  units: Any = {'mean': (0.5,), 'std': (0.5,), 'scale': _PIXEL_RANGE}
+  model = models.from_linen(module, image_shape, **units)
   return dataclasses.replace(model, freeze=None)
 
 

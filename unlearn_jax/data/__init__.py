@@ -227,13 +227,12 @@ def _nothing_prepared(name: str, root: pathlib.Path) -> str:
 
   known = tfds.list_builders(with_community_datasets=False)
   plain = name.partition(':')[0].partition('/')[0]
-  if plain.isidentifier():
-    there = sorted(path.name for path in (root / plain).glob('[!.]*/'))
-    if there:
-      return (
-        f'{name}: not prepared in {root / plain}; allowed are the'
-        f' configurations or versions there, {", ".join(there)}'
-      )
+  folders = (root / plain).glob('[!.]*/') if plain.isidentifier() else ()
+  if there := sorted(path.name for path in folders):
+    return (
+      f'{name}: not prepared in {root / plain}; allowed are the configurations'
+      f' or versions there, {", ".join(there)}'
+    )
   if plain in known:
     # `tfds build` would do it too but needs apache_beam.
     command = (

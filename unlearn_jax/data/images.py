@@ -38,8 +38,7 @@ def pixel_statistics(examples: base.Examples) -> tuple[np.ndarray, np.ndarray]:
   """
   images, rows = examples.images, np.asarray(examples.indices)
   total, squares = np.zeros((2, *images.shape[1:]))
-  count = max(1, _PIECE // max(1, total.size))
-  for start in range(0, len(rows), count):
+  for start in range(0, len(rows), count := max(1, _PIECE // total.size)):
     piece = np.asarray(images[rows[start : start + count]], np.float64)
     total += piece.sum(0)
     squares += np.square(piece).sum(0)

@@ -79,7 +79,7 @@ def build(
   home = importlib.import_module(f'unlearn_jax.models.{family.module}')
   make = getattr(home, family.name)
   module = make(num_classes=num_classes, width=width, dtype=dtype)
-  return from_linen(module, image_shape, mean=mean, std=std)
+  return from_linen(module, image_shape, mean=mean, std=std, scale=255.0)
 
 
 def from_linen(
@@ -88,6 +88,7 @@ def from_linen(
   *,
   mean: Sequence[float] = (0.0,),
   std: Sequence[float] = (1.0,),
+  scale: float | None = None,
 ) -> Model:
   """A `Model` from a Linen module called as `module(x, train)`.
 
@@ -97,8 +98,9 @@ def from_linen(
   Args:
     module: maps float32 `[B, height, width, channels]` to logits `[B, C]`.
     image_shape: (height, width, channels).
-    mean: per channel, in [0, 1] units.
-    std: per channel, in [0, 1] units.
+    mean: per channel, subtracted after the division by `scale`.
+    std: per channel, divided by then.
+    scale: what pixels are divided by; None: 255 if integers, 1 if floats.
 
   Returns:
     The model; its `order` is the order in which `module` makes its tensors.
@@ -111,8 +113,7 @@ def from_linen(
     >>> from_linen(Linear(), (2, 2, 1)).order
     ('Dense_0/kernel', 'Dense_0/bias')
   """
-  pixel_mean = np.asarray(mean, np.float32)
-  pixel_std = np.asarray(std, np.float32)
+  units = (np.asarray(mean, np.float32), np.asarray(std, np.float32), scale)
 
   def init(key: Key) -> ModelState:
     x = jnp.zeros((1, *image_shape), jnp.float32)
@@ -122,14 +123,18 @@ def from_linen(
 
   # Tracing costs milliseconds and computes nothing.
   order = definition_order(lambda key: init(key).params)
-  return _model(module, init, order, pixel_mean, pixel_std, frozenset())
+  return _model(module, init, order, units, frozenset())
 
 
-def _model(module, init, order, mean, std, frozen: frozenset[str]) -> Model:
+def _model(module, init, order, units, frozen: frozenset[str]) -> Model:
+  mean, std, scale = units
+
   def apply(
     state: ModelState, images: Array, train: bool
   ) -> tuple[jax.Array, Any]:
-    x = (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+    whole = jnp.issubdtype(jnp.result_type(images), jnp.integer)
+    by = scale or (255.0 if whole else 1.0)
+    x = (jnp.asarray(images, jnp.float32) / by - mean) / std
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     if not train:
       return module.apply(variables, x, False), state.batch_stats
@@ -145,7 +150,7 @@ def _model(module, init, order, mean, std, frozen: frozenset[str]) -> Model:
     apply=apply,
     init=init,
     order=order,
-    freeze=lambda paths: _model(module, init, order, mean, std, paths),
+    freeze=lambda paths: _model(module, init, order, units, paths),
   )
 
 
