@@ -60,27 +60,18 @@ def convolved(function, stride, padding, **options):
   'batch, side, kernel, stride, padding',
   [
     (4, 8, 3, 1, 1),
-    (4, 8, 3, 2, 1),
     (4, 9, 3, 2, 1),
     (4, 8, 1, 1, 0),
-    (4, 8, 1, 2, 0),
-    (4, 7, 1, 2, 0),
     (4, 7, 1, 2, 1),
     (4, 7, 5, 3, 2),
     (4, 6, 2, 2, 'VALID'),
-    (4, 7, 3, 2, 'SAME'),
-    (1, 8, 3, 1, 1),
+    (1, 7, 3, 2, 'SAME'),
     # Images smaller than the kernel.
     (4, 2, 3, 1, 1),
-    (4, 2, 3, 2, 1),
-    (4, 1, 3, 1, 1),
     (4, 3, 5, 2, 2),
     # Summed in parts.
     (24, 32, 3, 1, 1),
-    (32, 32, 3, 2, 1),
     (96, 31, 1, 2, 0),
-    (24, 32, 1, 1, 0),
-    (17, 32, 3, 1, 1),
   ],
 )
 def test_convolution_and_both_gradients_equal_laxs(
@@ -97,7 +88,7 @@ def test_convolution_and_both_gradients_equal_laxs(
   assert_close(own, laxs, 1e-4)
 
 
-@pytest.mark.parametrize('kernel, stride', [(1, 1), (1, 2), (3, 1), (3, 2)])
+@pytest.mark.parametrize('kernel, stride', [(1, 1), (3, 2)])
 def test_bfloat16_is_near_float32(kernel, stride):
   function = convolved(convolution.conv_general_dilated, stride, kernel // 2)
   x, w = drawn((32, 32, 32, 12), kernel, 10, jnp.bfloat16)

@@ -194,7 +194,7 @@ def test_npz_of_gray_images(tmp_path):
     ({'y_test': np.array([0, -1])}, ['y_test: labels=-1', '0 or more']),
     ({'y_test': np.array([0, 7])}, ['y_test has the label 7', 'y_train']),
     ({'y_train': np.full(6, 2**64 - 1, np.uint64)}, ['18446744073709551615']),
-    ({'y_train': np.full(6, None)}, ['y_train', 'Python objects']),
+    ({'y_train': np.full(6, None)}, ['y_train', 'Object arrays']),
     ({'x_train': np.array('text')}, ['x_train is <U4', 'uint8']),
   ],
 )

@@ -22,15 +22,6 @@ def random_rows(seed, zeros=True):
   return (p / p.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def test_kl_by_hand():
-  p = jnp.array([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]])
-  q = jnp.array([[0.25, 0.75], [0.5, 0.5], [0.0, 1.0]])
-  expected = [0.5 + 0.5 * np.log2(2 / 3), 1.0, 0.0]
-  np.testing.assert_allclose(
-    divergences.kl_divergence(p, q), expected, atol=1e-7
-  )
-
-
 def test_js_by_hand():
   p = jnp.array([[1.0, 0.0], [1.0, 0.0], [0.5, 0.5], [0.5, 0.5]])
   q = jnp.array([[0.0, 1.0], [0.5, 0.5], [0.5, 0.5], [0.25, 0.75]])
@@ -46,13 +37,8 @@ def test_js_by_hand():
 
 @given(seed=st.integers(0, 10_000), other=st.integers(0, 10_000))
 @settings(max_examples=40, deadline=None)
-def test_both_are_what_scipy_gives(seed, other):
+def test_js_is_what_scipy_gives(seed, other):
   p, q = random_rows(seed), random_rows(other)
-  full = random_rows(other, zeros=False)
-  kl = scipy.special.rel_entr(p.astype(float), full).sum(1) / np.log(2)
-  np.testing.assert_allclose(
-    divergences.kl_divergence(p, full), kl, rtol=1e-5, atol=1e-6
-  )
   js = scipy.spatial.distance.jensenshannon(
     p.astype(float), q.astype(float), base=2, axis=1
   )
@@ -94,10 +80,8 @@ def test_js_of_close_rows_keeps_its_digits():
 
 
 @pytest.mark.parametrize('tiny', [0.0, 1e-45, 2e-38, 1e-30, 1e-19, 1e-9])
-@pytest.mark.parametrize(
-  'divergence', [divergences.kl_divergence, divergences.js_divergence]
-)
-def test_finite_with_finite_gradients_at_zero(divergence, tiny):
+def test_finite_with_finite_gradients_at_zero(tiny):
+  divergence = divergences.js_divergence
   tiny = np.float32(tiny)
   p = jnp.array([[tiny, 1.0, tiny], [tiny, tiny, 1.0]])
   q = jnp.array([[tiny, 0.5, 0.5], [tiny, 1e-3, 1.0]])
@@ -106,12 +90,6 @@ def test_finite_with_finite_gradients_at_zero(divergence, tiny):
   assert np.isfinite(values).all()
   assert np.isfinite(gradients).all()
   assert (np.asarray(gradients)[1, 0, 1] != 0).all()
-
-
-def test_kl_is_infinite_where_q_excludes_what_p_has():
-  p, q = jnp.array([0.5, 0.5]), jnp.array([1.0, 0.0])
-  assert divergences.kl_divergence(p, q) == jnp.inf
-  assert np.isfinite(divergences.js_divergence(p, q))
 
 
 def test_js_gradient_is_that_of_the_formula():
@@ -146,16 +124,15 @@ def test_js_pulls_logits_together():
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16', 'float32'])
 def test_narrow_floats_are_widened(dtype):
   p = jnp.array([[[0.25, 0.75]]], dtype)
-  for divergence in (divergences.kl_divergence, divergences.js_divergence):
-    value = jax.jit(divergence)(p, jnp.array([[[0.5, 0.5]]], dtype))
-    assert value.dtype == jnp.float32
-    assert value.shape == (1, 1)
+  q = jnp.array([[[0.5, 0.5]]], dtype)
+  value = jax.jit(divergences.js_divergence)(p, q)
+  assert value.dtype == jnp.float32
+  assert value.shape == (1, 1)
 
 
 def test_shapes_have_to_be_equal():
-  for divergence in (divergences.kl_divergence, divergences.js_divergence):
-    with pytest.raises(AssertionError):
-      divergence(jnp.ones((2, 3)), jnp.ones(3))
+  with pytest.raises(AssertionError):
+    divergences.js_divergence(jnp.ones((2, 3)), jnp.ones(3))
 
 
 def test_similarity_is_one_minus_the_mean_js():
@@ -179,7 +156,7 @@ def test_similarity_needs_probabilities(row):
 
 
 def test_similarity_needs_examples_and_matrices():
-  with pytest.raises(ValueError, match=r'p has shape \(0, 3\)'):
+  with pytest.raises(ValueError, match=r'^p=\(0, 3\), allowed'):
     divergences.similarity(np.zeros((0, 3)), np.zeros((0, 3)))
   with pytest.raises(AssertionError):
     divergences.similarity(np.array([0.5, 0.5]), np.array([0.5, 0.5]))

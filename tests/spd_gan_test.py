@@ -71,7 +71,7 @@ def fit(seed=0, settings=SETTINGS, **options):
   ],
 )
 def test_settings_out_of_range_are_named(name, value):
-  with pytest.raises(ValueError, match=f'^{name}={value}, allowed: '):
+  with pytest.raises(ValueError, match=f'^{name}={value!r}, allowed: '):
     GeneratorSettings(**{name: value})
 
 

@@ -14,7 +14,7 @@ from .base import (
 from .calibration import Calibrated, calibrated_degree
 from .data import split_forget
 from .degree import pair_degree
-from .divergences import js_divergence, kl_divergence, similarity
+from .divergences import js_divergence, similarity
 from .evaluation import METRICS, Evidence, Metric, evaluate
 from .finetuning import Budget, StopRule, minimize, monitor
 from .masks import (
@@ -84,7 +84,6 @@ __all__ = [
   'gap',
   'gradient_sensitivity',
   'js_divergence',
-  'kl_divergence',
   'last_k_mask',
   'loss_threshold_auc',
   'mean_interval',

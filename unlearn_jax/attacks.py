@@ -55,10 +55,8 @@ def loss_threshold_auc(
   """
   members = np.asarray(member_losses, np.float64)
   others = np.asarray(nonmember_losses, np.float64)
-  for name, losses in (
-    ('member_losses', members),
-    ('nonmember_losses', others),
-  ):
+  both = {'member_losses': members, 'nonmember_losses': others}
+  for name, losses in both.items():
     holds = losses.ndim == 1 and losses.size > 0
     require(name, losses.shape, holds, '[M], M ≥ 1')
     require(name, 'NaN', not np.isnan(losses).any(), 'numbers')

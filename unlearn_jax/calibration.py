@@ -7,6 +7,7 @@ import numpy as np
 import scipy.stats
 
 from unlearn_jax import metrics
+from unlearn_jax.base import require
 
 # A difference that is surely below this is called none.
 RESOLUTION = 0.05
@@ -67,10 +68,7 @@ or there is none |
     >>> round(found.difference.mean, 3), round(found.p_value, 4), found.verdict
     (0.55, 0.0143, 'separates')
   """
-  if len(degrees) < 2:
-    raise ValueError(
-      f'degrees has {len(degrees)} values; allowed are 2 or more'
-    )
+  require('len(degrees)', len(degrees), len(degrees) >= 2, '2 or more')
   difference = metrics.paired_interval(degrees, null)
   assert difference.low is not None and difference.high is not None
   p_value = _permutation_p_value(degrees, null)

@@ -212,8 +212,8 @@ def require_measurable(
         f'the {name} set has {examples.size} examples; allowed: two batches,'
         f' {2 * settings.batch_size}, or more'
       )
-  few = splits.forget.take(np.arange(2))
-  pixels = np.asarray(few.images[np.asarray(few.indices)])
+  few = splits.forget.take([0, 1])
+  pixels = np.asarray(few.images[few.indices])
   clean, floats = (
     predict(model, source, Examples.of(pixels.astype(dtype), few.own_labels))
     for dtype in (pixels.dtype, np.float32)

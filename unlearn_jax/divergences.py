@@ -7,35 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import Array
-
-
-def kl_divergence(p: Array, q: Array) -> jax.Array:
-  """Kullback-Leibler divergence, Σ p · log₂(p / q) over the last axis.
-
-  Where p is 0 the term is 0 and so is its gradient. Where q is 0 and p is not,
-  the divergence is infinite, by definition.
-
-  Args:
-    p: `[..., C]` probabilities; rows are taken to sum to 1.
-    q: `[..., C]` probabilities, likewise.
-
-  Returns:
-    `[...]`, in bits, at least 0 up to rounding; float32 or wider.
-
-  Raises:
-    AssertionError: the shapes differ.
-
-  Example:
-    >>> kl_divergence(jnp.array([1.0, 0.0]), jnp.array([0.25, 0.75])).item()
-    2.0
-  """
-  p, q = _as_floats(p, q)
-  # A difference of logarithms, since the gradient of a quotient squares q.
-  positive = _is_positive(p)
-  safe_p, safe_q = jnp.where(positive, p, 1), jnp.where(positive, q, 1)
-  terms = p * (jnp.log2(safe_p) - jnp.log2(safe_q))
-  return jnp.sum(jnp.where(positive, terms, 0), axis=-1)
+from unlearn_jax.base import Array, require
 
 
 def js_divergence(p: Array, q: Array) -> jax.Array:
@@ -97,8 +69,7 @@ def similarity(p: Array, q: Array) -> float:
   chex.assert_rank([p, q], 2)
   for name, rows in (('p', p), ('q', q)):
     rows = np.asarray(rows, np.float64)
-    if not rows.size:
-      raise ValueError(f'{name} has shape {rows.shape}; M and C must not be 0.')
+    require(name, rows.shape, rows.size > 0, 'M and C above 0')
     # Written so that NaN fails.
     wrong = ~((rows.min(axis=1) >= 0) & (abs(rows.sum(axis=1) - 1) <= 0.01))
     if wrong.any():

@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.special
 
 from unlearn_jax import attacks, metrics
 from unlearn_jax.base import Examples, Model, ModelState, Splits
 from unlearn_jax.divergences import similarity
-from unlearn_jax.prediction import predict, require_classes
+from unlearn_jax.prediction import predict, probabilities, require_classes
 
 
 class Predictions(NamedTuple):
@@ -150,7 +149,7 @@ def _similarity(evidence: Evidence) -> float | None:
   if evidence.retrained is None:
     return None
   both = evidence.own.forget, evidence.retrained.forget
-  return similarity(*(scipy.special.softmax(own, axis=1) for own in both))
+  return similarity(*map(probabilities, both))
 
 
 def _acceleration(evidence: Evidence) -> float | None:

@@ -170,6 +170,20 @@ def minimize(
   Raises:
     ValueError: sizes that do not fit.
     DivergedError: see `training.fit`.
+
+  Example:
+    >>> import jax, jax.numpy as jnp
+    >>> from unlearn_jax.base import stateless
+    >>> every = Examples.of(jnp.eye(4), [0, 1, 0, 1])
+    >>> splits = Splits.of(every, [3], every)
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> source = ModelState({'w': jnp.zeros((4, 2))})
+    >>> with parallel.use(jax.devices()[:1]):
+    ...   context = Context(jax.random.key(0), model, source, splits)
+    ...   fit = minimize(context, source, objectives.guided(), epochs=2,
+    ...                  batch_size=2, optimizer=optax.adam(1e-3))
+    >>> len(fit.history)
+    3
   """
   count = len(parallel.devices())
 

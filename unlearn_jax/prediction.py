@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 
 from unlearn_jax import parallel
 from unlearn_jax.base import AXIS, Examples, Model, ModelState, require
@@ -13,8 +14,8 @@ from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model: Model, per_device: int, logits: bool):
-  """Outputs at every position of a padded index array, in batches.
+def _program(model: Model, per_device: int):
+  """Logits at every position of a padded index array, in batches.
 
   Streamed images are their own positions.
   """
@@ -22,8 +23,8 @@ def _program(model: Model, per_device: int, logits: bool):
   def predict(rank, state: ModelState, images, positions, streamed):
     def batch(_, chosen):
       inputs = images[chosen] if streamed is None else chosen
-      found = model.apply(state, inputs, False)[0].astype(jnp.float32)
-      return None, found if logits else jax.nn.softmax(found)
+      logits, _ = model.apply(state, inputs, False)
+      return None, logits.astype(jnp.float32)
 
     devices = len(parallel.devices())
     own = streamed
@@ -64,7 +65,7 @@ def predict(
 
   Example:
     >>> from unlearn_jax.base import stateless
-    >>> x, w = np.eye(2, dtype=np.float32), {'w': jnp.eye(2) * 100}
+    >>> x, w = np.eye(2, dtype=np.float32), {'w': jnp.eye(2) * 1000}
     >>> model = stateless(lambda params, x: x @ params['w'])
     >>> predict(model, ModelState(w), Examples.of(x, np.arange(2))).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -72,14 +73,22 @@ def predict(
   count = len(parallel.devices())
   share = -(-min(batch_size, max(examples.size, 1)) // count)
   state = parallel.replicate(state)
-  program = _program(model, share, logits)
+  program = _program(model, share)
   if streaming.streams(examples):
-    return _streamed(functools.partial(program, state), examples, share)
-  padding = -examples.size % (share * count)
-  positions = np.pad(np.asarray(examples.indices), (0, padding))
-  images = parallel.replicate(examples.images)
-  outputs = program(state, images, parallel.replicate(positions), None)
-  return np.asarray(outputs)[: examples.size]
+    found = _streamed(functools.partial(program, state), examples, share)
+  else:
+    padding = -examples.size % (share * count)
+    positions = np.pad(np.asarray(examples.indices), (0, padding))
+    images = parallel.replicate(examples.images)
+    found = program(state, images, parallel.replicate(positions), None)
+    found = np.asarray(found)[: examples.size]
+  return found if logits else probabilities(found)
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+  """Softmax: `[M, C]` to `[M, C]` of the same dtype; NaN of what overflows."""
+  with np.errstate(invalid='ignore'):
+    return scipy.special.softmax(logits, axis=-1)
 
 
 def _streamed(
@@ -110,8 +119,9 @@ def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
   Raises:
     ValueError: logits that are not `[B, C]` with C ≥ 2, or a label ≥ C.
   """
-  row = np.asarray(parts[0].images[np.asarray(parts[0].indices[:1])])
-  logits = jax.eval_shape(lambda s: model.apply(s, row, False)[0], state)
+  images = parts[0].images
+  row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+  logits = jax.eval_shape(lambda s, x: model.apply(s, x, False)[0], state, row)
   if logits.ndim != 2 or logits.shape[1] < 2:
     raise ValueError(
       f'model: logits {logits.dtype}{list(logits.shape)}, allowed: [B, C] of 2'

@@ -216,7 +216,7 @@ def _npz_arrays(
         arrays[name] = npz.read(archive, name, beyond)
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
-      f'{file}: {name} cannot be read ({_reason(error)}); allowed is an npz of'
+      f'{file}: {name} cannot be read ({reason(error)}); allowed is an npz of'
       f' the plain arrays {allowed}'
     ) from None
   return arrays
@@ -299,7 +299,7 @@ def _read_image(file: pathlib.Path) -> np.ndarray:
         return np.asarray(image.convert('RGB'))
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
-      f'{file}: cannot be read as an image ({_reason(error)})'
+      f'{file}: cannot be read as an image ({reason(error)})'
     ) from None
   raise base.InputError(
     f'{file}: has pixels of mode {mode}; allowed are 8 bits a channel'
@@ -310,8 +310,7 @@ def _size(shape: tuple[int, ...]) -> str:
   return 'x'.join(str(number) for number in shape)
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
   """The type and first line of an error, of bounded length."""
-  lines = str(error).splitlines() or ['']
-  text = base.shown(lines[0], 120)
-  return f'{type(error).__name__}: {text}'.rstrip(': ')
+  first = next(iter(str(error).strip().splitlines()), '')
+  return f'{type(error).__name__}: {base.shown(first, 120)}'.rstrip(': ')

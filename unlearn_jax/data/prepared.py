@@ -63,11 +63,9 @@ def find(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path | None:
 
 
 def _damaged(folder: pathlib.Path, error: Exception) -> base.InputError:
-  lines = str(error).strip().splitlines() or ['']
   return base.InputError(
-    f'{folder}: this prepared data set cannot be read'
-    f' ({type(error).__name__}: {lines[0][:160]}); remove it and prepare it'
-    ' again'
+    f'{folder}: this prepared data set cannot be read ({local.reason(error)});'
+    ' remove it and prepare it again'
   )
 
 

@@ -49,8 +49,8 @@ def limit(nbytes: int | None) -> Iterator[None]:
     ...   streams(images)
     True
   """
-  if nbytes is not None and nbytes < 0:
-    raise ValueError(f'nbytes={nbytes}, allowed: 0 or more, or None')
+  holds = nbytes is None or nbytes >= 0
+  base.require('nbytes', nbytes, holds, '0 or more, or None')
   token = _chosen.set(nbytes)
   try:
     yield

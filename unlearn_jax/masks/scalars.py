@@ -85,14 +85,13 @@ def topk_mask(
   paths, treedef = tensor_paths(grads), jax.tree.structure(grads)
   leaves = _float_leaves(params, grads, paths)
   size = arguments.size_of(params)
-  sizes = arguments.sizes_of(params)
   if granularity == 'leaf':
     number = arguments.number('k', k, len(leaves))
     chosen = tensors.loudest(leaves, jnp.uint32(number))
     _check_nan(leaves, paths)
     masks = [jnp.full(x.shape, m) for x, m in zip(leaves, chosen)]
   elif scope == 'leaf':
-    budgets = arguments.budgets(k, sizes)
+    budgets = arguments.budgets(k, arguments.sizes_of(params))
     masks = _topk(leaves, budgets, paths)
   else:
     masks = _topk(leaves, [arguments.number('k', k, size)], paths)
