@@ -147,6 +147,23 @@ def test_the_handlers_that_were_there_come_back():
   assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_a_reader_that_goes_ends_nothing():
+  code = (
+    'import sys; from experiments.runtime import binary;'
+    ' binary._outlive(sys.stdout);'
+    ' [print(i, flush=True) for i in range(9)];'
+    ' print("done", file=sys.stderr)'
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
+  process.stdout.close()
+  assert process.stderr.read() == b'done\n' and process.wait() == 0
+
+
 def test_an_error_is_not_hidden_and_a_request_is_forgotten_with_the_watch():
   with pytest.raises(ZeroDivisionError), signals.watched():
     with signals.working():

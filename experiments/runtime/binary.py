@@ -26,6 +26,7 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
   for stream in (sys.stdout, sys.stderr):  # A path can be any bytes.
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
+      _outlive(stream)
   names = settings.names(kind)
   if not {*names} <= {*flags.FLAGS}:
     settings.define(kind)
@@ -37,6 +38,22 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
   except signals.Stopped as stopped:
     name = signal.Signals(stopped.signum).name
     _exit(f'stopped by {name}: {stopped.note}', 128 + stopped.signum, '')
+
+
+def _outlive(stream: Any) -> None:
+  """Whoever reads may go, as `| head` does; what is computed goes on."""
+
+  def patient(method: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+      try:
+        return method(*arguments)
+      except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    return call
+
+  for name in ('write', 'flush'):
+    setattr(stream, name, patient(getattr(stream, name)))
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
