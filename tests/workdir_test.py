@@ -561,3 +561,13 @@ def test_a_damaged_stage_is_named(harm, file, made, tmp_path):
   shutil.rmtree(folder)
   gc.collect()  # What the error still held.
   running.done('unlearn', *own)  # What was said is true.
+
+
+@pytest.mark.parametrize('name', ['gs://bucket/x', 's3://b', 'a\\b', '\udcff'])
+def test_a_place_that_cannot_hold_it_is_refused_before_anything(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match='^--workdir=.*, allowed: a directory'):
+    Workdir(pathlib.Path(name), {})
+  assert not [*tmp_path.iterdir()]

@@ -31,8 +31,9 @@ class Workdir:
   def _check(self) -> None:
     others = False
     try:
-      if '\\' in self.root.absolute().as_posix():
-        raise ValueError('TensorStore reads no path with a backslash')
+      name = self.root.absolute().as_posix()
+      if '\\' in name or ':/' in name or not name.encode():
+        raise ValueError('a backslash or a URL is in it')
       others = not all(map(_is_beginning, self.root.iterdir()))
     except FileNotFoundError:
       pass
