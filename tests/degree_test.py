@@ -276,5 +276,5 @@ def test_the_p_value_is_exact_by_hand():
 def test_one_value_or_unequal_numbers_are_refused():
   with pytest.raises(ValueError, match=r'len\(degrees\)=1, allowed: 2'):
     calibrated_degree([0.1], [0.1])
-  with pytest.raises(ValueError, match='control has 3 values'):
+  with pytest.raises(ValueError, match=r'len\(control\)=3'):
     calibrated_degree([0.1, 0.2], [0.1, 0.2, 0.3])

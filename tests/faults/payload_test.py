@@ -37,7 +37,7 @@ def test_no_array_is_unpickled(tmp_path):
   state = training.initialize(jax.random.key(0), helpers.model())
   files = {
     'record.json': b'{"history": []}',
-    'predictions.npz': buffer.getvalue(),
+    finished.PREDICTIONS: buffer.getvalue(),
   }
   checkpoints.save(tmp_path / 'stage', state, {}, files)
   with pytest.raises(InputError, match='allow_pickle'):
