@@ -459,7 +459,6 @@ def toy(tmp_path_factory):
   return dataclasses.replace(
     SMOKE,
     name='toy',
-    seeds=1,
     sweep_seeds=1,
     problems=(problem,),
     training=config.Training('paper', 5, 0.01, False, 24),
