@@ -215,10 +215,15 @@ def require_measurable(
   few = splits.forget.take([0, 1])
   pixels = np.asarray(few.images[few.indices])
   clean, floats = (
-    predict(model, source, Examples.of(pixels.astype(dtype), few.own_labels))
+    predict(
+      model,
+      source,
+      Examples.of(pixels.astype(dtype), few.own_labels),
+      logits=True,
+    )
     for dtype in (pixels.dtype, np.float32)
   )
-  if not np.allclose(clean, floats, atol=0.01):
+  if not np.allclose(clean, floats, rtol=0.01, atol=0.01):
     raise InputError(
       'the model reads floats in other units than integers; allowed: one unit'
     )

@@ -119,7 +119,8 @@ def _cost(study: config.Study, record: Record) -> Cost:
       row.epoch,
       row.loss,
       row.seconds,
-      {name: getattr(row, name) or 0.0 for name in names},
+      # Of None NaN, by which no rule holds.
+      {name: float(np.array(getattr(row, name), float)) for name in names},
     )
     for row in rows
   ]
