@@ -2,7 +2,6 @@ import errno
 import json
 import pathlib
 import shutil
-import time
 from typing import NamedTuple
 
 import helpers
@@ -81,21 +80,6 @@ def test_nothing_is_overwritten(tmp_path, state):
   checkpoints.save(tmp_path / 'a', state, {})
   with pytest.raises(InputError, match='exists; it is never overwritten'):
     checkpoints.save(tmp_path / 'a', state, {})
-
-
-def test_one_save_is_under_way_at_a_time(tmp_path, state, monkeypatch):
-  written = checkpoints._digests
-
-  def slow(folder):
-    time.sleep(0.2)
-    return written(folder)
-
-  monkeypatch.setattr(checkpoints, '_digests', slow)
-  first = checkpoints.begin(tmp_path / 'a', state._asdict(), {})
-  assert not first.done()
-  second = checkpoints.begin(tmp_path / 'b', state._asdict(), {})
-  assert first.done() and not second.done()
-  assert first.result() == second.result()
 
 
 def test_a_manifest_that_does_not_serialise_leaves_nothing(tmp_path, state):

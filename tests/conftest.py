@@ -8,10 +8,12 @@ import os
 import pathlib
 import tempfile
 
+import devices
+
 # Without NPROC the fake devices can starve each other of threads and abort.
 os.environ['NPROC'] = '16'
 os.environ['JAX_PLATFORMS'] = os.environ.get('UNLEARN_JAX_TESTS_ON', 'cpu')
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=4'
+os.environ['XLA_FLAGS'] = devices.flags(4)
 
 # Both define absl flags when they are imported, and absl's flagsaver forgets
 # flags that were defined while it watched.
@@ -37,9 +39,12 @@ def pytest_xdist_make_scheduler(config, log):
   """`pytest -n 2`: a file's tests share what they need, so one worker has them.
 
   tests/fuzz and tests/faults are one worker's each, because their files start
-  from one run.
+  from one run. Nobody waits for them at the end: they come in their order, not
+  last because they are few.
   """
   from xdist.scheduler import LoadFileScheduling
+
+  config.option.loadscopereorder = False
 
   class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid):

@@ -267,3 +267,22 @@ def test_blocks_and_reductions_count_alike():
   ]
   expected = [int((abs(x) >= b).sum()) for b in (0.1, 0.5, 1.0, 3.0)]
   assert counts[0].tolist() == counts[1].tolist() == expected
+
+
+def test_a_checked_shard_map_is_refused_and_an_unchecked_one_selects():
+  mesh = jax.make_mesh((4,), ('d',), axis_types=(AxisType.Auto,))
+  tree = {'w': jnp.arange(32.0).reshape(8, 4)}
+
+  def selected(check):
+    part = PartitionSpec('d')
+    options = {'mesh': mesh, 'in_specs': part, 'out_specs': part}
+    mapped = jax.shard_map(
+      lambda tree: masks.topk_mask(tree, tree, 3), **options, check_vma=check
+    )
+    return jax.jit(mapped)(tree)['w']
+
+  with pytest.raises(ValueError, match='allowed there: check_vma=False'):
+    selected(True)
+  assert np.flatnonzero(selected(False)).tolist() == [
+    *(5, 6, 7, 13, 14, 15, 21, 22, 23, 29, 30, 31)
+  ]

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import devices
 import numpy as np
 
 TESTS = pathlib.Path(__file__).parent
@@ -80,7 +81,7 @@ np.savez(
 def start(process, port, out):
   environment = {
     **os.environ,
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'XLA_FLAGS': devices.flags(4),
     'JAX_PLATFORMS': 'cpu',
     'NPROC': '8',
     'PYTHONPATH': str(TESTS.parent),

@@ -61,11 +61,12 @@ def test_bfloat16_is_for_activations_only(name):
   labels = jax.ShapeDtypeStruct((2,), jnp.int32)
   arguments = (state.params, state.batch_stats, images, labels)
   step = jax.value_and_grad(loss, has_aux=True)
-  for leaf in jax.tree.leaves((state, jax.eval_shape(step, *arguments))):
+  jaxpr, shapes = jax.make_jaxpr(step, return_shape=True)(*arguments)
+  for leaf in jax.tree.leaves((state, shapes)):
     assert leaf.dtype == jnp.float32
   convolved = [
     operand.aval.dtype
-    for equation in _equations(jax.make_jaxpr(step)(*arguments).jaxpr)
+    for equation in _equations(jaxpr.jaxpr)
     if equation.primitive.name == 'conv_general_dilated'
     for operand in equation.invars
   ]

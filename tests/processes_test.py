@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import devices
 import numpy as np
 
 TESTS = pathlib.Path(__file__).parent
@@ -27,7 +28,10 @@ if count > 1:
 assert len(jax.devices()) == 4, jax.devices()
 
 import helpers
-from unlearn_jax import evaluation, strategies, training, unlearning
+from streaming_test import OnHost
+from unlearn_jax import evaluation, normalization, prediction, strategies
+from unlearn_jax import training, unlearning
+from unlearn_jax.data import streaming
 from unlearn_jax.finetuning import Budget
 
 model, splits = helpers.model(), helpers.splits()
@@ -39,16 +43,26 @@ result = unlearning.unlearn(
   jax.random.key(1), model, source, splits, strategy, budget
 )
 predictions = evaluation.predict_splits(model, result.state, splits)
-leaves = jax.tree.leaves((result.state, predictions))
+
+# Each of two processes reads the rows of its own devices only.
+images = OnHost(splits.train.images)
+train = splits.train._replace(images=images if count > 1 else images._array)
+with streaming.limit(0 if count > 1 else None):
+  state = training.train(
+    jax.random.key(0), model, train, epochs=1, batch_size=16
+  ).state
+  assert images.taken == (48 if count > 1 else 0), images.taken
+  state = normalization.reestimate(model, state, train, batch_size=16)
+  streamed = prediction.predict(model, state, train, batch_size=16)
+leaves = jax.tree.leaves((result.state, predictions, state, streamed))
 np.savez(f'{out}/{count}-{process}.npz', *map(np.asarray, leaves))
 """
 
 
 def start(process, count, port, out):
-  devices = 4 // count
   environment = {
     **os.environ,
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': devices.flags(4 // count),
     'JAX_PLATFORMS': 'cpu',
     'NPROC': '8',
     'PYTHONPATH': f'{TESTS}{os.pathsep}{TESTS.parent}',

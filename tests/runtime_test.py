@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import devices
 import pytest
 
 from experiments.runtime import distributed, signals
@@ -17,7 +18,7 @@ from unlearn_jax.base import InputError
 ROOT = pathlib.Path(__file__).parent.parent
 ENVIRONMENT = {
   **os.environ,
-  'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+  'XLA_FLAGS': devices.flags(2),
   'JAX_PLATFORMS': 'cpu',
   'NPROC': '8',
   'PYTHONUNBUFFERED': '',

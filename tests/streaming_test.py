@@ -6,7 +6,6 @@ import math
 import helpers
 import jax
 import numpy as np
-import processes_test
 import pytest
 
 from unlearn_jax import (
@@ -95,7 +94,7 @@ def test_streamed_training_is_resident_training_bit_by_bit(devices, limit):
   assert images.most <= (80 if limit == 4600 else 48)
 
 
-@pytest.mark.parametrize('devices, limit', [(4, LIMIT), (1, 0)])
+@pytest.mark.parametrize('devices, limit', [(4, LIMIT)])
 def test_so_is_guided_finetuning(devices, limit):
   """Two sets: with `LIMIT` the forget set is gathered, with 0 streamed too."""
   _, splits = on_host()
@@ -405,31 +404,3 @@ def test_each_has_two_blocks_under_way_at_most():
   assert events.index('wait 0') < events.index('place 2')
   assert events.index('wait 0') > events.index('place 1')
   assert events.index('wait 1') < events.index('place 3')
-
-
-def test_two_processes_equal_one(tmp_path, monkeypatch):
-  """Each process reads the rows of its own devices only."""
-  body, _ = processes_test.WORKER.split('import helpers')
-  monkeypatch.setattr(processes_test, 'WORKER', body + STREAMED)
-  processes_test.test_two_processes_equal_one(tmp_path)
-
-
-STREAMED = """
-import helpers
-from unlearn_jax import normalization, parallel, prediction, training
-from unlearn_jax.data import streaming
-from streaming_test import OnHost
-
-model, splits = helpers.model(), helpers.splits()
-images = OnHost(splits.train.images)
-train = splits.train._replace(images=images if count > 1 else images._array)
-with streaming.limit(0 if count > 1 else None):
-  state = training.train(
-    jax.random.key(0), model, train, epochs=1, batch_size=16
-  ).state
-  assert images.taken == (48 if count > 1 else 0), images.taken
-  state = normalization.reestimate(model, state, train, batch_size=16)
-  predictions = prediction.predict(model, state, train, batch_size=16)
-leaves = jax.tree.leaves((state, predictions))
-np.savez(f'{out}/{count}-{process}.npz', *map(np.asarray, leaves))
-"""

@@ -19,6 +19,7 @@ import types
 from typing import Literal, get_args, get_origin, get_type_hints
 from unittest import mock
 
+import devices
 import helpers
 import jax
 import numpy as np
@@ -507,7 +508,7 @@ def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(
   more = '--engine=dask', '--workers=2', '--save_seconds=0'
   few = '--strategies=retrain, finetune'
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
-  environment['XLA_FLAGS'] = '--xla_force_host_platform_device_count=1'
+  environment['XLA_FLAGS'] = devices.flags(1)
   environment['JAX_COMPILATION_CACHE_DIR'] = str(
     jax.config.jax_compilation_cache_dir
   )

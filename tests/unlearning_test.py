@@ -13,6 +13,12 @@ import time
 import helpers
 import jax
 import jax.numpy as jnp
+from jax.sharding import (
+  AxisType,
+  NamedSharding,
+  PartitionSpec,
+  SingleDeviceSharding,
+)
 import numpy as np
 import optax
 import pytest
@@ -33,6 +39,7 @@ from unlearn_jax.base import (
   stateless,
   tensor_paths,
 )
+from unlearn_jax.evaluation import evaluate
 from unlearn_jax.finetuning import Budget
 from unlearn_jax.recipes import Recipe
 from unlearn_jax.strategies import (
@@ -430,6 +437,30 @@ def test_the_seconds_end_where_the_stop_rule_held():
   wanted = result.selection_seconds + result.history[1].seconds
   assert result.stop_epoch == 1 and len(result.history) == 4
   assert result.seconds == pytest.approx(wanted, abs=1e-9)
+
+
+PLACES = {
+  'sharded': lambda mesh: NamedSharding(mesh, PartitionSpec('d')),
+  'replicated': lambda mesh: NamedSharding(mesh, PartitionSpec()),
+  'another device': lambda mesh: SingleDeviceSharding(jax.devices()[3]),
+}
+
+
+@pytest.mark.parametrize('place', PLACES)
+@pytest.mark.parametrize('kind', [AxisType.Explicit, AxisType.Auto])
+def test_a_caller_may_have_a_mesh_and_parameters_of_her_own(place, kind):
+  """The numbers of no mesh, and each parameter where she had it."""
+  mesh = jax.make_mesh((2,), ('d',), axis_types=(kind,))
+  placed = PLACES[place](mesh)
+  source = ModelState(jax.device_put(SOURCE.params, placed))
+  with jax.set_mesh(mesh):
+    got = run(top_k(k=3), source=source)
+    report = evaluate(MODEL, got.state, source, SPLITS)
+  alone = run(top_k(k=3)).state
+  for name, leaf in alone.params.items():
+    np.testing.assert_allclose(got.state.params[name], leaf, atol=1e-6)
+    assert got.state.params[name].sharding.is_equivalent_to(placed, 2)
+  assert report == evaluate(MODEL, alone, SOURCE, SPLITS)
 
 
 def test_the_source_is_left_alone_and_a_second_run_compiles_nothing():

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 from unittest import mock
 
 import filelock
@@ -155,8 +154,7 @@ def test_where_nothing_can_be_written_is_one_line(place, tmp_path):
 
 
 def train(keeper=None, epochs=4):
-  """A training whose last save has ended, too."""
-  fit = training.train(
+  return training.train(
     jax.random.key(3),
     MODEL,
     SPLITS.train,
@@ -164,9 +162,6 @@ def train(keeper=None, epochs=4):
     batch_size=16,
     keeper=keeper,
   )
-  if keeper:
-    keeper.settle()
-  return fit
 
 
 def partial(tmp_path, save_seconds=0.0, told=None, done=None):
@@ -301,10 +296,6 @@ def epochs_saved(clock, monkeypatch, kept, cost):
     def save(self, snapshot):
       clock.now += 10
       kept.save(snapshot)
-      kept.settle()
-
-    def settle(self):
-      pass
 
   monkeypatch.setattr(snapshots, 'save', slow)
   train(Ten(), epochs=12)
@@ -349,29 +340,6 @@ def test_who_is_asked_to_stop_saves_its_step_first(
   assert_same(train(partial(tmp_path, 0.0, told, done)), whole)
   assert told == [1]
   assert done[0] == 1 + 5 / 6 and all(epochs % 1 for epochs in done)
-
-
-def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch, whole):
-  disk, seen, real = threading.Event(), [], checkpoints._digests
-
-  def slow(folder):
-    assert disk.wait(60)
-    return real(folder)
-
-  class Watched(partials.Partial):
-    def save(self, snapshot):
-      super().save(snapshot)
-      seen.append([n for n in saved(tmp_path) if not n.startswith('.')])
-      if snapshot.course.epoch == 3:
-        disk.set()
-
-  monkeypatch.setattr(checkpoints, '_digests', slow)
-  # Due after each epoch, but the first one is under way until the third.
-  kept = Watched(tmp_path / 'seed0-source-abc', 1e-9)
-  monkeypatch.setattr(partials, '_RARITY', 0)
-  assert_same(train(kept), whole)
-  assert seen[:2] == [[], []] and seen[2] in ([], ['epoch-000001'])
-  assert saved(tmp_path)[0] == 'epoch-000001'
 
 
 def test_a_full_disk_ends_nothing_and_harms_nothing(

@@ -5,17 +5,12 @@ small files belong to it. It appears all at once: it is written under another
 name and then renamed. The manifest holds a digest of every other file, of the
 arrays, and of itself; what was read is believed only if they agree.
 
-A save is asynchronous: whoever began it may compute while Orbax and a thread
-write. Of a process one save at a time is under way; the next waits for its end.
-
 Under `jax.distributed` all processes save together: Orbax writes from each of
 them, and when all have written, process 0 adds the rest and renames. They have
 to see the same file system. Each restores on its own.
 """
 
-from collections.abc import Callable, Mapping
-from concurrent import futures
-import contextlib
+from collections.abc import Mapping
 import dataclasses
 import errno
 import hashlib
@@ -101,49 +96,6 @@ def save(
   return save_tree(directory, state._asdict(), manifest, files)
 
 
-class Saving:
-  """A save under way."""
-
-  def __init__(self, finish: Callable[[], str]):
-    """Runs `finish` in a thread, or, with several processes, when asked to.
-
-    What processes tell each other has an order, that of their main threads.
-    """
-    self._finish = finish
-    self._found: str | InputError | None = None
-    self._future: futures.Future[str] | None = None
-    if parallel.processes() == 1:
-      executor = futures.ThreadPoolExecutor(1, 'save')
-      self._future = executor.submit(finish)
-      executor.shutdown(wait=False)
-
-  def done(self) -> bool:
-    """Whether `result` would not wait; a guess with several processes."""
-    return self._future is None or self._future.done()
-
-  def result(self) -> str:
-    """Waits for the end: the digest of the tree.
-
-    Raises:
-      InputError: it could not be written.
-    """
-    if self._future is not None:
-      return self._future.result()
-    if self._found is None:
-      try:
-        self._found = self._finish()
-      except InputError as error:
-        self._found = error
-    if isinstance(self._found, InputError):
-      raise self._found
-    return self._found
-
-
-# The last one. Orbax numbers the saves of a process and keeps one number, by
-# which the processes of a run find each other: it must not change under a save.
-_last: list[Saving] = []
-
-
 def save_tree(
   directory: str | os.PathLike,
   tree: dict[str, Any],
@@ -151,51 +103,11 @@ def save_tree(
   files: Mapping[str, bytes] | None = None,
 ) -> str:
   """`save` for any nested dictionary of arrays."""
-  return begin(directory, tree, manifest, files).result()
-
-
-def begin(
-  directory: str | os.PathLike,
-  tree: dict[str, Any],
-  manifest: dict[str, Any],
-  files: Mapping[str, bytes] | None = None,
-) -> Saving:
-  """`save_tree` without waiting for its end, only for that of the one before.
-
-  Args:
-    directory: as in `save`.
-    tree: nested dictionary of arrays; arrays of the host must not be changed
-      until the save has ended.
-    manifest: as in `save`.
-    files: as in `save`.
-
-  Returns:
-    The save under way: `result` waits for its end. If the process ends first,
-    nothing is there.
-
-  Raises:
-    InputError: `directory` exists, or cannot be written.
-  """
   target = pathlib.Path(directory).absolute()
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
   host = jax.tree.map(np.asarray, tree)
-  for before in _last:
-    with contextlib.suppress(InputError):  # Told to whoever began it.
-      before.result()
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
-  several = parallel.processes() > 1
-  try:
-    checkpointer = ocp.StandardCheckpointer()
-    try:
-      saved = parallel.everywhere(host) if several else host
-      checkpointer.save(draft / _STATE, saved)
-    except BaseException:
-      checkpointer.close()
-      raise
-  except Exception as error:
-    _forget(draft)
-    raise _unwritten(target, error) from error
 
   def name() -> str:
     """Once all processes have written: the rest, and the name."""
@@ -210,30 +122,23 @@ def begin(
     draft.rename(target)
     return manifest['state_sha256']
 
-  def finish() -> str:
-    try:
-      with checkpointer:
-        checkpointer.wait_until_finished()
-      parallel.gathered('written')
-      return parallel.by_first(name)
-    except Exception as error:
-      raise _unwritten(target, error) from error
-    finally:
-      _forget(draft)
-
-  saving = Saving(finish)
-  _last[:] = [saving]
-  return saving
+  try:
+    with ocp.StandardCheckpointer() as checkpointer:
+      several = parallel.processes() > 1
+      saved = parallel.everywhere(host) if several else host
+      checkpointer.save(draft / _STATE, saved)
+    parallel.gathered('written')
+    return parallel.by_first(name)
+  except Exception as error:
+    raise _unwritten(target, error) from error
+  finally:
+    if parallel.is_first():
+      shutil.rmtree(draft, ignore_errors=True)
 
 
 def _unwritten(target: pathlib.Path, error: Exception) -> InputError:
   # A full disk is an OSError in one layer of Orbax, a ValueError in another.
   return InputError(f'cannot write {target}: {_first_line(error)}')
-
-
-def _forget(draft: pathlib.Path) -> None:
-  if parallel.is_first():
-    shutil.rmtree(draft, ignore_errors=True)
 
 
 def _draft(target: pathlib.Path) -> str:

@@ -241,6 +241,7 @@ def require_measurable(
     )
 
 
+@parallel.apart
 def pair_degree(
   key: Key,
   model: Model,

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from unlearn_jax import attacks, metrics
+from unlearn_jax import attacks, metrics, parallel
 from unlearn_jax.base import Examples, Model, ModelState, Splits
 from unlearn_jax.divergences import similarity
 from unlearn_jax.prediction import predict, probabilities, require_classes
@@ -298,6 +298,7 @@ def predict_splits(
   return Predictions(*(predict(model, state, p, logits=True) for p in parts))
 
 
+@parallel.apart
 def evaluate(
   model: Model,
   unlearned: ModelState,

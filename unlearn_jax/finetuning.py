@@ -125,6 +125,7 @@ def _accuracy(probabilities: np.ndarray, examples: Examples) -> float:
   return float((probabilities.argmax(-1) == examples.own_labels).mean())
 
 
+@parallel.apart
 def minimize(
   context: Context,
   start: ModelState,

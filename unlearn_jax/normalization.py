@@ -65,6 +65,7 @@ def _program(model: Model):
   return parallel.spmd(statistics, split=[3])
 
 
+@parallel.apart
 def reestimate(
   model: Model,
   state: ModelState,

@@ -14,7 +14,7 @@ import contextlib
 import contextvars
 import functools
 import json
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from jax.experimental import multihost_utils
@@ -23,6 +23,7 @@ import numpy as np
 from unlearn_jax.base import AXIS, InputError, require
 
 T = TypeVar('T')
+F = TypeVar('F', bound=Callable[..., Any])
 
 _chosen: contextvars.ContextVar[tuple[jax.Device, ...] | None] = (
   contextvars.ContextVar('devices', default=None)
@@ -157,6 +158,29 @@ def use(chosen: Sequence[jax.Device]) -> Iterator[None]:
     yield
   finally:
     _chosen.reset(token)
+
+
+def apart(function: F) -> F:
+  """Decorates what has devices of its own, whatever mesh its caller has set."""
+
+  @functools.wraps(function)
+  def call(*args: Any, **kwargs: Any) -> Any:
+    if jax.sharding.get_abstract_mesh().empty:
+      return function(*args, **kwargs)
+    with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
+      return function(*args, **kwargs)
+
+  return cast(F, call)
+
+
+def placed_like(tree: Any, like: Any) -> Any:
+  """Puts each array where its counterpart lies, if somebody has placed that."""
+
+  def placed(leaf: Any, other: Any) -> Any:
+    known = isinstance(other, jax.Array) and other.committed
+    return jax.device_put(leaf, other.sharding) if known else leaf
+
+  return jax.tree.map(placed, tree, like)
 
 
 def replicate(tree: Any) -> Any:

@@ -38,6 +38,7 @@ def _program(model: Model, per_device: int):
   return parallel.spmd(predict, split=[3])
 
 
+@parallel.apart
 def predict(
   model: Model,
   state: ModelState,

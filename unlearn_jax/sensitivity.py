@@ -22,6 +22,7 @@ _BATCH = 64
 Objective = Callable[..., jax.Array]
 
 
+@parallel.apart
 def gradient_sensitivity(
   objective: Objective,
   params: Params,

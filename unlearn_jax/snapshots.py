@@ -168,23 +168,20 @@ def _facts(state: TrainState) -> dict[str, Any]:
 
 def save(
   directory: str | os.PathLike, packed: Packed, manifest: dict[str, Any]
-) -> checkpoints.Saving:
-  """Begins to write a packed snapshot, as `checkpoints.save_tree` does.
+) -> None:
+  """Writes a packed snapshot, all of it or nothing.
 
   Args:
     directory: a folder that does not exist yet.
     packed: from `pack`.
     manifest: JSON-serialisable facts about it.
 
-  Returns:
-    The save under way: `result` waits for its end.
-
   Raises:
     InputError: `directory` exists, or cannot be written.
   """
   # As arrays; a measurement may be NaN, which a manifest must not hold.
   text = json.dumps(packed.course, default=float)
-  return checkpoints.begin(
+  checkpoints.save_tree(
     directory,
     packed.arrays,
     {**manifest, 'training': packed.facts},

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax import models, training
+from unlearn_jax import models, parallel, training
 from unlearn_jax.base import (
   Array,
   Batch,
@@ -261,6 +261,7 @@ class _WithoutPlayers:
     return state._replace(model=ModelState(players.generator, carried))
 
 
+@parallel.apart
 def fit_generator(
   key: Key,
   model: Model,
@@ -370,6 +371,7 @@ def _behind(generator: Model, classifier: Model) -> Model:
   return Model(apply)
 
 
+@parallel.apart
 def predict_perturbed(
   model: Model,
   state: ModelState,
@@ -401,6 +403,7 @@ def _perturb_program(generator: Model):
   return jax.jit(perturb)
 
 
+@parallel.apart
 def perturb_images(
   generator: ModelState,
   examples: Examples,

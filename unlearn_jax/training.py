@@ -92,6 +92,7 @@ def steps_per_epoch(examples: Examples, batch_size: int) -> int:
   return examples.size // batch_size
 
 
+@parallel.apart
 def fit(
   key: Key,
   model: Model,
@@ -269,6 +270,7 @@ def frozen_model(model: Model, frozen: frozenset[str]) -> Model:
   return model.freeze(frozen) if model.freeze else model
 
 
+@parallel.apart
 def train(
   key: Key,
   model: Model,

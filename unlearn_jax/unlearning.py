@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from unlearn_jax import finetuning, normalization, timing, training
+from unlearn_jax import finetuning, normalization, parallel, timing, training
 from unlearn_jax.base import (
   Context,
   Key,
@@ -58,6 +58,7 @@ class Unlearning(NamedTuple):
   compile_seconds: float
 
 
+@parallel.apart
 def unlearn(
   key: Key,
   model: Model,
@@ -110,6 +111,7 @@ def unlearn(
     >>> result.by_tensor
     {'w': 2}
   """
+  given, source = source, parallel.replicate(source)
   budget = Budget() if budget is None else budget
   require_classes(model, source, splits.train, splits.test)
   if strategy.check:
@@ -151,8 +153,8 @@ def unlearn(
   stop_epoch = rule.epoch(fit.history)
   preparation = watch.seconds + fit.preparation_seconds
   return Unlearning(
-    state=fit.state,
-    perturbed=perturbed,
+    state=parallel.placed_like(fit.state, given),
+    perturbed=parallel.placed_like(perturbed, given),
     by_tensor=_changed(edit, source),
     perturbation_js=_effect(own, source, perturbed, splits),
     history=fit.history,

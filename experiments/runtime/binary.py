@@ -77,6 +77,7 @@ def _guarded(main: Callable[[C], None], kind: type[C]) -> None:
       distributed.joined(processes, config.agreed(own)),
       process.device_limit(archives.device_data_mb),
     ):
+      process.require_devices()
       main(own)
   except InputError as error:
     _exit(str(error), 2 if isinstance(error, FlagError) else 1)

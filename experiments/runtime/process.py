@@ -11,6 +11,7 @@ from absl import logging
 import jax
 import platformdirs
 
+from unlearn_jax.base import InputError, shown
 from unlearn_jax.data import streaming
 
 
@@ -62,6 +63,18 @@ def _one_line_only() -> None:
   for logger in (logging.get_absl_logger(), getLogger('asyncio')):
     logger.addFilter(is_told)
   sys.unraisablehook = unraisable
+
+
+def require_devices() -> None:
+  """Starts JAX's backend, or says in one line that it cannot be."""
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # The latter of 'cuda'.
+    name = os.environ.get('JAX_PLATFORMS', '')
+    raise InputError(
+      f'JAX_PLATFORMS={shown(name)}: {shown((str(error) or repr(error)).splitlines()[0])};'
+      ' allowed: a platform of this machine, such as cpu'
+    ) from error
 
 
 def device_limit(megabytes: int | None) -> contextlib.AbstractContextManager:

@@ -102,9 +102,7 @@ def carry_out(stage: Stage, progress: Progress) -> str:
     try:
       output = stage.work(stage, partial, progress)
     except training.DivergedError as error:
-      partial.settle()
       raise diverged(stage, error.epoch) from error
-    partial.settle()
     wall = partial.wall_seconds + time.monotonic() - start
     _save(stage, output, wall)
   partial.remove()

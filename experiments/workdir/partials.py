@@ -3,8 +3,7 @@
     WORKDIR/checkpoints/.NAME-KEY.partial/epoch-000007/
 
 lies beside where the finished stage will be, and goes when that is there. The
-two last saves are kept, so that one can be damaged. While one is written,
-training goes on.
+two last saves are kept, so that one can be damaged.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,9 +40,7 @@ class Partial:
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
-    # What is saved, and what is being saved.
     self._saved: snapshots.Course | None = None
-    self._saving: tuple[snapshots.Course, checkpoints.Saving] | None = None
 
   def part(self, name: str) -> 'Partial':
     """Keeps a training that is one of several of the stage."""
@@ -88,37 +85,24 @@ class Partial:
     return snapshot
 
   def save(self, snapshot: snapshots.Snapshot) -> None:
-    """Holds the snapshot, and begins to write it if it is time.
-
-    If the end is near, it is written before this returns.
-    """
+    """Holds the snapshot, and writes it if it is time or the end is near."""
     self._held, course = snapshots.pack(snapshot), snapshot.course
     if course.step:
       self._advance(course.epoch + course.step / course.steps)
     due = time.monotonic() - self.saved_at >= self._pause
-    if self._saving and self._save_seconds:  # One that takes long is let be.
-      due = due and self._saving[1].done()
     # Several processes save and stop together: process 0 has the clock, and a
     # signal to any of them counts.
     told = parallel.gathered((signals.requested() or 0, due))
     signum = max(signum for signum, _ in told)
-    if signum:
+    if told[0][1] or signum:
       self.flush()
+    if signum:
       raise signals.Stopped(signum, self.note())
-    if told[0][1]:
-      self._begin()
 
   def flush(self) -> None:
-    """Writes the last snapshot, unless that has been done, and waits for it."""
-    self.settle()
-    if self._held is not None and self._held.course != self._saved:
-      self._begin()
-      self.settle()
-
-  def _begin(self) -> None:
-    """Begins to write the last snapshot, once the one before is written."""
-    self.settle()
-    assert self._held is not None
+    """Writes the last snapshot, unless that has been done."""
+    if self._held is None or self._held.course == self._saved:
+      return
     start, course = time.monotonic(), self._held.course
     name = f'epoch-{course.epoch:06}'
     if course.step:
@@ -130,24 +114,15 @@ class Partial:
       'wall_seconds': self.wall_seconds + start - self._start,
     }
     with self._forgiven():
-      saving = snapshots.save(self.folder / name, self._held, facts)
-      self._saving = course, saving
-    self.saved_at = time.monotonic()
-    if self._save_seconds:
-      cost = self.saved_at - start
-      self._pause = max(self._save_seconds, _RARITY * cost)
-
-  def settle(self) -> None:
-    """Waits for the save that is under way, if there is one."""
-    if self._saving is None:
-      return
-    (course, saving), self._saving = self._saving, None
-    with self._forgiven():
-      saving.result()
+      snapshots.save(self.folder / name, self._held, facts)
       self._saved = course
       if parallel.is_first():
         for old in self._saves()[:-_KEPT]:
           shutil.rmtree(old, ignore_errors=True)
+    self.saved_at = time.monotonic()
+    if self._save_seconds:
+      cost = self.saved_at - start
+      self._pause = max(self._save_seconds, _RARITY * cost)
 
   @contextlib.contextmanager
   def _forgiven(self) -> Iterator[None]:
@@ -178,7 +153,6 @@ class Partial:
 
   def remove(self) -> None:
     """Forgets it all, because the stage is finished."""
-    self.settle()
     if parallel.is_first():
       self._sweep()
       shutil.rmtree(self.folder, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 
+import devices
 import processes
 import pytest
 
@@ -27,7 +28,7 @@ def test_killed_and_told_to_end_they_end_with_the_numbers_of_one_process(
 ):
   one, workdir = tmp_path / 'one', tmp_path / 'run'
   status, text = unlearn.finish(
-    tmp_path / 'log', one, *FEW, **processes.devices(4)
+    tmp_path / 'log', one, *FEW, XLA_FLAGS=devices.flags(4)
   )
   assert status == 0, text
   # One is killed.
@@ -57,13 +58,13 @@ def test_killed_and_told_to_end_they_end_with_the_numbers_of_one_process(
   assert processes.digests(workdir).keys() == processes.digests(one).keys()
   rows, others = (processes.numbers(root)[0] for root in (workdir, one))
   assert len(rows) == len(others) == 2
-  # The same gradients are summed in another order: float32 differs in its last
-  # bits, which no share shows.
+  # The same gradients are summed in another order: an image or two that the
+  # model is unsure of fall to another side. processes_test compares parameters.
   for several, single in zip(rows, others):
     assert several['values'] == {
-      name: pytest.approx(values, abs=1e-5)
+      name: pytest.approx(values, abs=0.02)
       for name, values in single['values'].items()
     }
     for its, mine in zip(several['curves'], single['curves']):
       for name, values in mine.items():
-        assert its[name] == pytest.approx(values, abs=1e-5), name
+        assert its[name] == pytest.approx(values, abs=0.02), name

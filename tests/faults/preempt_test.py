@@ -32,7 +32,7 @@ def test_it_saves_says_so_and_goes_on(train, whole, tmp_path):
     assert (folder / f'epoch-{int(found[1]):06}').is_dir()
   status, text = train.finish(log, workdir)
   assert status == 0, text
-  assert f'goes on after epoch {found[1]}/20' in text
+  assert f'goes on after epoch {found[1]}/10' in text
   assert processes.source(workdir) == processes.source(whole)
   assert not processes.hidden(workdir)
 

@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 
+import devices
 import jax
 
 from experiments.runtime import process
@@ -20,7 +21,7 @@ from experiments.runtime import process
 # share the source.
 TRAIN = (
   *('--dataset=digits', '--train_subset=300', '--width=4', '--batch_size=60'),
-  *('--train_epochs=20', '--train_learning_rate=0.01', '--save_seconds=0'),
+  *('--train_epochs=10', '--train_learning_rate=0.01', '--save_seconds=0'),
 )
 UNLEARN = (
   *TRAIN,
@@ -73,14 +74,16 @@ class Processes:
       log.unlink(missing_ok=True)
       flags = here, '--num_processes=2', f'--process_id={index}'
       # A proxy that is not there: no way between processes leads over it.
-      environment = {**devices(2), 'http_proxy': 'http://127.0.0.1:9'}
+      environment = {
+        'XLA_FLAGS': devices.flags(2),
+        'http_proxy': 'http://127.0.0.1:9',
+      }
       started.append(self.start(log, workdir, *more, *flags, **environment))
     return started, logs
 
 
 def _run(module, arguments, log, changed, environment):
-  flags = os.environ.get('UNLEARN_JAX_TESTS_XLA_FLAGS', '')
-  os.environ['XLA_FLAGS'] = flags
+  os.environ['XLA_FLAGS'] = devices.flags(1)
   os.environ.update({name: str(value) for name, value in environment.items()})
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   os.dup2(file, 1)
@@ -98,10 +101,6 @@ def _run(module, arguments, log, changed, environment):
   # Imported beforehand: runpy would warn that it is there already.
   sys.modules.pop(module, None)
   runpy.run_module(module, run_name='__main__', alter_sys=True)
-
-
-def devices(count):
-  return {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}'}
 
 
 def wait_for(holds, *started):

@@ -198,7 +198,7 @@ def saved(tmp_path_factory):
   course = snapshots.Course(history, 0.5, 3, losses=(0.5, 0.25), seconds=1.0)
   packed = snapshots.pack(snapshots.Snapshot(state, course))
   facts = {'stage': 'stage', 'epoch': 1, 'wall_seconds': 1.0}
-  snapshots.save(path, packed, facts).result()
+  snapshots.save(path, packed, facts)
   return path, state
 
 

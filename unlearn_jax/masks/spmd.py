@@ -43,6 +43,12 @@ def plan_for(leaves: Sequence[Any]) -> Plan:
 
 
 def _traced_plan(leaves: Sequence[Any]) -> Plan:
+  # JAX renames the attribute that says so, and prints it alike.
+  if any('{V' in str(jax.typeof(leaf)) for leaf in leaves):
+    raise ValueError(
+      'params vary over the devices of a shard_map, allowed there:'
+      ' check_vma=False (each device then selects among its own)'
+    )
   loop = jax.default_backend() == 'cpu'
   shardings = [jax.typeof(leaf).sharding for leaf in leaves]
   mesh = shardings[0].mesh
