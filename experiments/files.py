@@ -12,7 +12,11 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   # Of one name: what a killed process has left is written anew.
   draft = path.with_name(f'.{path.name}.tmp')
   try:
-    draft.write_bytes(data)
+    draft.unlink(missing_ok=True)
+    with draft.open(
+      'xb'
+    ) as stream:  # Whatever link lay there, none is followed.
+      stream.write(data)
     os.replace(draft, path)
   except OSError as error:
     if error.errno:  # A full disk says nothing of the file.

@@ -50,6 +50,27 @@ def start():
 
 # Signals.
 
+CONTINUED = """
+import os, signal, time
+from experiments.runtime import signals
+
+with signals.watched():
+  print('ready', signals.continued(), flush=True)
+  end = time.monotonic() + 30
+  while not signals.continued() and time.monotonic() < end:
+    time.sleep(0.01)
+  print(signals.continued())
+"""
+
+
+def test_that_it_was_stopped_and_goes_on_is_counted(start):
+  process = start(CONTINUED)
+  assert process.stdout.readline() == 'ready 0\n'
+  process.send_signal(signal.SIGSTOP)
+  process.send_signal(signal.SIGCONT)
+  assert process.communicate(timeout=60)[0] == '1\n'
+
+
 SIGNALS = """
 import hashlib, sys, time
 from experiments.runtime import signals

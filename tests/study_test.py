@@ -10,6 +10,7 @@ import os
 import pathlib
 import pickle
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import pytest
 import running
 
 from experiments import config, settings
+from experiments.runtime import signals
 from experiments.runtime.progress import Silent
 from experiments.study import (
   engine,
@@ -41,6 +43,7 @@ from experiments.study import setup as setups
 from experiments.study.stages import Stage, StageFailedError
 from experiments.workdir.finished import Epoch, Record
 from unlearn_jax import parallel
+from unlearn_jax.base import InputError
 from unlearn_jax.models import FAMILIES
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import FACTORIES
@@ -663,6 +666,45 @@ def test_paired_differences_are_its_own_minus_the_control_s(timed):
     assert got == pytest.approx(np.mean(np.subtract(own, its)))
 
 
+def test_seconds_in_which_the_process_was_stopped_are_a_warning(
+  data_file, tmp_path, monkeypatch
+):
+  stops = iter([0, *(1 for _ in range(99))])  # In the first stage.
+  monkeypatch.setattr(signals, 'continued', lambda: next(stops))
+  flags = quick(data_file, tmp_path / 'run', '--strategies=retrain')
+  lines = [
+    x for x in running.done('unlearn', *flags).split('\n') if 'was st' in x
+  ]
+  assert lines == [
+    'warning: seed 0 · source: its process was stopped meanwhile, and its'
+    ' seconds count that'
+  ]
+
+
+def test_a_removed_work_directory_ends_the_run(
+  data_file, tmp_path, monkeypatch
+):
+  workdir, real = tmp_path / 'run', provenance.code
+
+  def removing():
+    shutil.rmtree(workdir)
+    return real()
+
+  monkeypatch.setattr(provenance, 'code', removing)
+  flags = quick(data_file, workdir, '--strategies=retrain')
+  told = running.refused('unlearn', *flags)
+  assert 'was removed while it was in use; allowed: the same command' in told
+  assert not workdir.exists()
+
+
+def test_a_stage_that_is_a_link_to_nothing_is_refused_at_once(tmp_path):
+  stage = Stage(tmp_path, 'seed0-source', 'source', {}, None)
+  stage.path.parent.mkdir()
+  stage.path.symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(InputError, match='is a link to nothing'):
+    stage.done()
+
+
 def test_of_a_seed_that_diverged_there_are_no_means(timed):
   rows, made = timed(finetune=1)
   control, own = rows['finetune'], rows['top_k(k=3)']
@@ -674,7 +716,11 @@ def test_of_a_seed_that_diverged_there_are_no_means(timed):
 
 
 @pytest.mark.parametrize(
-  'name, value', [('version', '9.9'), ('jax', '0.0'), ('device', 'tpu: v9')]
+  'name, value',
+  [
+    *(('version', '9.9'), ('jax', '0.0'), ('device', 'tpu: v9')),
+    *(('threads', 77), ('numerics', 'rbg, highest matmul')),
+  ],
 )
 def test_stages_of_other_code_or_machines_are_a_warning(
   name, value, timed, monkeypatch

@@ -34,6 +34,7 @@ from unlearn_jax import (
 from unlearn_jax.base import (
   Context,
   Examples,
+  Model,
   ModelState,
   Splits,
   stateless,
@@ -610,3 +611,63 @@ def test_frozen_layers_keep_weights_and_statistics(trained, make, k, frozen):
   same = jax.tree.map(np.array_equal, before, after)
   assert set(jax.tree.leaves(same['bn1'])) == {True}
   assert set(jax.tree.leaves(same['bn2'])) == {frozen == 4}
+
+
+def remembering():
+  """A network that remembers as Haiku's BatchNorm does, and draws noise."""
+
+  def apply(state, x, train):
+    stats = state.batch_stats
+    if not train:
+      return (x - stats['average']) @ state.params['w'], stats
+    counter, mean = stats['counter'] + 1, x.mean(0)
+    hidden = 0.9 * stats['hidden'] + 0.1 * mean
+    key, draw = jax.random.split(stats['key'])
+    noise = 0 * jax.random.normal(draw, x.shape)
+    new = {
+      'counter': counter,
+      'seen': stats['seen'] + len(x),
+      'key': key,
+      'hidden': hidden,
+      'average': hidden / (1 - 0.9 ** counter.astype(jnp.float32)),
+    }
+    return (x + noise - mean) @ state.params['w'], new
+
+  def init(key):
+    stats = {
+      'counter': jnp.int32(0),
+      'seen': jnp.float32(0),
+      'key': key,
+      'hidden': jnp.zeros(2),
+      'average': jnp.zeros(2),
+    }
+    return ModelState({'w': jnp.eye(2)}, stats)
+
+  return Model(apply, init)
+
+
+@pytest.mark.parametrize('devices', [1, 4])
+def test_a_network_may_carry_counters_and_keys(devices):
+  model, x = remembering(), np.tile(np.float32([[1, 5], [3, 5]]), (20, 1))
+  every = Examples.of(x, np.tile([0, 1], 20))
+  with parallel.use(jax.devices()[:devices]):
+    fit = training.train(
+      jax.random.key(0), model, every, epochs=60, batch_size=8
+    )
+    stats = fit.state.batch_stats
+    assert stats['counter'] == 300 and stats['seen'] == 300 * 8 // devices
+    splits = Splits.of(every, np.arange(4), every)
+    budget = Budget(1, 0.01, 8)
+    got = unlearn(
+      jax.random.key(1), model, fit.state, splits, finetune(), budget
+    )
+    assert got.state.batch_stats['counter'] > 300
+    # By hand it is off; what counts is no average, and stays.
+    moved = {**stats, 'hidden': jnp.ones(2), 'average': jnp.ones(2)}
+    own = normalization.reestimate(
+      model, ModelState(fit.state.params, moved), every
+    ).batch_stats
+  assert own['counter'] == 300 and own['seen'] == stats['seen']
+  assert own['key'] == stats['key']
+  np.testing.assert_allclose(own['hidden'], [2, 5], rtol=1e-5)
+  np.testing.assert_allclose(own['average'], [2, 5], rtol=1e-4)

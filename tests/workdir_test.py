@@ -1,5 +1,6 @@
 """What lies in a work directory, and who may be at it."""
 
+import contextlib
 import errno
 import gc
 import json
@@ -106,6 +107,24 @@ def test_a_directory_of_another_problem_is_refused(tmp_path):
   claimed(tmp_path / 'new', data='mnist').release()  # Meanwhile.
   with pytest.raises(InputError, match='belongs to data=mnist'):
     slow.claim()
+
+
+@pytest.mark.parametrize('name', ['.unlearn_jax.lock', '.unlearn_jax.holder'])
+def test_no_link_is_followed(name, tmp_path):
+  theirs, root = tmp_path / 'theirs', tmp_path / 'run'
+  theirs.write_text('precious')
+  root.mkdir()
+  (root / name).symlink_to(theirs)
+  with pytest.raises(InputError, match='an empty directory or one of this'):
+    Workdir(root, {'data': 'digits'})
+  # One that is laid there later.
+  (root / name).unlink()
+  claimed(root).release()
+  (root / name).unlink()
+  (root / name).symlink_to(theirs)
+  with contextlib.suppress(InputError):
+    claimed(root).release()
+  assert theirs.read_text() == 'precious'
 
 
 @pytest.mark.parametrize('name', ['thesis.tex', '.lock', 'report.json'])

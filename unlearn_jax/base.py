@@ -71,6 +71,16 @@ def require(name: str, value: Any, holds: bool, allowed: str) -> None:
     raise ValueError(f'{name}={shown(repr(value))}, allowed: {allowed}')
 
 
+def is_float(leaf: Any) -> bool:
+  """Whether a leaf is real numbers; a counter or a PRNG key is none.
+
+  Example:
+    >>> is_float(np.ones(2)), is_float(np.arange(2))
+    (True, False)
+  """
+  return jax.numpy.issubdtype(leaf.dtype, np.floating)
+
+
 def require_floats(name: str, tree: Params) -> None:
   """Raises a `ValueError` unless every leaf of a tree is real numbers.
 
@@ -116,7 +126,8 @@ class ModelState(NamedTuple):
 
   Attributes:
     params: pytree of float arrays.
-    batch_stats: pytree of BatchNorm's running statistics; `{}` without any.
+    batch_stats: pytree of BatchNorm's running statistics and of whatever else
+      a network carries along, such as counters and keys; `{}` without any.
   """
 
   params: Params

@@ -23,6 +23,7 @@ from unlearn_jax.base import (
   Model,
   ModelState,
   TrainState,
+  is_float,
 )
 from unlearn_jax.data import streaming
 
@@ -72,8 +73,9 @@ def _plan(
 
 def _finite(tree: Any) -> jax.Array:
   """Whether every number of a tree is finite."""
-  found = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-  return functools.reduce(jnp.logical_and, found)
+  floats = filter(is_float, jax.tree.leaves(tree))
+  found = [jnp.isfinite(leaf).all() for leaf in floats]
+  return functools.reduce(jnp.logical_and, found, jnp.bool_(True))
 
 
 def of_trained(tree: Any, trained: Sequence[bool]) -> Any:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import parallel
-from unlearn_jax.base import Examples, Model, ModelState
+from unlearn_jax.base import Examples, Model, ModelState, is_float
 from unlearn_jax.data import streaming
 
 
@@ -31,16 +31,24 @@ def _program(model: Model):
     _, seen = model.apply(state, first, True)
     # A frozen layer normalises with its statistics and returns them as they
     # are; they must stay in place, or all that follows would be off.
+    # So must what is no float: a counter, a key.
     kept = jax.tree.map(
-      lambda old, new: jnp.all(old == new), state.batch_stats, seen
+      lambda old, new: not is_float(old) or jnp.all(old == new),
+      state.batch_stats,
+      seen,
     )
 
     def updated(start, inputs):
       running = jax.tree.map(
-        lambda old, keep: jnp.where(keep, old, start), state.batch_stats, kept
+        lambda old, keep: old if keep is True else jnp.where(keep, old, start),
+        state.batch_stats,
+        kept,
       )
       started = ModelState(state.params, running)
-      return model.apply(started, inputs, True)[1]
+      found = model.apply(started, inputs, True)[1]
+      return jax.tree.map(
+        lambda new, keep: 0.0 if keep is True else new, found, kept
+      )
 
     def batch(total, chosen):
       new = updated(0.0, draw(chosen))
@@ -51,18 +59,29 @@ def _program(model: Model):
     momentum = jax.tree.map(
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
-    zeros = jax.tree.map(jnp.zeros_like, state.batch_stats)
+    zeros = _zeros(state)
     count, start = (0, zeros) if before is None else before
     total, _ = jax.lax.scan(batch, start, own)
     count = count + len(own)
 
+    # What another batch does not draw nearer is no average: it counts.
     def average(old, keep, total, m):
-      return jnp.where(keep, old, total / (count * (1 - m)))
+      if keep is True:
+        return old
+      return jnp.where(keep | (m >= 1), old, total / (count * (1 - m)))
 
     averages = jax.tree.map(average, state.batch_stats, kept, total, momentum)
     return parallel.mean(((jnp.float32(count), total), averages))
 
   return parallel.spmd(statistics, split=[3])
+
+
+def _zeros(state: ModelState) -> Any:
+  """Of each statistic, where a sum of it begins."""
+  return jax.tree.map(
+    lambda leaf: jnp.zeros_like(leaf) if is_float(leaf) else jnp.zeros(()),
+    state.batch_stats,
+  )
 
 
 @parallel.apart
@@ -126,8 +145,7 @@ def _streamed(
 ) -> Any:
   steps, _, share = order.shape
   stream = streaming.Stream([examples.images], [share], steps)
-  zeros = jax.tree.map(np.zeros_like, state.batch_stats)
-  total = parallel.replicate((np.float32(0), zeros))
+  total = parallel.replicate((np.float32(0), _zeros(state)))
   averages = None
 
   def add(block: streaming.Block) -> jax.Array:

@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from unlearn_jax.base import AXIS, InputError, require
+from unlearn_jax.base import AXIS, InputError, is_float, require
 
 T = TypeVar('T')
 F = TypeVar('F', bound=Callable[..., Any])
@@ -229,8 +229,16 @@ def per_device(batch_size: int, argument: str = 'batch_size') -> int:
 
 
 def mean(tree: Any) -> Any:
-  """The mean over devices; every output of an `spmd` function needs one."""
-  return jax.lax.pmean(tree, AXIS)
+  """The mean over devices; every output of an `spmd` function needs one.
+
+  Counters and keys, which are no floats, are the same on each and stay.
+  """
+  leaves, structure = jax.tree.flatten(tree)
+  floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
+  means = jax.lax.pmean([leaves[i] for i in floats], AXIS)
+  for i, leaf in zip(floats, means):
+    leaves[i] = leaf
+  return jax.tree.unflatten(structure, leaves)
 
 
 def spmd(

@@ -71,9 +71,10 @@ def require_devices() -> None:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter of 'cuda'.
     name = os.environ.get('JAX_PLATFORMS', '')
+    reason = (str(error) or repr(error)).splitlines()[0]
     raise InputError(
-      f'JAX_PLATFORMS={shown(name)}: {shown((str(error) or repr(error)).splitlines()[0])};'
-      ' allowed: a platform of this machine, such as cpu'
+      f'JAX_PLATFORMS={shown(name)}: {shown(reason)}; allowed: a platform of'
+      ' this machine, such as cpu'
     ) from error
 
 

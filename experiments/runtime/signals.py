@@ -39,6 +39,7 @@ class _State:
 
   signum: int | None = None
   depth: int = 0
+  continued: int = 0  # how often it was stopped (Ctrl-Z) and goes on
 
 
 _state, _lock = _State(), threading.Lock()
@@ -47,6 +48,11 @@ _state, _lock = _State(), threading.Lock()
 def requested() -> int | None:
   """The signal by which the run was asked to end, as far as is known here."""
   return _state.signum
+
+
+def continued() -> int:
+  """How often the process was stopped and went on: the clock knows nothing."""
+  return _state.continued
 
 
 def asked() -> int | None:
@@ -84,6 +90,7 @@ def watched() -> Iterator[None]:
   before = {number: signal.getsignal(number) for number in SIGNALS}
   if before[signal.SIGHUP] == signal.SIG_IGN:  # `nohup` wants it so.
     del before[signal.SIGHUP]
+  before[signal.SIGCONT] = signal.getsignal(signal.SIGCONT)
   woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   for number in before:
     signal.signal(number, lambda *_: None)
@@ -108,6 +115,8 @@ def _listen(reader: int) -> None:
     heard = os.read(reader, 1)
     if not heard:
       return
+    if heard[0] == signal.SIGCONT:
+      _state.continued += 1
     if number and heard[0] in SIGNALS and time.monotonic() > began + _ECHO:
       break
     if not number and heard[0] in SIGNALS:

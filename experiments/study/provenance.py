@@ -33,7 +33,8 @@ def code() -> Code:
     source_sha256=sha.hexdigest(),
     jax=jax.__version__,
     device=_device(),
-    threads=cores(),
+    threads=_threads(),
+    numerics=_numerics(),
   )
 
 
@@ -53,6 +54,19 @@ def environment() -> dict[str, Any]:
     'source_sha256': made.source_sha256,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
+
+
+def _threads() -> int:
+  """Those that XLA computes with; a CPU's last bits depend on them."""
+  told = os.environ.get('NPROC', '')
+  return int(told) if told.isdecimal() else cores()
+
+
+def _numerics() -> str:
+  own: Any = jax.config
+  precision = own.jax_default_matmul_precision or 'default'
+  wide = ', x64' * own.jax_enable_x64
+  return f'{own.jax_default_prng_impl}, {precision} matmul{wide}'
 
 
 def _device() -> str:

@@ -186,7 +186,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       for run in plan.runs
       for warning in setups.lost_classes(setup, run.splits, run.seed)
     ]
-    + _mixed_code(made),
+    + _stage_warnings(made),
     notes=_notes(plan),
     degree=degree_facts(plan, results.errors),
   )
@@ -209,20 +209,24 @@ def _rule_text(methods: config.Methods) -> str:
   )
 
 
-def _mixed_code(made: Mapping[str, Manifest]) -> list[str]:
-  """A warning where stages were made by other code, or on another machine."""
+def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
+  """What was made by other code, on another machine, or with a pause."""
   now = dataclasses.asdict(provenance.code())
   other: dict[tuple[str, str], list[str]] = {}
   for title, said in made.items():
     code = dataclasses.asdict(said.code) if said.code else {}
     for name, value in code.items():
-      if value != now[name] and name != 'commit':
+      if value not in (now[name], '') and name != 'commit':
         other.setdefault((name, str(value)[:40]), []).append(title)
   return [
     f'{len(titles)} stages were made by other code or elsewhere ({name}'
     f' {value}, here {str(now[name])[:40]}): {titles[0]}'
     + (', …' if titles[1:] else '')
     for (name, value), titles in other.items()
+  ] + [
+    f'{title}: its process was stopped meanwhile, and its seconds count that'
+    for title, said in made.items()
+    if said.stopped
   ]
 
 

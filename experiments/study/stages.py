@@ -16,7 +16,7 @@ from experiments.runtime.progress import Progress
 from experiments.study import provenance
 from experiments.study import setup as setups
 from experiments.study.setup import Setup
-from experiments.workdir import finished
+from experiments.workdir import directory, finished
 from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import InputError, Splits
@@ -72,7 +72,13 @@ class Stage:
 
   def done(self) -> bool:
     """Whether it is finished: the same answer in all processes."""
-    return parallel.by_first(self.path.exists)
+    return parallel.by_first(lambda: _is_there(self.path))
+
+
+def _is_there(path: pathlib.Path) -> bool:
+  if path.is_symlink() and not path.exists():
+    raise InputError(f'{path} is a link to nothing, allowed: no such link')
+  return path.exists()
 
 
 def given(model: finished.Finished, name: str) -> Stage:
@@ -95,6 +101,7 @@ def carry_out(stage: Stage, progress: Progress) -> str:
   assert stage.work is not None and stage.study is not None
   _forget_programs(stage.study.group)
   seconds, start = stage.study.execution.save_seconds, time.monotonic()
+  stops = signals.continued()
   partial = Partial(stage.path, seconds, progress.goes_on, progress.advance)
   progress.begin(stage.title, stage.epochs)
   # A signal waits: for the next epoch, or for the stage if that was saved.
@@ -104,7 +111,8 @@ def carry_out(stage: Stage, progress: Progress) -> str:
     except training.DivergedError as error:
       raise diverged(stage, error.epoch) from error
     wall = partial.wall_seconds + time.monotonic() - start
-    _save(stage, output, wall)
+    facts = {'wall_seconds': wall, 'stopped': signals.continued() > stops}
+    _save(stage, output, facts)
   partial.remove()
   return output.note
 
@@ -123,13 +131,13 @@ def diverged(stage: Stage, epoch: int) -> StageFailedError:
   )
 
 
-def _save(stage: Stage, output: Output, wall_seconds: float) -> None:
-  manifest = msgspec.to_builtins(output.manifest)
+def _save(stage: Stage, output: Output, facts: dict[str, Any]) -> None:
+  manifest = msgspec.to_builtins(output.manifest) | facts
   manifest |= {
     'code': msgspec.to_builtins(provenance.code()),
     'depends': msgspec.to_builtins(dict(stage.depends)),
-    'wall_seconds': wall_seconds,
   }
+  directory.require_claimed(stage.root)
   try:
     checkpoints.save_tree(stage.path, output.tree, manifest, files=output.files)
   except InputError:

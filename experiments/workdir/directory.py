@@ -76,9 +76,8 @@ class Workdir:
     self._lock = lock
     now = datetime.datetime.now().astimezone().isoformat(timespec='seconds')
     with contextlib.suppress(OSError):  # On a full disk it is held without.
-      holder.write_text(
-        f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
-      )
+      who = f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
+      files.replace(holder, who.encode())
 
   def release(self) -> None:
     """Lets others in."""
@@ -112,6 +111,16 @@ class Workdir:
     )
 
 
+def require_claimed(root: pathlib.Path) -> None:
+  """Refuses to write where somebody has removed the directory under a run."""
+  if not (root / _IDENTITY).exists():
+    raise InputError(
+      f'--workdir={shown(root)} was removed while it was in use; allowed: the'
+      ' same command, which starts anew'
+    )
+
+
 def _is_beginning(path: pathlib.Path) -> bool:
   """Whether it is what a run makes before it has marked the directory."""
-  return path.name in (_LOCK, _HOLDER, f'.{_IDENTITY}.tmp')
+  drafts = f'.{_IDENTITY}.tmp', f'.{_HOLDER}.tmp'
+  return path.name in (_LOCK, _HOLDER, *drafts) and not path.is_symlink()

@@ -43,7 +43,8 @@ class Code:
   source_sha256: str  # over the library's files
   jax: str  # its version
   device: str  # kind and number
-  threads: int  # cores that the process could use
+  threads: int  # that the process could use
+  numerics: str = ''  # settings of JAX by which numbers differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Manifest(Facts):
   state_sha256: str = ''  # of its own tensors
   code: Code | None = None  # what made it
   wall_seconds: float = 0.0  # that went into it, those of killed processes too
+  # Whether somebody stopped the process meanwhile: its seconds count that too.
+  stopped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,16 @@ files, or TFRecord files if an older TFDS made it. Nothing here downloads.
 """
 
 from collections.abc import Iterator
+import contextlib
 import hashlib
 import io
 import math
 import os
 import pathlib
 import re
+import shutil
 import tempfile
+import time
 from typing import Any
 import zipfile
 
@@ -268,7 +271,9 @@ def _cache_key(folder: pathlib.Path) -> str:
   for file in sorted(folder.iterdir()):
     if file.is_file() and not file.name.startswith(('.', CACHE_NAME)):
       status = file.stat()
-      line = f'{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n'
+      # Whoever replaces a file can give it any mtime, but no ctime.
+      times = status.st_mtime_ns, status.st_ctime_ns
+      line = f'{file.name}\0{status.st_size}\0{times}\n'
       digest.update(line.encode('utf-8', 'surrogateescape'))
   return digest.hexdigest()
 
@@ -301,6 +306,14 @@ def read_cache(
   )
 
 
+def sweep(folder: pathlib.Path, prefix: str) -> None:
+  """Removes drafts of these names that a killed process left an hour ago."""
+  for draft in folder.glob(f'{prefix}*'):
+    with contextlib.suppress(OSError):  # Another may do the same.
+      if time.time() - draft.stat().st_mtime > 3600:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
+
+
 def keep(
   file: pathlib.Path, key: str, parts: local.Parts, map_beyond: float
 ) -> local.Parts:
@@ -310,6 +323,7 @@ def keep(
   Raises OSError where it cannot be written; then nothing of it is left.
   """
   images, labels, test_images, test_labels, names, ids = parts
+  sweep(file.parent, f'.{file.name}-')
   handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f'.{file.name}-')
   try:
     with os.fdopen(handle, 'wb') as stream:
