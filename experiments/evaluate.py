@@ -7,8 +7,7 @@ over the data. The manifest names data set, model and parents; the source and
 the retrained reference are found beside the checkpoint, or named by flags.
 With --degree it measures instead how far generators (SPD-GAN, Algorithm 2) can
 tell the model from its source, held against M′, the source's twin of another
-seed: it is named, found beside the source, or trained. The report goes to
---workdir.
+seed: it is found beside the source, or named. The report goes to --workdir.
 """
 
 import dataclasses

@@ -16,6 +16,7 @@ from experiments.reproduction import computing, page, paper, presets
 from experiments.reproduction.presets import FIRST_SWEEP_SEED, PRESETS
 from experiments.reproduction.series import Numbers
 from experiments.runtime import binary
+from experiments.runtime.progress import say
 from experiments.settings import FlagError, Range, setting
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import closest
@@ -65,12 +66,12 @@ def main(asked: Reproduce) -> None:
   wanted = computing.stages(plans)
   if asked.dry_run:
     for key, stage in wanted.items():
-      print(f'{key}  {"done" if stage.done() else "":4}  {stage.title}')
+      say(f'{key}  {"done" if stage.done() else "":4}  {stage.title}')
     done = sum(stage.done() for stage in wanted.values())
-    print(f'{len(wanted)} stages, {done} done')
+    say(f'{len(wanted)} stages, {done} done')
     return
   found = computing.compute(wanted, plans, workdir)
-  print(f'Page: {page.write(Numbers(preset, only, found), wanted, root)}')
+  say(f'Page: {page.write(Numbers(preset, only, found), wanted, root)}')
 
 
 if __name__ == '__main__':

@@ -14,6 +14,7 @@ import dataclasses
 
 from experiments import config
 from experiments.runtime import binary
+from experiments.runtime.progress import say
 from experiments.settings import setting
 from experiments.study import planning, study
 from experiments.workdir.directory import Workdir
@@ -52,8 +53,8 @@ def main(asked: Train) -> None:
   (run,), name = plan.runs, 'retrain' if chosen else 'source'
   for part in ('forget', 'retain', 'test'):
     (share,) = found.whole(name, f'{part}_accuracy')
-    print(f'{part:7} accuracy {100 * share:.2f} %')
-  print(f'Checkpoint: {run.strategies.get(name, run.source).path}')
+    say(f'{part:7} accuracy {100 * share:.2f} %')
+  say(f'Checkpoint: {run.strategies.get(name, run.source).path}')
 
 
 if __name__ == '__main__':

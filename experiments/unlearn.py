@@ -3,10 +3,9 @@
   python -m experiments.unlearn
 
 trains a source and a retrained reference on scikit-learn's digits, unlearns a
-tenth of the training images with each strategy and writes a report: about a
-minute on 2 CPU cores. It ends with `Report: runs/digits-cnn/report.html` and
-the sentences that results/cpu/digits/report.md begins with. With --degree it
-measures the SPD-GAN unlearning degree of each strategy as well.
+tenth of the training images with each strategy and writes a report: minutes on
+2 CPU cores, that end with what results/cpu/digits/report.md begins with. With
+--degree it measures the SPD-GAN unlearning degree of each strategy as well.
 """
 
 from experiments import config

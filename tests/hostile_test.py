@@ -24,6 +24,7 @@ from experiments.report import (
   tables,
 )
 from experiments.report.sections import Section, Table
+from experiments.runtime import progress
 from unlearn_jax import metrics
 from unlearn_jax.base import shown
 from unlearn_jax.degree import Standing
@@ -121,7 +122,6 @@ def report_of(string):
     ),
     stop_rule=dataclasses.replace(made.stop_rule, text=string('rule')),
     warnings=[string('warning')],
-    notes=[string('note')],
     degree=[facts_of(string)],
   )
 
@@ -272,3 +272,14 @@ def test_the_degree_says_nothing_of_unseen_images_that_were_not_measured():
   assert cells['Plain gap'] == '2.0 ± 2.0' and cells['Took off'] == '0 of 6'
   bars = degree.bars(facts_of(Strings('')), 10)
   assert bars.axes[0].get_xlim()[1] > 90
+
+
+def test_no_line_of_a_run_reaches_the_terminal_with_escapes(capsys):
+  running = progress.Progress(1, 1)
+  progress.say(f'Report: {NASTY}')
+  running.begin(f'seed 0 · {NASTY}', 1)
+  running.skip(f'seed 0 · {NASTY}', 1, 'done before')
+  running.end(NASTY)
+  out = capsys.readouterr().out
+  assert out.count('\n') == 3
+  assert all(c.isprintable() for c in out.replace('\n', ''))

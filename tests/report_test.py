@@ -177,7 +177,6 @@ def report_of(strategies=None, seeds=3, **changed):
     seeds=list(range(seeds)),
     rows=rows,
     warnings=['2 cores are shared'],
-    notes=['All start from the same source.'],
   )
   return estimated(made)
 

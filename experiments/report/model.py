@@ -140,7 +140,6 @@ class Report:
   seeds: list[int]  # The number of each run.
   rows: list[Row]  # The source first, then in the order of the command.
   warnings: list[str] = field(default_factory=list)
-  notes: list[str] = field(default_factory=list)
   degree: list[DegreeFacts] = field(default_factory=list)
   schema: int = SCHEMA
 

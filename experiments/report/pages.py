@@ -61,7 +61,6 @@ def page(report: Report, grids: Iterable[str] = ()) -> list[Section]:
       degree.section(facts, degree.name_of(facts, 'images') in grids)
       for facts in report.degree
     ),
-    Section('Notes', sentences=report.notes),
     _how_it_was_run(report),
   )
 

@@ -70,11 +70,10 @@ def require_devices() -> None:
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter of 'cuda'.
-    name = os.environ.get('JAX_PLATFORMS', '')
-    reason = (str(error) or repr(error)).splitlines()[0]
+    name, text = os.environ.get('JAX_PLATFORMS', ''), str(error) or repr(error)
     raise InputError(
-      f'JAX_PLATFORMS={shown(name)}: {shown(reason)}; allowed: a platform of'
-      ' this machine, such as cpu'
+      f'JAX_PLATFORMS={shown(name)}: {shown(text.splitlines()[0])}; allowed: a'
+      ' platform of this machine, such as cpu'
     ) from error
 
 

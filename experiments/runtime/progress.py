@@ -3,7 +3,14 @@
 import sys
 import time
 
+from unlearn_jax.base import shown
 from unlearn_jax.training import Epoch
+
+
+def say(*lines: str) -> None:
+  """Prints lines whose names may be anybody's: no escape reaches a terminal."""
+  for line in lines:
+    print(shown(line, 4000), flush=True)
 
 
 class Progress:
@@ -75,7 +82,7 @@ class Progress:
 
   def _say(self, line: str, end: str = '\n') -> None:
     clear = '\r\x1b[K' if sys.stdout.isatty() else ''
-    print(f'{clear}{line}', end=end, flush=True)
+    print(f'{clear}{shown(line, 4000)}', end=end, flush=True)
 
   def _head(self) -> str:
     width = len(str(self._stages))

@@ -13,7 +13,6 @@ from experiments.study.stages import Stage
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished, Manifest
 from unlearn_jax.base import Dataset, InputError, Splits
-from unlearn_jax.recipes import RECIPES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -141,7 +140,7 @@ def _beside(
   return found
 
 
-def twin(lineage: Lineage, null_dir: str | None, root: pathlib.Path) -> Stage:
+def twin(lineage: Lineage, null_dir: str | None) -> Stage:
   """M′, which learned the same data with another seed and forgot nothing."""
   source, setup = lineage.source, lineage.setup
   own = source.manifest
@@ -157,25 +156,6 @@ def twin(lineage: Lineage, null_dir: str | None, root: pathlib.Path) -> Stage:
   for path, said in _beside(setup, source.path, **alike).items():
     if said.seed not in (None, own.seed):
       return stages.given(setups.load_model(setup, path), 'null')
-  recipe = own.recipe
-  names = {row.optimizer.__name__: name for name, row in RECIPES.items()}
-  if recipe is None or recipe.optimizer not in names:
-    allowed = "a checkpoint; the source's manifest names no recipe of ours"
-    raise FlagError('null_dir', '', allowed)
-  study = dataclasses.replace(
-    lineage.study,
-    training=config.Training(
-      names[recipe.optimizer],
-      recipe.epochs,
-      recipe.learning_rate,
-      recipe.augment,
-      recipe.batch_size,
-    ),
-  )
-  placed = setups.set_up(study)
-  if placed.facts != setup.facts:
-    raise InputError(
-      f'{source.path}: its pixel_mean or pixel_std is not that of its data, so'
-      ' that M′ cannot be trained; allowed: --null_dir'
-    )
-  return planning.Planner(study, placed, root).source(1)
+  allowed = "a source of another seed, which none beside the model's source is;"
+  allowed += ' experiments.train --source_seed=… makes one'
+  raise FlagError('null_dir', '', allowed)

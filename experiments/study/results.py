@@ -187,7 +187,6 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       for warning in setups.lost_classes(setup, run.splits, run.seed)
     ]
     + _stage_warnings(made),
-    notes=_notes(plan),
     degree=degree_facts(plan, results.errors),
   )
 
@@ -227,15 +226,6 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
     f'{title}: its process was stopped meanwhile, and its seconds count that'
     for title, said in made.items()
     if said.stopped
-  ]
-
-
-def _notes(plan: Plan) -> list[str]:
-  if all(own.parameters.get('moves') != 'scalars' for own in plan.chosen):
-    return []
-  return [
-    "moves='scalars': such a strategy moves the scalars that it perturbed only;"
-    ' the K = 0 control perturbs none and moves all.'
   ]
 
 
@@ -294,13 +284,8 @@ def _row(
 
 
 def _curve(record: Record) -> reports.Curve:
-  rows, names = (
-    record.history,
-    [own.name for own in dataclasses.fields(reports.Curve)],
-  )
-  return reports.Curve(
-    **{name: [getattr(row, name) for row in rows] for name in names}
-  )
+  names, rows = reports.Curve.__dataclass_fields__, record.history
+  return reports.Curve(**{n: [getattr(row, n) for row in rows] for n in names})
 
 
 def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:

@@ -205,11 +205,8 @@ def draw(setup: Setup, study: config.Study, run: int) -> Splits:
     return read_forget(setup, pathlib.Path(forget.forget_ids), '--forget_ids=')
   total, share = dataset.train.size, forget.forget_fraction
   if not 0 < round(share * total) < total:
-    raise FlagError(
-      'forget_fraction',
-      share,
-      f'a share that comes to 1 to {total - 1} of {total} training images',
-    )
+    allowed = f'some of the {total} training images, and not all'
+    raise FlagError('forget_fraction', share, allowed)
   key = key_of('split', study.draws.of('split', run))
   return data.split_forget(key, dataset, share)
 
@@ -235,7 +232,7 @@ def forget_hash(setup: Setup, splits: Splits) -> str:
 
 
 def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
-  """What was loaded, and what each seed forgets, with warnings; in lines."""
+  """What was loaded, and what each seed forgets, in lines."""
   dataset, facts = setup.dataset, setup.facts
   height, width, channels = dataset.image_shape
   sizes = setup.tensor_sizes
@@ -253,15 +250,14 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
       f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
       f' ({few})'
     )
-    lost = lost_classes(setup, splits, seed)
-    lines += [f'warning: {warning}' for warning in lost]
   return lines
 
 
 def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:
-  """A warning for each class of which nothing is retained."""
+  """A warning where of a class, or of several, nothing is retained."""
   names: Any = setup.dataset.class_names
-  return [
-    f'class {shown(repr(names[lost]))} has no retained example (seed {seed})'
-    for lost in data.classes_lost(splits, len(names))
-  ]
+  lost = data.classes_lost(splits, len(names))
+  few = ', '.join(shown(repr(names[c])) for c in lost[:3])
+  few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
+  text = f'nothing is retained of the classes {few} (seed {seed})'
+  return [text] if len(lost) else []

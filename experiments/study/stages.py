@@ -72,13 +72,9 @@ class Stage:
 
   def done(self) -> bool:
     """Whether it is finished: the same answer in all processes."""
-    return parallel.by_first(lambda: _is_there(self.path))
-
-
-def _is_there(path: pathlib.Path) -> bool:
-  if path.is_symlink() and not path.exists():
-    raise InputError(f'{path} is a link to nothing, allowed: no such link')
-  return path.exists()
+    if self.path.is_symlink() and not self.path.exists():
+      raise InputError(f'{self.path} is a link to nothing, allowed: no link')
+    return parallel.by_first(self.path.exists)
 
 
 def given(model: finished.Finished, name: str) -> Stage:

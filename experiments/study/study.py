@@ -7,6 +7,7 @@ from experiments import config
 from experiments.report import degree, pages, rendering
 from experiments.report.model import to_json
 from experiments.report.sections import Section
+from experiments.runtime.progress import say
 from experiments.study import (
   engine,
   lineage,
@@ -44,7 +45,7 @@ def compute(study: config.Study, plan: Plan, workdir: Workdir) -> Results:
   """Carries out all stages of a plan, and measures what came out."""
   parallel.by_first(workdir.claim)
   drawn = {run.seed: run.splits for run in plan.runs}
-  print('\n'.join(setups.describe(plan.setup, drawn)), flush=True)
+  say(*setups.describe(plan.setup, drawn))
   return results.measured(plan, engine.run(plan.stages, study))
 
 
@@ -58,7 +59,7 @@ def run(study: config.Study) -> None:
   images = results.grids(plan, report.degree)
   parallel.by_first(lambda: str(pages.write(report, root, images)))
   rendering.show(pages.summary(report))
-  print(f'Report: {root / "report.html"}')
+  say(f'Report: {root / "report.html"}')
 
 
 def measure_degree(
@@ -74,7 +75,7 @@ def measure_degree(
   label = shown(family.own.manifest.strategy or 'the unlearned model')
   chosen = [Chosen('unlearned', {}, Strategy(label, METHOD), {})]
   others = {
-    'null': lineage.twin(family, null_dir, root),
+    'null': lineage.twin(family, null_dir),
     'unlearned': stages.given(family.own, 'unlearned'),
   }
   reference = family.retrained
@@ -90,7 +91,7 @@ def measure_degree(
   parallel.by_first(workdir.claim)
   errors = engine.run(plan.stages, study)
   for error in errors.values():
-    print(f'warning: {error}')
+    say(f'warning: {error}')
   # What was found, as a page.
   found = results.degree_facts(plan, errors)
   images = results.grids(plan, found)
@@ -122,4 +123,4 @@ def measure_degree(
     )
   )
   rendering.show([Section(own.title, own.sentences) for own in sections])
-  print(f'Report: {page}')
+  say(f'Report: {page}')
