@@ -59,6 +59,9 @@ class Data:
   train_subset: int | None = setting(
     None, 'Use this many training examples only.', COUNT
   )
+  test_fraction: float | None = setting(
+    None, 'Share to hold out of TFDS data without a test split.', SHARE
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -641,11 +641,9 @@ def test_validation_stands_in_for_test(tmp_path):
 
 
 def test_missing_split(tmp_path):
-  build(tmp_path, counts={'train': 4, 'extra': 2})
+  build(tmp_path, counts={'extra': 2})
   message = error_of(data.load, 'tiny', data_dir=tmp_path)
-  assert 'has the splits extra, train' in message or (
-    'has the splits train, extra' in message
-  )
+  assert 'has the splits extra; allowed are train, and' in message
 
 
 def test_coarse_labels_and_repeated_ids(tmp_path):
@@ -914,3 +912,26 @@ def test_classes_are_the_labels_that_there_are(tmp_path, column):
   assert dataset.class_names == ('1', '10', '5000')
   assert dataset.train.labels.tolist() == [1, 0, 2] * 2
   assert dataset.test.labels.tolist() == [2, 0]
+
+
+def test_a_prepared_set_of_one_split_gives_a_share_for_testing(tmp_path):
+  build(tmp_path, {'train': 10})
+  with pytest.raises(base.InputError, match='no test images, allowed: test_f'):
+    data.load('tiny', data_dir=tmp_path)
+  one, again = (
+    data.load('tiny', data_dir=tmp_path, test_fraction=0.3) for _ in range(2)
+  )
+  assert (one.train.size, one.test.size) == (7, 3)
+  assert one.fingerprint == again.fingerprint
+  numbers = sorted(int(name.removeprefix('train_')) for name in one.ids)
+  assert len(numbers) == 7 and numbers != list(range(7))
+  for row, name in enumerate(one.ids):
+    number = int(name.removeprefix('train_'))
+    pixels = one.train.images[row]
+    np.testing.assert_array_equal(pixels, pixels_of('train', number))
+    assert one.train.own_labels[row] == label_of(number)
+  for fraction in (0.01, 0.99):
+    with pytest.raises(base.InputError, match='of the 10 images, and not all'):
+      data.load('tiny', data_dir=tmp_path, test_fraction=fraction)
+  with pytest.raises(base.InputError, match='where there are test images'):
+    data.load('digits', test_fraction=0.3)

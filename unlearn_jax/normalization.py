@@ -32,16 +32,15 @@ def _program(model: Model):
     # A frozen layer normalises with its statistics and returns them as they
     # are; they must stay in place, or all that follows would be off.
     # So must what is no float: a counter, a key.
+    held = state.batch_stats
     kept = jax.tree.map(
-      lambda old, new: not is_float(old) or jnp.all(old == new),
-      state.batch_stats,
-      seen,
+      lambda old, new: not is_float(old) or jnp.all(old == new), held, seen
     )
 
     def updated(start, inputs):
       running = jax.tree.map(
         lambda old, keep: old if keep is True else jnp.where(keep, old, start),
-        state.batch_stats,
+        held,
         kept,
       )
       started = ModelState(state.params, running)
@@ -59,8 +58,7 @@ def _program(model: Model):
     momentum = jax.tree.map(
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
-    zeros = _zeros(state)
-    count, start = (0, zeros) if before is None else before
+    count, start = (0, _zeros(state)) if before is None else before
     total, _ = jax.lax.scan(batch, start, own)
     count = count + len(own)
 
@@ -70,7 +68,7 @@ def _program(model: Model):
         return old
       return jnp.where(keep | (m >= 1), old, total / (count * (1 - m)))
 
-    averages = jax.tree.map(average, state.batch_stats, kept, total, momentum)
+    averages = jax.tree.map(average, held, kept, total, momentum)
     return parallel.mean(((jnp.float32(count), total), averages))
 
   return parallel.spmd(statistics, split=[3])

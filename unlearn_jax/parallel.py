@@ -175,12 +175,15 @@ def apart(function: F) -> F:
 
 def placed_like(tree: Any, like: Any) -> Any:
   """Puts each array where its counterpart lies, if somebody has placed that."""
-
-  def placed(leaf: Any, other: Any) -> Any:
-    known = isinstance(other, jax.Array) and other.committed
-    return jax.device_put(leaf, other.sharding) if known else leaf
-
-  return jax.tree.map(placed, tree, like)
+  return jax.tree.map(
+    lambda leaf, other: (
+      jax.device_put(leaf, other.sharding)
+      if isinstance(other, jax.Array) and other.committed
+      else leaf
+    ),
+    tree,
+    like,
+  )
 
 
 def replicate(tree: Any) -> Any:
@@ -235,10 +238,9 @@ def mean(tree: Any) -> Any:
   """
   leaves, structure = jax.tree.flatten(tree)
   floats = [i for i, leaf in enumerate(leaves) if is_float(leaf)]
-  means = jax.lax.pmean([leaves[i] for i in floats], AXIS)
-  for i, leaf in zip(floats, means):
-    leaves[i] = leaf
-  return jax.tree.unflatten(structure, leaves)
+  means = dict(zip(floats, jax.lax.pmean([leaves[i] for i in floats], AXIS)))
+  every = [means.get(i, leaf) for i, leaf in enumerate(leaves)]
+  return jax.tree.unflatten(structure, every)
 
 
 def spmd(

@@ -112,7 +112,11 @@ def _join(processes: Processes, kind: str | None) -> None:
   def initialize() -> None:
     try:
       if address and processes.process_id == 0:
-        _require_free(address)
+        # JAX would crash where it cannot listen.
+        host, _, port = address.rpartition(':')
+        family = socket.AF_INET6 if ':' in host else socket.AF_INET
+        place = host.strip('[]'), int(port)
+        socket.create_server(place, family=family).close()
       jax.distributed.initialize(
         **options,
         initialization_timeout=math.ceil(seconds) + 60,
@@ -134,13 +138,6 @@ def _join(processes: Processes, kind: str | None) -> None:
       f'{where}: {line}; allowed: a free port of process 0 as --coordinator,'
       ' with --num_processes and --process_id'
     ) from error
-
-
-def _require_free(address: str) -> None:
-  """JAX would crash where it cannot listen."""
-  host, _, port = address.rpartition(':')
-  family = socket.AF_INET6 if ':' in host else socket.AF_INET
-  socket.create_server((host.strip('[]'), int(port)), family=family).close()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from unlearn_jax.training import Epoch
 
 
 def say(*lines: str) -> None:
-  """Prints lines whose names may be anybody's: no escape reaches a terminal."""
+  """Prints lines with anybody's names in them, and no escapes."""
   for line in lines:
     print(shown(line, 4000), flush=True)
 

@@ -36,7 +36,7 @@ def read(path: pathlib.Path, asked: config.Study) -> Lineage:
     asked: all else, such as the folders of the source and of Retrain.
   """
   said = finished.manifest(path)
-  which = config.Data(said.dataset, said.train_subset)
+  which = config.Data(said.dataset, said.train_subset, said.test_fraction)
   dataset = setups.load(which, asked.archives)
   setup = _setup(path, said, dataset)
   own = setups.load_model(setup, path)
@@ -156,6 +156,5 @@ def twin(lineage: Lineage, null_dir: str | None) -> Stage:
   for path, said in _beside(setup, source.path, **alike).items():
     if said.seed not in (None, own.seed):
       return stages.given(setups.load_model(setup, path), 'null')
-  allowed = "a source of another seed, which none beside the model's source is;"
-  allowed += ' experiments.train --source_seed=… makes one'
+  allowed = 'a source of another seed, as experiments.train makes them'
   raise FlagError('null_dir', '', allowed)

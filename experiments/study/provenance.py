@@ -1,6 +1,7 @@
 """What made a result: versions, device, threads and commit."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -40,18 +41,16 @@ def code() -> Code:
 
 def environment() -> dict[str, Any]:
   """Versions, device and commit: what another must know to get the same."""
-  devices, made = parallel.devices(), code()
+  devices, made = parallel.devices(), dataclasses.asdict(code())
   return {
-    'unlearn_jax': unlearn_jax.__version__,
+    'unlearn_jax': made.pop('version'),
+    'git_commit': made.pop('commit'),
     **{name: importlib.metadata.version(name) for name in _LIBRARIES},
     'python': platform.python_version(),
     'platform': devices[0].platform,
-    'device': made.device,
     'devices': len(devices),
     'processes': jax.process_count(),
-    'threads': made.threads,
-    'git_commit': made.commit,
-    'source_sha256': made.source_sha256,
+    **made,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
 

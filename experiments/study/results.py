@@ -219,8 +219,7 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
         other.setdefault((name, str(value)[:40]), []).append(title)
   return [
     f'{len(titles)} stages were made by other code or elsewhere ({name}'
-    f' {value}, here {str(now[name])[:40]}): {titles[0]}'
-    + (', …' if titles[1:] else '')
+    f' {value}, here {str(now[name])[:40]}), such as {titles[0]}'
     for (name, value), titles in other.items()
   ] + [
     f'{title}: its process was stopped meanwhile, and its seconds count that'

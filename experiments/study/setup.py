@@ -77,6 +77,7 @@ def _set_up(
       pixel_std=std,
       dataset=which.dataset,
       train_subset=which.train_subset,
+      test_fraction=which.test_fraction,
       data_fingerprint=dataset.fingerprint,
     ),
   )
@@ -116,6 +117,7 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
         data_dir=archives.data_dir,
         raw_dir=archives.raw_dir,
         map_beyond=streaming.limit_bytes(),
+        test_fraction=which.test_fraction,
       )
     except InputError as error:
       raise InputError(f'--dataset={which.dataset}: {error}') from error

@@ -60,6 +60,7 @@ class Facts:
   pixel_std: list[float] = dataclasses.field(default_factory=list)
   dataset: str = ''
   train_subset: int | None = None
+  test_fraction: float | None = None
   dtype: str = 'float32'
 
 

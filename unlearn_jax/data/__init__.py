@@ -42,6 +42,7 @@ def load(
   data_dir: str | os.PathLike[str] | None = None,
   raw_dir: str | os.PathLike[str] | None = None,
   map_beyond: float = math.inf,
+  test_fraction: float | None = None,
 ) -> base.Dataset:
   """Reads a data set for image classification.
 
@@ -63,6 +64,8 @@ def load(
       file, as an `np.memmap`, where it lies there uncompressed: in an npz by
       `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
       maps what is streamed. The file must not change as long as it is mapped.
+    test_fraction: of data that TFDS prepared without a test split, the share
+      that is held out for testing, the same images each time.
 
   Returns:
     The data set: uint8 images `[N, height, width, channels]`, int32 labels.
@@ -101,6 +104,10 @@ def load(
       parts = prepare.read(name, root, raw, map_beyond)
     else:
       raise base.InputError(_nothing_prepared(base.shown(name), root))
+  if test_fraction is not None:
+    parts = local.held_out(parts, test_fraction)
+  elif not len(parts[2]):
+    raise base.InputError(f'{name}: has no test images, allowed: test_fraction')
   return _dataset(name, *parts)
 
 

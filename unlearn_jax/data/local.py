@@ -55,6 +55,21 @@ def read_digits() -> Parts:
   return images[train], labels[train], images[test], labels[test], names, ids
 
 
+def held_out(parts: Parts, fraction: float) -> Parts:
+  """The parts with a share of the training images, by lot, as the test set."""
+  images, labels, test, _, names, ids = parts
+  count, size = round(fraction * len(labels)), len(labels)
+  if len(test) or not 0 < count < size:
+    raise base.InputError(
+      f'test_fraction={fraction}, allowed: nothing where there are test images'
+      f' (here {len(test)}), else some of the {size} images, and not all'
+    )
+  order = np.random.RandomState(0).permutation(size)
+  own, rest = np.sort(order[:count]), np.sort(order[count:])
+  ids = np.arange(size).astype(str) if ids is None else ids
+  return images[rest], labels[rest], images[own], labels[own], names, ids[rest]
+
+
 def read_npz(
   file: str | os.PathLike[str], map_beyond: float = math.inf
 ) -> Parts:

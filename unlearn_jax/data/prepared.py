@@ -78,8 +78,8 @@ def read(
   """The images and labels of a prepared data set.
 
   The splits are `train` and `test`, or `validation` where there is no test
-  split. The decoded arrays are kept in the directory, if it can be written,
-  and used as long as the record files stay as they are.
+  split; without either, there are 0 test images. What was decoded is kept in
+  the directory, if it can be written, until the record files change.
 
   Args:
     folder: as found by `find`.
@@ -135,15 +135,14 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
   decoders = {image_key: tfds.decode.SkipDecoding()}
 
   test = 'test' if 'test' in info.splits else 'validation'
-  for split in ('train', test):
-    if split not in info.splits:
-      raise base.InputError(
-        f'{folder}: has the splits {", ".join(info.splits) or "none"}; allowed'
-        ' are train and test, or train and validation'
-      )
+  if 'train' not in info.splits:
+    raise base.InputError(
+      f'{folder}: has the splits {", ".join(info.splits) or "none"}; allowed'
+      ' are train, and test or validation'
+    )
   parts: list[Any] = []
   ids: list[str] = []
-  for split in ('train', test):
+  for split in ('train', *(s for s in (test,) if s in info.splits)):
     count = info.splits[split].num_examples
     images = None
     labels = np.empty(count, np.int32)
@@ -180,6 +179,8 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
         f' where dataset_info.json says {count}; remove it and prepare it again'
       )
     parts += [images, labels]
+  if len(parts) == 2:
+    parts += [part[:0] for part in parts]
   unique = len(set(ids)) == len(ids) > 0
   return *parts, tuple(label.names), np.array(ids) if unique else None
 

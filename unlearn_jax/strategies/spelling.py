@@ -130,18 +130,8 @@ def parse(text: str) -> list[Chosen]:
 
 
 def _parts(text: str) -> list[str]:
-  """Split at the commas that are in no bracket and no string."""
-  parts, depth, quote = [''], 0, ''
-  for character in text:
-    if quote:
-      quote = '' if character == quote else quote
-    elif character in '"\'':
-      quote = character
-    depth += (character in '([{') - (character in ')]}') if not quote else 0
-    if character == ',' and not depth and not quote:
-      parts.append('')
-    else:
-      parts[-1] += character
+  """Split at the commas after which no bracket is closed before one opens."""
+  parts = re.split(r',(?![^(]*\))', text)
   return [part.strip() for part in parts if part.strip()]
 
 
