@@ -488,7 +488,7 @@ def test_a_disk_that_takes_no_more_is_one_line(
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
   shutil.copytree(main[0], tmp_path / 'run')
-  monkeypatch.setattr(pathlib.Path, 'write_bytes', full)
+  monkeypatch.setattr(os, 'replace', full)
   own = quick(data_file, tmp_path / 'run')
   line = running.refused('unlearn', *own, status=1)
   assert re.search(r'run/\S+: No space left on device\n$', line)

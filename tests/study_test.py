@@ -41,6 +41,7 @@ from experiments.study import (
 )
 from experiments.study import setup as setups
 from experiments.study.stages import Stage, StageFailedError
+from experiments.workdir.directory import Workdir
 from experiments.workdir.finished import Epoch, Record
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError
@@ -144,7 +145,7 @@ DEPENDS = {
   'engine': ('dask', set()),
 }
 # Tested on their own: they make other stages.
-OTHERS = {'seed', 'strategies', 'source_dir', 'retrained_dir'}
+OTHERS = {'seed', 'strategies', 'source_dir', 'retrained_dir', 'test_fraction'}
 PARENTS = {
   'source': {'source'},
   'retrain': {'source'},
@@ -353,6 +354,7 @@ def test_source_and_retrain_follow_schedules_of_their_own_length(
   monkeypatch.setitem(RECIPES, 'paper', paper)
   study = asked(train_epochs=2, degree=False, strategies='retrain', seeds=2)
   plan = planning.plan(study, tmp_path)
+  Workdir(tmp_path, {}).claim()
   digests = []
   for run in plan.runs:
     for stage in (run.source, run.strategies['retrain']):

@@ -58,13 +58,13 @@ def test_killed_and_told_to_end_they_end_with_the_numbers_of_one_process(
   assert processes.digests(workdir).keys() == processes.digests(one).keys()
   rows, others = (processes.numbers(root)[0] for root in (workdir, one))
   assert len(rows) == len(others) == 2
-  # The same gradients are summed in another order: an image or two that the
-  # model is unsure of fall to another side. processes_test compares parameters.
+  # The same gradients are summed in another order: one or two of the thirty
+  # forgotten images fall to another side. processes_test compares parameters.
   for several, single in zip(rows, others):
     assert several['values'] == {
-      name: pytest.approx(values, abs=0.02)
+      name: pytest.approx(values, abs=0.07)
       for name, values in single['values'].items()
     }
     for its, mine in zip(several['curves'], single['curves']):
       for name, values in mine.items():
-        assert its[name] == pytest.approx(values, abs=0.02), name
+        assert its[name] == pytest.approx(values, abs=0.07), name
