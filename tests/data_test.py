@@ -935,3 +935,12 @@ def test_a_prepared_set_of_one_split_gives_a_share_for_testing(tmp_path):
       data.load('tiny', data_dir=tmp_path, test_fraction=fraction)
   with pytest.raises(base.InputError, match='where there are test images'):
     data.load('digits', test_fraction=0.3)
+
+
+@pytest.mark.parametrize('place', ['data_dir', 'raw_dir'])
+def test_a_url_is_no_folder(place, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  options = {'data_dir': tmp_path, place: 'gs://bucket/data'}
+  with pytest.raises(base.InputError, match='a URL, allowed: a path of this'):
+    data.load('mnist', **options)
+  assert not list(tmp_path.iterdir())

@@ -218,6 +218,8 @@ def _dataset(
 def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
   """The path without ~, and one that a file system can have."""
   try:
+    if '://' in str(path):
+      raise ValueError('a URL, allowed: a path of this machine')
     expanded = pathlib.Path(path).expanduser()
     os.lstat(expanded)
   except (FileNotFoundError, NotADirectoryError):
