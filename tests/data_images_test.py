@@ -1,5 +1,7 @@
 """Statistics, standardising and augmentation against plain NumPy."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -108,3 +110,16 @@ def test_statistics_do_not_depend_on_where_images_lie_or_their_order():
       data.pixel_statistics(here), data.pixel_statistics(other), strict=True
     ):
       np.testing.assert_array_equal(a, b)
+
+
+def test_pixel_statistics_take_memory_by_bytes_and_not_by_images(monkeypatch):
+  monkeypatch.setattr(images_module, '_PIECE', 2**16)
+  images = np.zeros((256, 128, 128, 3), np.uint8)
+  examples = base.Examples.of(images, np.zeros(256, int))
+  tracemalloc.start()
+  try:
+    data.pixel_statistics(examples)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert peak < 10 * 8 * images[0].size < images.size / 3

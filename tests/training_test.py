@@ -491,3 +491,29 @@ def test_a_forgotten_mean_would_show():
   assert float(raw) == 1.0
   assert float(mean) == 2.5
   assert every.tolist() == [1, 2, 3, 4]
+
+
+ADAM = training.adam(1e-3)
+
+
+def linear(params, x):
+  return x @ params['w']
+
+
+def test_an_equal_model_compiles_nothing():
+  every = Examples.of(np.eye(4, dtype=np.float32), np.arange(4) % 2)
+  state, seen = ModelState({'w': jnp.ones((4, 2))}), []
+  for _ in range(2):
+    with parallel.use(jax.devices()[:1]):
+      predict(stateless(linear), state, every)
+      training.fit(
+        jax.random.key(0),
+        stateless(linear),
+        state,
+        [every],
+        epochs=1,
+        batch_sizes=[4],
+        optimizer=ADAM,
+      )
+    seen.append(len(timing._compilations))
+  assert seen[0] == seen[1] > 0

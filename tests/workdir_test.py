@@ -497,6 +497,25 @@ def test_wrong_parents_are_refused_by_name(binary, flag, name, words, made):
   assert helpers.files(made['root']) == before
 
 
+@pytest.mark.parametrize(
+  'fact, value', [('pixel_mean', [0.125]), ('dtype', 'bfloat16')]
+)
+@pytest.mark.parametrize('binary', ['unlearn', 'evaluate'])
+def test_a_source_that_sees_other_pixels_is_refused(
+  binary, fact, value, made, tmp_path
+):
+  other = tmp_path / 'other'
+  shutil.copytree(made['source'], other)
+  path = other / checkpoints.MANIFEST
+  manifest = json.loads(path.read_text()) | {fact: value}
+  manifest['manifest_sha256'] = checkpoints._own_digest(manifest)
+  path.write_text(json.dumps(manifest))
+  line = running.refused(
+    *told({**made, 'other': other}, binary, SOURCE, 'other')
+  )
+  assert f'{other} was made with {fact}={value!r}, allowed here: ' in line
+
+
 # A Retrain owes nothing to the source: that of another seed will do, except
 # where the clock of Retrain is read, which was held against its own source.
 RIGHT = [
