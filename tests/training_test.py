@@ -517,3 +517,22 @@ def test_an_equal_model_compiles_nothing():
       )
     seen.append(len(timing._compilations))
   assert seen[0] == seen[1] > 0
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_steps():
+  """Nothing moves, so each example has its loss, in whatever batch it is."""
+  every = Examples.of(np.eye(6, dtype=np.float32), np.arange(6) % 2)
+  weights = np.random.default_rng(0).normal(size=(6, 2)) * 3
+  logits = weights - np.log(np.exp(weights).sum(1, keepdims=True))
+  with parallel.use(jax.devices()[:1]):
+    fit = training.fit(
+      jax.random.key(0),
+      stateless(linear),
+      ModelState({'w': jnp.asarray(weights, jnp.float32)}),
+      [every],
+      epochs=2,
+      batch_sizes=[2],
+      optimizer=optax.sgd(0.0),
+    )
+  mean = -logits[np.arange(6), np.arange(6) % 2].mean()
+  assert [row.loss for row in fit.history[1:]] == pytest.approx([mean] * 2)

@@ -136,7 +136,9 @@ def save_tree(
 
 def _unwritten(target: pathlib.Path, error: Exception) -> InputError:
   # A full disk is an OSError in one layer of Orbax, a ValueError in another.
-  return InputError(f'cannot write {target}: {_first_line(error)}')
+  text = (getattr(error, 'strerror', None) or str(error)).partition('\n')[0]
+  reason = f'{type(error).__name__}: {text}'[:160]
+  return InputError(f'cannot write {target}: {reason}')
 
 
 def _draft(target: pathlib.Path) -> str:
@@ -156,11 +158,6 @@ def draft_prefix(directory: str | os.PathLike) -> str:
   They lie beside it, and stay there if the process is killed.
   """
   return f'.{pathlib.Path(directory).name}-'
-
-
-def _first_line(error: Exception) -> str:
-  text = getattr(error, 'strerror', None) or str(error)
-  return f'{type(error).__name__}: {text.splitlines()[0] if text else ""}'[:160]
 
 
 def _sha256(path: pathlib.Path) -> str:

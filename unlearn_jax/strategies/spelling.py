@@ -130,8 +130,15 @@ def parse(text: str) -> list[Chosen]:
 
 
 def _parts(text: str) -> list[str]:
-  """Split at the commas after which no bracket is closed before one opens."""
-  parts = re.split(r',(?![^(]*\))', text)
+  """Split at the commas before which no bracket and no string is open."""
+  parts = ['']
+  for piece in text.split(','):
+    try:
+      call = re.sub(r'^\s*[\w.]+:', '', parts[-1]).strip()
+      ast.parse(call or '0', mode='eval')
+      parts.append(piece)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+      parts[-1] += f',{piece}'
   return [part.strip() for part in parts if part.strip()]
 
 
