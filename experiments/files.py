@@ -13,9 +13,7 @@ def replace(path: str | os.PathLike, data: bytes) -> pathlib.Path:
   draft = path.with_name(f'.{path.name}.tmp')
   try:
     draft.unlink(missing_ok=True)
-    with draft.open(
-      'xb'
-    ) as stream:  # Whatever link lay there, none is followed.
+    with draft.open('xb') as stream:  # No link that lay there is followed.
       stream.write(data)
     os.replace(draft, path)
   except OSError as error:

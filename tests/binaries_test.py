@@ -175,7 +175,7 @@ def test_a_class_that_is_forgotten_whole_is_a_warning(
   own = quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=finetune')
   more = f'--forget_ids={file}', f'--source_dir={source}'
   out = running.done('unlearn', *own, *more)
-  told = "warning: nothing is retained of the classes '1' (seed 0)"
+  told = "warning: nothing is retained of class '1' (seed 0)"
   assert out.count(told) == 1
   assert len(report_of(tmp_path / 'run')['warnings']) == 1
   named = folder(tmp_path / 'run', 'finetune') / 'forget.txt'

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zlib
 
 import numpy as np
@@ -560,6 +561,24 @@ def test_cache_is_used_until_the_records_change(tmp_path, monkeypatch):
   os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
   check_tiny(data.load('tiny', data_dir=tmp_path))
   assert len(decoded) == 2
+  # Another of the same size and mtime.
+  status, other = file.stat(), tmp_path / 'other'
+  shutil.copyfile(file, other)
+  os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+  other.replace(file)
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  assert len(decoded) == 3
+
+
+def test_drafts_of_killed_processes_are_swept_after_a_day(tmp_path):
+  folder = build(tmp_path)
+  old, new = (folder / f'.{prepared.CACHE_NAME}-{n}' for n in ('old', 'new'))
+  for path in (old, new):
+    path.write_bytes(b'half')
+  day = time.time() - 90_000
+  os.utime(old, (day, day))
+  check_tiny(data.load('tiny', data_dir=tmp_path))
+  assert not old.exists() and new.exists()
 
 
 def refuse(*args, **kwargs):

@@ -71,6 +71,14 @@ def test_that_it_was_stopped_and_goes_on_is_counted(start):
   assert process.communicate(timeout=60)[0] == '1\n'
 
 
+def test_a_platform_that_is_not_there_is_one_line(start):
+  code = 'from experiments.runtime import process as p; p.require_devices()'
+  _, err = start(code, JAX_PLATFORMS='abacus').communicate(timeout=60)
+  last = err.strip().split('\n')[-1]
+  assert 'InputError: JAX_PLATFORMS=abacus: ' in last
+  assert last.endswith('; allowed: a platform of this machine, such as cpu')
+
+
 SIGNALS = """
 import hashlib, sys, time
 from experiments.runtime import signals

@@ -114,26 +114,20 @@ def short_calls(monkeypatch):
   monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
 
 
-@pytest.mark.parametrize('devices, stop_after', [(4, (2, 4))])
-def test_finetuning_goes_on_to_the_same_bits(
-  devices, stop_after, tmp_path, monkeypatch
-):
-  with parallel.use(jax.devices()[:devices]):
+def test_finetuning_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+  with parallel.use(jax.devices()):
     whole = finetune()
     monkeypatch.setattr(training, '_CALL_SECONDS', 0.0)
-    parts = interrupted(finetune, tmp_path, stop_after)
+    parts = interrupted(finetune, tmp_path, (2, 4))
   assert len(whole.history) == 6
   assert_same(whole, parts)
 
 
-@pytest.mark.parametrize('devices, stop_after', [(1, (1, 1))])
-def test_streamed_training_goes_on_to_the_same_bits(
-  devices, stop_after, tmp_path, short_calls
-):
-  with parallel.use(jax.devices()[:devices]), streaming.limit(1500):
-    assert streaming.streams(SPLITS.train)
-    parts = interrupted(finetune, tmp_path, stop_after)
-  with parallel.use(jax.devices()[:devices]):
+def test_streamed_training_goes_on_to_the_same_bits(tmp_path, short_calls):
+  with parallel.use(jax.devices()[:1]):
+    with streaming.limit(1500):
+      assert streaming.streams(SPLITS.train)
+      parts = interrupted(finetune, tmp_path, (1, 1))
     assert_same(finetune(), parts)
 
 

@@ -94,7 +94,7 @@ def test_streamed_training_is_resident_training_bit_by_bit(devices, limit):
   assert images.most <= (80 if limit == 4600 else 48)
 
 
-@pytest.mark.parametrize('devices, limit', [(4, LIMIT)])
+@pytest.mark.parametrize('devices, limit', [(4, LIMIT), (1, 0)])
 def test_so_is_guided_finetuning(devices, limit):
   """Two sets: with `LIMIT` the forget set is gathered, with 0 streamed too."""
   _, splits = on_host()

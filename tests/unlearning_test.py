@@ -32,6 +32,7 @@ from unlearn_jax import (
   training,
 )
 from unlearn_jax.base import (
+  Batch,
   Context,
   Examples,
   Model,
@@ -42,7 +43,10 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.evaluation import evaluate
 from unlearn_jax.finetuning import Budget
+from unlearn_jax.masks import topk_mask
+from unlearn_jax.perturbation import perturb
 from unlearn_jax.recipes import Recipe
+from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
 from unlearn_jax.strategies import (
   cf_k,
   eu_k,
@@ -462,6 +466,39 @@ def test_a_caller_may_have_a_mesh_and_parameters_of_her_own(place, kind):
     np.testing.assert_allclose(got.state.params[name], leaf, atol=1e-6)
     assert got.state.params[name].sharding.is_equivalent_to(placed, 2)
   assert report == evaluate(MODEL, alone, SOURCE, SPLITS)
+
+
+@pytest.mark.parametrize('place', ['nowhere', 'sharded', 'replicated'])
+@pytest.mark.parametrize('kind', [AxisType.Explicit, AxisType.Auto])
+def test_so_she_may_with_every_step_by_itself(place, kind):
+  mesh = jax.make_mesh((2,), ('d',), axis_types=(kind,))
+  params = SOURCE.params
+  if place != 'nowhere':
+    params = jax.device_put(params, PLACES[place](mesh))
+
+  def steps(params):
+    batch = Batch(jnp.asarray(X), jnp.asarray(Y))
+    found = gradient_sensitivity(model_objective(MODEL), params, batch, {})
+    return perturb(params, topk_mask(params, found, k=3), epsilon=-0.5)
+
+  want = steps(SOURCE.params)
+  with jax.set_mesh(mesh):
+    got = steps(params)
+  for name, leaf in want.items():
+    np.testing.assert_array_equal(got[name], leaf)
+  assert any((leaf != SOURCE.params[name]).any() for name, leaf in want.items())
+
+
+def test_a_sensitivity_may_be_traced():
+  batch = Batch(jnp.asarray(X), jnp.asarray(Y))
+
+  def found(params):
+    return gradient_sensitivity(model_objective(MODEL), params, batch, {})
+
+  with parallel.use(jax.devices()[:1]):
+    want, got = found(SOURCE.params), jax.jit(found)(SOURCE.params)
+  for name, leaf in want.items():
+    np.testing.assert_allclose(got[name], leaf, rtol=1e-6)
 
 
 def test_the_source_is_left_alone_and_a_second_run_compiles_nothing():

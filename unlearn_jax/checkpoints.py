@@ -122,8 +122,7 @@ def save_tree(
 
   try:
     with ocp.StandardCheckpointer() as checkpointer:
-      several = parallel.processes() > 1
-      saved = parallel.everywhere(host) if several else host
+      saved = parallel.everywhere(host) if parallel.processes() > 1 else host
       checkpointer.save(draft / _STATE, saved)
     parallel.gathered('written')
     return parallel.by_first(name)

@@ -114,17 +114,11 @@ def connect() -> None:
 
 
 def everywhere(tree: Any) -> Any:
-  """Host arrays that are equal in all processes, as global arrays.
+  """Host arrays that are equal in all processes, as Orbax saves them from all.
 
-  Args:
-    tree: of NumPy arrays.
-
-  Returns:
-    The same as arrays that are replicated over all devices of all processes,
-    which Orbax saves from all. Types that JAX does not have stay as they are.
+  They are replicated over all devices; types that JAX lacks stay as they are.
   """
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  sharding = _over(jax.devices())
 
   def placed(array: np.ndarray) -> Any:
     if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
@@ -161,29 +155,39 @@ def use(chosen: Sequence[jax.Device]) -> Iterator[None]:
 
 
 def apart(function: F) -> F:
-  """Decorates what has devices of its own, whatever mesh its caller has set."""
+  """Decorates what has devices of its own, whatever mesh its caller has set.
+
+  What then comes back from our devices is replicated over the caller's mesh.
+  """
+
+  def is_ours(leaf: Any) -> bool:
+    mesh = getattr(getattr(leaf, 'sharding', None), 'mesh', None)
+    return getattr(mesh, 'axis_names', ()) == (AXIS,)
 
   @functools.wraps(function)
   def call(*args: Any, **kwargs: Any) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
       return function(*args, **kwargs)
+    theirs = jax.sharding.get_mesh()
     with jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ())):
-      return function(*args, **kwargs)
+      found = function(*args, **kwargs)
+    place = jax.sharding.NamedSharding(theirs, jax.sharding.PartitionSpec())
+    return jax.tree.map(
+      lambda leaf: jax.device_put(leaf, place) if is_ours(leaf) else leaf, found
+    )
 
   return cast(F, call)
 
 
 def placed_like(tree: Any, like: Any) -> Any:
   """Puts each array where its counterpart lies, if somebody has placed that."""
-  return jax.tree.map(
-    lambda leaf, other: (
-      jax.device_put(leaf, other.sharding)
-      if isinstance(other, jax.Array) and other.committed
-      else leaf
-    ),
-    tree,
-    like,
-  )
+
+  def placed(leaf: Any, other: Any) -> Any:
+    traced = isinstance(other, jax.core.Tracer)  # It is nowhere yet.
+    known = not traced and getattr(other, 'committed', False)
+    return jax.device_put(leaf, other.sharding) if known else leaf
+
+  return jax.tree.map(placed, tree, like)
 
 
 def replicate(tree: Any) -> Any:
@@ -192,9 +196,12 @@ def replicate(tree: Any) -> Any:
   With several processes each of them puts its own copy, which has to be equal
   to the others', on the devices that it holds.
   """
-  mesh = jax.sharding.Mesh(np.array(_local(devices())), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_put(tree, sharding)
+  return jax.device_put(tree, _over(_local(devices())))
+
+
+def _over(chosen: Sequence[jax.Device], *spec: str) -> jax.sharding.Sharding:
+  mesh = jax.sharding.Mesh(np.array(chosen), (AXIS,))
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
 
 
 def _local(chosen: Sequence[jax.Device]) -> list[jax.Device]:
@@ -213,9 +220,7 @@ def shard(tree: Any) -> Any:
 
   For the `split` arguments of `spmd`; each process gives its own rows.
   """
-  mesh = jax.sharding.Mesh(np.array(_local(devices())), (AXIS,))
-  sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
-  return jax.device_put(tree, sharding)
+  return jax.device_put(tree, _over(_local(devices()), AXIS))
 
 
 def per_device(batch_size: int, argument: str = 'batch_size') -> int:

@@ -88,9 +88,10 @@ def gradient_sensitivity(
   padded = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), batch
   )
-  return _program(objective, share, chunk, signed)(
+  found = _program(objective, share, chunk, signed)(
     *parallel.replicate((params, padded, jnp.float32(size), args))
   )
+  return parallel.placed_like(found, params)
 
 
 def _at_a_time(params: Params, memory: int) -> int:

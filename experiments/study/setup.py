@@ -261,5 +261,5 @@ def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:
   lost = data.classes_lost(splits, len(names))
   few = ', '.join(shown(repr(names[c])) for c in lost[:3])
   few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
-  text = f'nothing is retained of the classes {few} (seed {seed})'
+  text = f'nothing is retained of class {few} (seed {seed})'
   return [text] if len(lost) else []

@@ -21,6 +21,7 @@ from experiments.study.lineage import Lineage
 from experiments.study.planning import Plan, Run
 from experiments.study.results import Results
 from experiments.study.setup import Setup
+from experiments.workdir import directory
 from experiments.workdir.directory import Identity, Workdir
 from unlearn_jax import parallel
 from unlearn_jax.base import shown
@@ -57,6 +58,7 @@ def run(study: config.Study) -> None:
   found = compute(study, plan, workdir)
   report = results.report(found, time.monotonic() - start)
   images = results.grids(plan, report.degree)
+  directory.require_claimed(root)
   parallel.by_first(lambda: str(pages.write(report, root, images)))
   rendering.show(pages.summary(report))
   say(f'Report: {root / "report.html"}')

@@ -64,8 +64,7 @@ def load(
       file, as an `np.memmap`, where it lies there uncompressed: in an npz by
       `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
       maps what is streamed. The file must not change as long as it is mapped.
-    test_fraction: of data that TFDS prepared without a test split, the share
-      that is held out for testing, the same images each time.
+    test_fraction: share to hold out of TFDS data that have no test split.
 
   Returns:
     The data set: uint8 images `[N, height, width, channels]`, int32 labels.

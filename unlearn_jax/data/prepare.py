@@ -136,11 +136,8 @@ def read(
   try:
     if source_dir is None:
       data_dir.mkdir(parents=True, exist_ok=True)
-      prefix = '.unlearn_jax_download-'
-      prepared.sweep(data_dir, prefix)
-      with tempfile.TemporaryDirectory(
-        dir=data_dir, prefix=prefix
-      ) as temporary:
+      prepared.sweep(data_dir, prefix := '.unlearn_jax_download-')
+      with tempfile.TemporaryDirectory(None, prefix, data_dir) as temporary:
         _download(stock, pathlib.Path(temporary))
         parts = _decode(stock, pathlib.Path(temporary))
     elif source_dir.is_dir():

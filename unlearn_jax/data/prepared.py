@@ -179,8 +179,7 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
         f' where dataset_info.json says {count}; remove it and prepare it again'
       )
     parts += [images, labels]
-  if len(parts) == 2:
-    parts += [part[:0] for part in parts]
+  parts += [part[:0] for part in parts[: 4 - len(parts)]]  # No test split.
   unique = len(set(ids)) == len(ids) > 0
   return *parts, tuple(label.names), np.array(ids) if unique else None
 
@@ -308,10 +307,10 @@ def read_cache(
 
 
 def sweep(folder: pathlib.Path, prefix: str) -> None:
-  """Removes drafts of these names that a killed process left an hour ago."""
+  """Removes drafts of these names that a killed process left a day ago."""
   for draft in folder.glob(f'{prefix}*'):
     with contextlib.suppress(OSError):  # Another may do the same.
-      if time.time() - draft.stat().st_mtime > 3600:
+      if time.time() - draft.stat().st_mtime > 86_400:
         shutil.rmtree(draft) if draft.is_dir() else draft.unlink()
 
 
