@@ -5,7 +5,7 @@ A field says its default, its help, and what it may be.
 
 import contextlib
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from experiments.settings import (
   COUNT,
@@ -19,7 +19,7 @@ from experiments.settings import (
 )
 from unlearn_jax import models
 from unlearn_jax.base import InputError
-from unlearn_jax.finetuning import Budget
+from unlearn_jax.finetuning import Budget, Optimizer, Schedule
 from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
 from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
@@ -127,9 +127,10 @@ class Training:
 class Forget:
   """What is to be forgotten."""
 
-  forget_fraction: float = setting(0.1, 'Share of D that is forgotten.', SHARE)
-  forget_ids: str | None = setting(
-    None, 'File with one example index or id a line.'
+  forget: str = setting(
+    'random(0.1)',
+    'random(SHARE of D), class(NAME), class(NAME, SHARE), ids(FILE with an id a'
+    ' line), or mislabelled(SHARE), whose labels are wrong from the beginning.',
   )
 
 
@@ -165,12 +166,26 @@ def _factories() -> str:
 class Methods:
   """What is compared, and what each of it may cost."""
 
-  strategies: str = setting(', '.join(FACTORIES), _factories())
+  strategies: str = setting(
+    'retrain, finetune, random_scalars, top_k, random_k, random_top_k, eu_k,'
+    ' cf_k',
+    _factories(),
+  )
   epochs: int = setting(
     _BUDGET.epochs, 'The most epochs of fine-tuning.', WHOLE
   )
   learning_rate: float = setting(
-    _BUDGET.learning_rate, "Adam's, in every fine-tuning.", RATE
+    _BUDGET.learning_rate, 'Of every fine-tuning.', RATE
+  )
+  optimizer: Optimizer = setting(
+    _BUDGET.optimizer,
+    'Of every fine-tuning: adam, or sgd with momentum and weight decay.',
+    get_args(Optimizer),
+  )
+  schedule: Schedule = setting(
+    _BUDGET.schedule,
+    'Of its rate: constant, or a cosine that ends at 0.',
+    get_args(Schedule),
   )
   stop_js_change: float = setting(
     _BUDGET.stop_js_change,
@@ -193,13 +208,9 @@ class Methods:
 
   def budget(self, batch_size: int) -> Budget:
     """What a fine-tuning may cost."""
-    return Budget(
-      self.epochs,
-      self.learning_rate,
-      batch_size,
-      self.stop_js_change,
-      self.stop_retain_share,
-    )
+    rule = self.stop_js_change, self.stop_retain_share
+    how = self.optimizer, self.schedule
+    return Budget(self.epochs, self.learning_rate, batch_size, *rule, *how)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,14 +48,13 @@ def main(asked: Evaluate) -> None:
     raise FlagError('checkpoint', '', 'a folder with a manifest.json')
   path = pathlib.Path(asked.checkpoint)
   study = config.Study(
-    forget=config.Forget(forget_ids=asked.forget_ids),
     source_dir=asked.source_dir,
     retrained_dir=asked.retrained_dir,
     generators=asked.generators,
     archives=asked.archives,
     execution=asked.execution,
   )
-  family = lineage.read(path, study)
+  family = lineage.read(path, study, asked.forget_ids)
   if asked.degree:
     from experiments.study import study as studies  # Draws pictures.
 

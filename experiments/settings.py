@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import math
 import types
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from absl import flags
 import msgspec
@@ -96,7 +96,9 @@ def define(kind: type, own: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def _plain(hint: Any) -> type:
-  """`int` of `int | None`."""
+  """`int` of `int | None`, `str` of words."""
+  if get_origin(hint) is Literal:
+    return str
   if get_origin(hint) is types.UnionType:
     (hint,) = [kind for kind in get_args(hint) if kind is not type(None)]
   return hint

@@ -2,7 +2,7 @@
 
   python -m experiments.train --dataset=digits --workdir=runs/mine
   python -m experiments.train --dataset=digits --workdir=runs/mine \
-      --subset=retain --forget_fraction=0.1
+      --subset=retain --forget='random(0.1)'
 
 takes seconds on digits, shows the accuracy on D_UL, D_RE and test, and
 prints the checkpoint that `experiments.unlearn --source_dir=` (or

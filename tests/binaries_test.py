@@ -173,7 +173,7 @@ def test_a_class_that_is_forgotten_whole_is_a_warning(
   file.write_text('\n'.join(map(str, rows)))
   source = folder(main[0], 'source')
   own = quick(data_file, tmp_path / 'run', '--seeds=1', '--strategies=finetune')
-  more = f'--forget_ids={file}', f'--source_dir={source}'
+  more = f'--forget=ids({file})', f'--source_dir={source}'
   out = running.done('unlearn', *own, *more)
   told = "warning: nothing is retained of class '1' (seed 0)"
   assert out.count(told) == 1
@@ -400,7 +400,6 @@ def test_the_null_is_found_or_named(main, degree, tmp_path):
 # Bad input: one line, the right status, and nothing on disk.
 
 BAD_FLAGS = {
-  '--forget_fraction=0.001': 'some of the 240 training images, and not all',
   '--batch_size=100000': 'at most the 216 retained examples',
   '--train_subset=241': '1 to 240',
   '--width=2000000': 'at most 2147483647 parameters',
@@ -431,7 +430,9 @@ def test_a_batch_that_the_devices_cannot_share(data_file, tmp_path):
 BAD_DATA = {
   '--dataset=cifar11': 'cifar10',
   '--dataset=npz:/no/such.npz': '/no/such.npz',
-  '--forget_ids=/no/such.txt': '--forget_ids=/no/such.txt: ',
+  '--forget=ids(/no/such.txt)': '/no/such.txt: no such file',
+  '--forget=random(0.001)': '0.001 of 240 training examples is 0; allowed is',
+  '--forget=clas(1)': '--forget=clas(1): clas(1), allowed: random(SHARE), ',
   '--source_dir=/no/such': '--source_dir=/no/such: ',
   '--model=resnet18': 'sides of at least 8 pixels',
   '--flagfile=/no/such': '/no/such',

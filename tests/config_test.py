@@ -24,7 +24,7 @@ KINDS = (
 )
 # Texts, of which data, disk or network say whether they are allowed.
 FREE = {
-  *('data_dir', 'raw_dir', 'dataset', 'forget_ids', 'source_dir'),
+  *('data_dir', 'raw_dir', 'dataset', 'forget', 'source_dir'),
   *('retrained_dir', 'workdir', 'scheduler', 'coordinator'),
 }
 # Texts with a grammar of their own, each tested below.
@@ -181,7 +181,7 @@ def test_bad_bounds_and_caps_are_named(flag, allowed):
     ("top_k(k='5')", 'k='),
     ('top_k(epsilom=5)', 'did you mean epsilon?'),
     ('top_k(k=99999)', 'the scalars'),
-    ('random_k(rule="Scale")', 'did you mean scale?'),
+    ('random_k(change="Scale")', 'did you mean scale?'),
     ('random_k(ratio=nan)', 'Python literals'),
     ('random_k(ratio=1.5)', 'above 0 and at most 1'),
     ('random_top_k(ratio=0.0001)', 'shares of at least K = 45'),

@@ -356,3 +356,85 @@ def test_a_forget_set_by_mask():
 def test_forget_sets_that_cannot_be(forget, words):
   with pytest.raises(ValueError, match=words):
     base.Splits.of(ALL, forget, ALL)
+
+
+# Forget sets as text.
+
+
+def rows(splits):
+  return splits.forget.indices.tolist()
+
+
+def test_a_class_or_a_share_of_it():
+  dataset = make_dataset()
+  assert rows(data.forget_set(key(), dataset, 'class(c)')) == [2, 6, 10, 14, 18]
+  some = {
+    tuple(rows(data.forget_set(key(s), dataset, 'class( c , .6)')))
+    for s in range(9)
+  }
+  assert len(some) > 3 and all(len(own) == 3 for own in some)
+  assert set(sum(some, ())) == {2, 6, 10, 14, 18}
+
+
+def test_a_class_may_be_called_anything():
+  dataset = make_dataset()
+  odd = dataset.__class__(
+    **{**vars(dataset), 'class_names': ('a, 0.5', 'b', '(c)', 'd')}
+  )
+  assert rows(data.forget_set(key(), odd, 'class(a, 0.5)')) == [0, 4, 8, 12, 16]
+  assert len(rows(data.forget_set(key(), odd, 'class(a, 0.5, 0.4)'))) == 2
+  assert rows(data.forget_set(key(), odd, 'class((c))')) == [2, 6, 10, 14, 18]
+
+
+def test_a_share_is_as_split_forget_draws_it(tmp_path):
+  dataset = make_dataset()
+  want = data.split_forget(key(3), dataset, 0.3)
+  assert rows(data.forget_set(key(3), dataset, 'random(0.3)')) == rows(want)
+  file = tmp_path / 'my (ids), too'
+  file.write_text('3\n1\n')
+  assert rows(data.forget_set(key(), dataset, f'ids({file})')) == [1, 3]
+
+
+def test_mislabelled_examples_have_wrong_labels_everywhere_but_in_the_truth():
+  dataset = make_dataset(total=400)
+  splits = data.forget_set(key(3), dataset, 'mislabelled(0.3)')
+  plain = data.forget_set(key(3), dataset, 'random(0.3)')
+  assert rows(splits) == rows(plain)
+  truth, given = plain.forget.own_labels, splits.forget.own_labels
+  np.testing.assert_array_equal(splits.truth, truth)
+  shift = (given - truth) % 4
+  assert np.bincount(shift, minlength=4)[0] == 0
+  assert (np.bincount(shift, minlength=4)[1:] > 20).all()
+  every = splits.train.own_labels
+  np.testing.assert_array_equal(every[rows(splits)], given)
+  np.testing.assert_array_equal(
+    splits.retain.own_labels, plain.retain.own_labels
+  )
+  # Whoever else holds the data set sees it as it was.
+  np.testing.assert_array_equal(dataset.train.own_labels, np.arange(400) % 4)
+  assert plain.truth is None and splits.test is dataset.test
+
+
+@pytest.mark.parametrize(
+  'text, said',
+  [
+    ('', ', allowed: random.SHARE., class.NAME'),
+    ('random', 'random, allowed: random.SHARE., '),
+    ('random()', 'allowed: random'),
+    ('random(0.1) ', 'allowed: random'),
+    ('random(1)', '1 is no share, allowed: between 0 and 1'),
+    ('random(nan)', 'nan is no share'),
+    ('random(-.1)', '-.1 is no share'),
+    ('mislabelled(a)', 'a is no share'),
+    ('random(0.001)', '0.001 of 20 training examples is 0; allowed is'),
+    ('class(e)', 'e is no class, allowed: one of a, b, c, d'),
+    ('class(a, 1.5)', '1.5 is no share'),
+    ('class(a, 0.01)', '0 of 20 training examples; allowed is'),
+    ('ids(/no/such)', '/no/such: no such file'),
+    ('ids(\0)', ''),
+  ],
+)
+def test_another_text_is_one_line(text, said):
+  with pytest.raises(base.InputError, match=said) as error:
+    data.forget_set(key(), make_dataset(), text)
+  assert '\n' not in str(error.value)

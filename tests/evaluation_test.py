@@ -41,9 +41,11 @@ def made(forget, retain, test):
   )
 
 
+# Half of D_UL has a wrong label, one less than the true one.
+WRONG = SPLITS._replace(truth=(LABELS[:10] + (np.arange(10) < 5)) % 3)
 OWN, SOURCE, RETRAINED = made(2, 1, 5), made(1, 0, 4), made(4, 0, 4)
 COST = Cost(3.0, 1.5, 2, {'a': 4, 'b': 0, 'c': 1}, 0.125)
-EVIDENCE = Evidence(OWN, SOURCE, SPLITS, RETRAINED, COST,
+EVIDENCE = Evidence(OWN, SOURCE, WRONG, RETRAINED, COST,
                     COST._replace(seconds=12.0))  # fmt: skip
 
 
@@ -57,6 +59,8 @@ def js_where_one_is_wrong():
   'name, value',
   [
     ('forget_accuracy', 0.8),
+    # Two of the five say the true label, and all of the others.
+    ('true_label_accuracy', 0.7),
     ('retain_accuracy', 0.9),
     ('test_accuracy', 0.5),
     # Two of ten forget and five of ten test losses are high, all others
@@ -103,6 +107,7 @@ def test_a_metric_says_none_without_what_it_needs_and_needs_no_more(name):
   for need, changes in (
     ('retrained', {'retrained': None, 'retrained_cost': None}),
     ('cost', {'cost': None, 'retrained_cost': None}),
+    ('truth', {'splits': SPLITS}),
   ):
     found = row.measure(EVIDENCE._replace(**changes))
     assert (found is None) == (need in row.needs), f'{name} without {need}'
@@ -182,7 +187,7 @@ def test_evaluate_predicts_every_example_of_every_split(devices):
   assert got['gap_to_retrained'] == pytest.approx((0.25 * 2 + 0.5 + 0.125) / 4)
   assert 0 < got['similarity'] < 1
   assert {n for n in got if alone[n] is None} == {
-    *('gap_to_retrained', 'similarity')
+    *('gap_to_retrained', 'similarity', 'true_label_accuracy')
   }
 
 

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from unlearn_jax import (
+  epoch,
   finetuning,
   objectives,
   parallel,
@@ -33,6 +34,7 @@ X = np.ones((8, 1), np.float32)
 Y = np.array([0, 0, 0, 1, 2, 2, 2, 2], np.int32)
 EVERY = Examples.of(X, Y)
 SPLITS = Splits.of(EVERY, np.arange(4, 8), EVERY)  # D_RE: 0, 0, 0, 1. D_UL: 2.
+STEP = epoch.Step(jnp.int32(0), jnp.int32(1), 1)
 MODEL = stateless(
   lambda params, x: x @ params['w'],
   loss=lambda logits, labels: -logits[jnp.arange(len(labels)), labels],
@@ -61,7 +63,7 @@ def test_a_term_is_the_mean_of_the_models_loss():
 
 @pytest.mark.parametrize(
   'weight, moved',
-  [(2.0, 2), (0.5, 0.5), (-1.0, -1), (0.0, 0), (lambda t: 3.0 + t, 3)],
+  [(2.0, 2), (0.5, 0.5), (-1.0, -1), (0.0, 0), (lambda s: 3.0 + s.number, 3)],
 )
 def test_a_weight_scales_a_term_and_below_0_it_ascends(weight, moved):
   assert [0, 0, moved] == w(run((Term(forgotten, weight=weight),)))
@@ -71,9 +73,9 @@ def test_a_weight_scales_a_term_and_below_0_it_ascends(weight, moved):
 
 def test_the_step_of_a_weight_counts_on_over_the_epochs():
   """Two steps an epoch, three epochs: the weights are 1, 2, 4, 8, 16, 32."""
-  term = Term(forgotten, weight=lambda t: 2.0**t)
+  term = Term(forgotten, weight=lambda s: 2.0**s.number)
   assert [0, 0, 63] == w(run((term,), epochs=3, batch_size=2))
-  late = Term(forgotten, weight=lambda t: jnp.where(t == 4, 1.0, 0.0))
+  late = Term(forgotten, weight=lambda s: jnp.where(s.number == 4, 1.0, 0.0))
   assert [0, 0, 1] == w(run((late,), epochs=3, batch_size=2))
 
 
@@ -103,7 +105,8 @@ def test_examples_may_be_made_by_the_strategy():
     assert [1, 0, 0] == w(run((Term(forgotten),)))
 
 
-def l1(params):
+def l1(params, step):
+  del step
   return 0.5 * jnp.abs(params['still']).sum()
 
 
@@ -164,7 +167,7 @@ def test_the_guided_loss_by_hand():
   retain = Batch(jnp.eye(2), jnp.array([0, 1]))
   forget = Batch(jnp.eye(2)[:1], jnp.array([0]), jnp.array([[1.0, 0.0]]))
   loss = objectives.total(objectives.guided(2.0, 'source'))
-  value, _ = loss(model, state, (retain, forget), jnp.int32(0))
+  value, _ = loss(model, state, (retain, forget), STEP)
   # m = (3/4, 1/4): ½·log2(4/3) + ½·(½·log2(2/3) + ½·log2(2)) = 0.3113 bits.
   assert float(value) == pytest.approx(np.log(2) + 2 * 0.31128, abs=1e-4)
   assert objectives.total(objectives.guided(2.0, 'source')) is loss
@@ -206,7 +209,7 @@ def test_terms_enter_the_statistics_one_after_the_other_or_not_at_all():
     (('batch', 'running', 'running'), 3),
   ):  # fmt: skip
     terms = [Term(retained, first_output, batch_norm=kind) for kind in kinds]
-    _, stats = objectives.total(terms)(model, state, batches, jnp.int32(0))
+    _, stats = objectives.total(terms)(model, state, batches, STEP)
     assert stats['sum'] == want, kinds
 
 
@@ -276,11 +279,11 @@ def watched(devices=1, epochs=2, noise=0.0, share=1.0):
   splits = Splits.of(every, np.arange(24), every)
   seen = []
 
-  def loss(model, state, batches, t):
+  def loss(model, state, batches, step):
     def note(t, *images):
       seen.append((int(t), *(np.ravel(image) for image in images)))
 
-    jax.debug.callback(note, t, *(batch.images for batch in batches))
+    jax.debug.callback(note, step.number, *(batch.images for batch in batches))
     return jnp.sum(state.params['w']) * 0.0, state.batch_stats
 
   def augment(key, images):

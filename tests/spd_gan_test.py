@@ -13,6 +13,7 @@ import pytest
 
 from unlearn_jax import metrics, parallel, snapshots, spd_gan, training
 from unlearn_jax.base import Batch, Examples, InputError, ModelState, stateless
+from unlearn_jax.epoch import Step
 from unlearn_jax.spd_gan import GeneratorSettings, fit_generator
 from unlearn_jax.timing import Stopwatch
 
@@ -100,8 +101,8 @@ def loss_of(eta, cap, bias):
   players = spd_gan._Players({}, source, unlearned)
   state = ModelState(players, spd_gan._Carried({}, jnp.zeros((1, 4))))
   batch = Batch(jnp.zeros((2, 1, 1, 1)), jnp.zeros(2, jnp.int32))
-  value, carried = spd_gan._loss(classifier, eta, cap, cap or 1.0, 1)(
-    generator, state, (batch,), jnp.int32(0)
+  value, carried = spd_gan._loss(classifier, eta, cap, cap or 1.0)(
+    generator, state, (batch,), Step(jnp.int32(0), jnp.int32(1), 1)
   )
   return float(value), carried.sums[0].tolist()
 

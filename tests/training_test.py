@@ -243,12 +243,20 @@ def epoch_of(frozen):
   trained = tuple(p not in frozen for p in tensor_paths(state.params))
   model = training.frozen_model(MODEL, frozen)
   program = epoch.program(
-    model, training.cross_entropy, optimizer, (16,), 6, trained, None
+    model,
+    training.cross_entropy,
+    optimizer,
+    (16,),
+    6,
+    trained,
+    None,
+    (0,),
+    None,
   )
   moving = epoch.of_trained(state.params, trained)
   start = training.TrainState(state, optimizer.init(moving), jax.random.key(0))
-  span = np.array([0, 6, 0], np.int32)
-  return program, (start, (SPLITS.train,), None, span, (None,))
+  span = np.array([0, 6, 0, 0, 1], np.int32)
+  return program, (start, (SPLITS.train,), (None, None), span, (None,))
 
 
 def test_a_frozen_beginning_costs_no_backward_pass():

@@ -209,19 +209,19 @@ def test_random_top_k_holds_the_top_k_and_draws_the_rest():
 
 @pytest.mark.parametrize('make', [random_k, lambda **o: random_top_k(2, **o)])
 def test_donors_come_from_their_tensor_or_from_the_whole_tree(make):
-  own = edited(make(ratio=1.0, epsilon=1.0, rule='donor'))
+  own = edited(make(ratio=1.0, epsilon=1.0, change='donor'))
   for name, leaf in SOURCE.params.items():
     assert sorted(np.ravel(own[name])) == sorted(np.ravel(leaf)), name
     assert (own[name] != leaf).any()
-  every = edited(make(ratio=1.0, rule='tree_donor'))
+  every = edited(make(ratio=1.0, change='tree_donor'))
   assert sorted(np.ravel(every['a'])) != sorted(np.ravel(A))
   both = [
     np.concatenate([p['a'].ravel(), p['z'].ravel()]) for p in (own, every)
   ]
   assert sorted(both[0]) == sorted(both[1])
-  half = edited(make(ratio=1.0, epsilon=0.5, rule='donor'))
+  half = edited(make(ratio=1.0, epsilon=0.5, change='donor'))
   np.testing.assert_allclose(half['z'], (own['z'] + Z) / 2, atol=1e-6)
-  again = edited(make(ratio=1.0, rule='donor'), seed=1)
+  again = edited(make(ratio=1.0, change='donor'), seed=1)
   assert (again['z'] != own['z']).any(), 'the key does not choose the donors'
 
 

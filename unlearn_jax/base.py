@@ -71,6 +71,15 @@ def require(name: str, value: Any, holds: bool, allowed: str) -> None:
     raise ValueError(f'{name}={shown(repr(value))}, allowed: {allowed}')
 
 
+def axis_is_bound() -> bool:
+  """Whether this is being traced under `pmap` over the device axis."""
+  try:
+    jax.lax.axis_index(AXIS)
+  except NameError:
+    return False
+  return True
+
+
 def is_float(leaf: Any) -> bool:
   """Whether a leaf is real numbers; a counter or a PRNG key is none.
 
@@ -155,11 +164,13 @@ class Batch(NamedTuple):
     images: `[B, ...]`, uint8 for image data sets.
     labels: int32 `[B]`.
     targets: float32 `[B, C]` probabilities of a teacher, or None.
+    key: typed PRNG key of this batch alone, for a loss that draws by lot.
   """
 
   images: Array
   labels: Array
   targets: Array | None = None
+  key: Key | None = None
 
 
 class Examples(NamedTuple):
@@ -273,12 +284,19 @@ class Dataset:
 
 
 class Splits(NamedTuple):
-  """D and its parts: `forget` and `retain` are disjoint and make up `train`."""
+  """D and its parts: `forget` and `retain` are disjoint and make up `train`.
+
+  `heldout` is what methods may look at that need data from outside of D; they
+  are judged by `test`, so it must be no part of that. `truth` are the true
+  labels of `forget`, int32 `[M]`, where those that D has are wrong.
+  """
 
   train: Examples
   forget: Examples
   retain: Examples
   test: Examples
+  heldout: Examples | None = None
+  truth: Array | None = None
 
   @classmethod
   def of(cls, train: Examples, forget: Array, test: Examples) -> 'Splits':

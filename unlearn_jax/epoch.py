@@ -8,7 +8,7 @@ epoch is cut.
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from unlearn_jax.base import (
   Batch,
   Examples,
   Key,
+  Mask,
   Model,
   ModelState,
   TrainState,
@@ -27,10 +28,29 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.data import streaming
 
-# `(model, state, batches, t) -> (loss, batch_stats)`, a mean over the batches;
-# t is the number of the step, counted over all epochs.
+
+class Step(NamedTuple):
+  """Where a training stands.
+
+  Attributes:
+    number: of the step, counted over all epochs; an int32 scalar.
+    total: how many steps all epochs have, likewise.
+    per_epoch: how many one has.
+    mask: the scalars that masked terms reach; a boolean tree, or None.
+    turn: position of the set whose pass it is; None where the sets are passed
+      side by side.
+  """
+
+  number: jax.Array
+  total: jax.Array
+  per_epoch: int
+  mask: Mask | None = None
+  turn: jax.Array | None = None
+
+
+# `(model, state, batches, step) -> (loss, batch_stats)`, a mean over batches.
 Loss = Callable[
-  [Model, ModelState, tuple[Batch, ...], jax.Array], tuple[jax.Array, Any]
+  [Model, ModelState, tuple[Batch, ...], Step], tuple[jax.Array, Any]
 ]
 # `(key, images) -> images`, a whole batch of pixels at once.
 Augment = Callable[[Key, jax.Array], jax.Array]
@@ -45,7 +65,11 @@ def _shuffled(key: Key, count: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _plan(
-  key: Key, counts: Sequence[int], shares: Sequence[int], steps: int
+  key: Key,
+  counts: Sequence[int],
+  shares: Sequence[int],
+  steps: int,
+  starts: Sequence[int],
 ) -> tuple[Key, Key, tuple[jax.Array, ...]]:
   """What an epoch does.
 
@@ -54,6 +78,7 @@ def _plan(
     counts: examples of each set.
     shares: of each set P, the examples that a device takes a step.
     steps: S, of the epoch.
+    starts: of each set, the step that its first permutation begins with.
 
   Returns:
     The key of the next epoch; the key that the augmentation of every step is
@@ -63,9 +88,10 @@ def _plan(
   key, shuffle_key, augment_key = jax.random.split(key, 3)
   devices = len(parallel.devices())
   orders = tuple(
-    _shuffled(k, count, (steps, devices, share))
-    for k, count, share in zip(
-      jax.random.split(shuffle_key, len(counts)), counts, shares
+    # Rolled, so that a pass begins with a permutation.
+    jnp.roll(_shuffled(k, count, (steps, devices, share)), start, 0)
+    for k, count, share, start in zip(
+      jax.random.split(shuffle_key, len(counts)), counts, shares, starts
     )
   )
   return key, augment_key, orders
@@ -76,6 +102,12 @@ def _finite(tree: Any) -> jax.Array:
   floats = filter(is_float, jax.tree.leaves(tree))
   found = [jnp.isfinite(leaf).all() for leaf in floats]
   return functools.reduce(jnp.logical_and, found, jnp.bool_(True))
+
+
+def _scaled(update: jax.Array, scale: jax.Array) -> jax.Array:
+  if scale.dtype == bool:
+    return jnp.where(scale, update, 0)
+  return update * scale.astype(update.dtype)
 
 
 def of_trained(tree: Any, trained: Sequence[bool]) -> Any:
@@ -102,6 +134,8 @@ def program(
   steps: int,
   trained: tuple[bool, ...],
   augment: Augment | None,
+  starts: tuple[int, ...],
+  active: Callable[[Step], Any] | None,
   whole: bool = False,
 ):
   """The steps of an epoch: shuffle, augment, step, in a loop.
@@ -114,26 +148,31 @@ def program(
     steps: of an epoch.
     trained: of each parameter tensor, whether it moves.
     augment: of images that have no teacher.
+    starts: of each set, the step of an epoch that its pass begins with; all 0
+      where they are passed side by side.
+    active: whether a step does anything; None if each does.
     whole: compiles for the span of all steps only. A GPU runs a loop of known
       length without asking the host after each step.
 
   Returns:
-    `(state, sets, movable, span, images) -> (state, losses)`, compiled once.
-    `span` is int32 `[4]`: the first step, the step after the last one, the
-    step that `images`, the rows of streamed sets, begin with, and how many
-    epochs came before. `losses` is
+    `(state, sets, marks, span, images) -> (state, losses)`, compiled once.
+    `marks` are what updates are scaled by and what masked terms reach, each a
+    tree or None.
+    `span` is int32 `[5]`: the first step, the step after the last one, the
+    step that `images`, the rows of streamed sets, begin with, how many
+    epochs came before, and how many there are in all. `losses` is
     float32 `[steps]`, of which those in the span are set: to NaN if parameters
     or statistics are not finite afterwards. The key of the state is that of
     the epoch until its last step.
   """
 
-  def epoch(rank, state: TrainState, sets, movable, span, streamed):
-    every = state.model.params
+  def epoch(rank, state: TrainState, sets, marks, span, streamed):
+    (scales, mask), every = marks, state.model.params
     moving = of_trained(every, trained)
     first, last, begin = (0, steps, 0) if whole else span[:3]
     before = span[3] * steps
     next_key, augment_key, orders = _plan(
-      state.key, [s.size for s in sets], sizes, steps
+      state.key, [s.size for s in sets], sizes, steps, starts
     )
     orders = tuple(order[:, rank] for order in orders)
 
@@ -145,9 +184,20 @@ def program(
         targets = targets[positions]
       elif augment is not None:
         images = augment(key, images)
-      return Batch(images, examples.labels[rows], targets)
+      return Batch(images, examples.labels[rows], targets, key)
 
     def step(number, carry):
+      turn = None
+      if any(starts):
+        turn = jnp.searchsorted(jnp.asarray(starts), number, side='right') - 1
+      now = Step(before + number, span[4] * steps, steps, mask, turn)
+      if active is None:
+        return taken(number, now, carry)
+      return jax.lax.cond(
+        active(now), lambda c: taken(number, now, c), lambda c: c, carry
+      )
+
+    def taken(number, now, carry):
       moving, batch_stats, opt_state, losses = carry
       keys = jax.random.split(
         jax.random.fold_in(jax.random.fold_in(augment_key, number), rank),
@@ -162,17 +212,15 @@ def program(
       def objective(moving):
         params = _merged(moving, every)
         own = ModelState(params, batch_stats)
-        return loss(model, own, batches, before + number)
+        return loss(model, own, batches, now)
 
       (value, batch_stats), grads = jax.value_and_grad(objective, has_aux=True)(
         moving
       )
       value, grads, batch_stats = parallel.mean((value, grads, batch_stats))
       updates, opt_state = optimizer.update(grads, opt_state, moving)
-      if movable is not None:
-        updates = jax.tree.map(
-          lambda u, m: jnp.where(m, u, 0), updates, movable
-        )
+      if scales is not None:
+        updates = jax.tree.map(_scaled, updates, scales)
       moving = optax.apply_updates(moving, updates)
       return moving, batch_stats, opt_state, losses.at[number].set(value)
 
@@ -197,9 +245,10 @@ def _plan_program(
   counts: tuple[int, ...],
   shares: tuple[int, ...],
   steps: int,
+  starts: tuple[int, ...],
 ):
   """`_plan` alone, to know on the host what an epoch on `devices` will do."""
-  return jax.jit(lambda key: _plan(key, counts, shares, steps)[-1])
+  return jax.jit(lambda key: _plan(key, counts, shares, steps, starts)[-1])
 
 
 def runs_whole() -> bool:
@@ -211,7 +260,11 @@ class _Reader:
   """The images of streamed sets, block by block in the order of the steps."""
 
   def __init__(
-    self, sets: Sequence[Examples], shares: Sequence[int], steps: int
+    self,
+    sets: Sequence[Examples],
+    shares: tuple[int, ...],
+    steps: int,
+    starts: tuple[int, ...],
   ):
     streamed = [streaming.streams(s) for s in sets]
     self._stream = streaming.Stream(
@@ -226,7 +279,9 @@ class _Reader:
       for s, streams in zip(sets, streamed)
     ]
     counts = tuple(s.size for s in sets)
-    self._plan = _plan_program(parallel.devices(), counts, tuple(shares), steps)
+    self._plan = _plan_program(
+      parallel.devices(), counts, shares, steps, starts
+    )
     self._steps = steps
     # Blocks to come, the one that is on the devices, the step that is next.
     self._blocks: Iterator[streaming.Block] = iter(())
@@ -266,6 +321,8 @@ class Runner:
     sets: Sequence[Examples],
     shares: tuple[int, ...],
     steps: int,
+    starts: tuple[int, ...],
+    epochs: int,
   ):
     """Reads and compiles nothing yet.
 
@@ -274,21 +331,23 @@ class Runner:
       sets: what batches are drawn from; some may lie on the host.
       shares: examples of each set that a device takes a step.
       steps: of an epoch.
+      starts: see `program`.
+      epochs: how many there are in all, at most.
     """
-    self.steps, self._program = steps, executable
+    self.steps, self._program, self._epochs = steps, executable, epochs
     sets = [streaming.gathered(examples) for examples in sets]
     nothing = np.zeros(0, np.uint8)
     self.sets = tuple(
       s._replace(images=nothing) if streaming.streams(s) else s for s in sets
     )
     streamed = any(map(streaming.streams, sets))
-    self._reader = _Reader(sets, shares, steps) if streamed else None
+    self._reader = _Reader(sets, shares, steps, starts) if streamed else None
 
   def run(
     self,
     state: TrainState,
     sets: tuple[Examples, ...],
-    movable: Any,
+    marks: Any,
     first: int,
     last: int,
     epochs: int,
@@ -298,7 +357,7 @@ class Runner:
     Args:
       state: before step `first`; donated.
       sets: `sets`, on the devices.
-      movable: what `update_mask` leaves of the trained tensors.
+      marks: see `program`.
       first: in [0, steps).
       last: the step after the last that may be run, in (first, steps].
       epochs: how many are over.
@@ -312,12 +371,14 @@ class Runner:
     if self._reader:
       block = self._reader.block(first, state.key)
       begin, images, last = block.first, block.images, min(last, block.last)
-    span = parallel.replicate(np.array([first, last, begin, epochs], np.int32))
+    span = parallel.replicate(
+      np.array([first, last, begin, epochs, self._epochs], np.int32)
+    )
     whole = (
       runs_whole() and not self._reader and (first, last) == (0, self.steps)
     )
     program = self._program(whole)
-    state, losses = program(state, sets, movable, span, images)
+    state, losses = program(state, sets, marks, span, images)
     if self._reader:
       self._reader.ran_to(last)
     return state, losses, last

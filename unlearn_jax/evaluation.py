@@ -91,7 +91,7 @@ class Metric(NamedTuple):
   scale: float = 1.0
   digits: int = 0
   better: Literal['', 'nearer to Retrain', 'lower', 'higher'] = ''
-  needs: tuple[Literal['source', 'retrained', 'cost'], ...] = ()
+  needs: tuple[Literal['source', 'retrained', 'cost', 'truth'], ...] = ()
   of_retrained: bool = True
   shown: Literal['mean', 'range'] = 'mean'
   docs: str = ''
@@ -103,6 +103,13 @@ def _accuracy(part: str) -> Callable[[Evidence], float]:
     return metrics.accuracy(getattr(evidence.own, part), labels)
 
   return measure
+
+
+def _true_label_accuracy(evidence: Evidence) -> float | None:
+  truth = evidence.splits.truth
+  if truth is None:
+    return None
+  return metrics.accuracy(evidence.own.forget, np.asarray(truth))
 
 
 def _attack_auc(evidence: Evidence) -> float:
@@ -175,6 +182,13 @@ METRICS = {
       _accuracy('forget'),
       *('%', 100, 1, 'nearer to Retrain'),
       docs='on D_UL, all of it',
+    ),
+    Metric(
+      'true_label_accuracy',
+      'On true labels',
+      _true_label_accuracy,
+      *('%', 100, 1, 'nearer to Retrain', ('truth',)),
+      docs='on D_UL, whose labels are wrong: how often the true one is said',
     ),
     Metric(
       'retain_accuracy',

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unlearn_jax import epoch
@@ -21,32 +22,38 @@ from unlearn_jax.base import (
   require,
 )
 from unlearn_jax.divergences import js_divergence
+from unlearn_jax.epoch import Step
 from unlearn_jax.prediction import predict
 
-Teacher = Literal['source', 'retrained', 'none']
+Teacher = Literal['source', 'retrained', 'heldout', 'none']
 # A step takes an eighth as many examples of D_UL as of D_RE.
 _FORGET_SHARE = 1 / 8
 
 
 class Term(NamedTuple):
-  """weight(t) · mean loss on a batch of `examples` at step t.
+  """weight · mean loss on a batch of `examples`, at each step.
 
   Attributes:
     examples: which they are; called once, before training.
     loss: `(logits [B, C], batch) -> [B]`; None is the model's own, on the
       labels. Programs are shared between trainings where it is the same
       object, so make it once, not anew in each call of a factory.
-    weight: a number, or an Optax schedule of the step; below 0: ascent.
-    share: of the batch size, in (0, 1], that a step takes of them.
+    weight: a number, or a function of the `Step`; below 0: ascent. Where the
+      function gives 0 the term is not computed.
+    share: of the batch size, that a step takes of them; None is in proportion
+      to their number beside the first term's, and `weight` is multiplied by
+      it: so terms add up like a shuffled union.
     batch_norm: 'batch': by the statistics of the batch, which enter the
       running ones; 'running': by the running ones, which stay as they are.
+    masked: whether its gradient reaches the edit's mask only.
   """
 
   examples: Callable[[Context], Examples]
   loss: Callable[[jax.Array, Batch], jax.Array] | None = None
-  weight: float | optax.Schedule = 1.0
-  share: float = 1.0
+  weight: float | Callable[[Step], Any] = 1.0
+  share: float | None = 1.0
   batch_norm: str = 'batch'
+  masked: bool = False
 
 
 def retained(context: Context) -> Examples:
@@ -105,7 +112,8 @@ def guided(
 
   Args:
     js_weight: λ ≥ 0; 0 leaves the second term out.
-    js_teacher: 'source' (the paper's), 'retrained' or 'none'.
+    js_teacher: 'source' (the paper's), 'retrained', 'heldout', see
+      `class_means`, or 'none'.
 
   Raises:
     ValueError: λ < 0.
@@ -115,7 +123,7 @@ def guided(
   if js_weight and js_teacher != 'none':
     terms += (
       Term(
-        taught(_TEACHERS[js_teacher], forgotten),
+        TEACHING[js_teacher],
         js_to_teacher,
         float(js_weight),
         _FORGET_SHARE,
@@ -125,7 +133,29 @@ def guided(
   return terms
 
 
-def _source(context: Context) -> ModelState:
+def class_means(context: Context) -> Examples:
+  """D_UL, taught by the source's mean output on held-out images of its class.
+
+  Raises:
+    ValueError: no held-out data, or none of a class of D_UL.
+  """
+  heldout, forget = context.splits.heldout, context.splits.forget
+  if heldout is None:
+    raise ValueError(
+      'splits.heldout=None, allowed: examples that are neither trained on nor'
+      ' judged by'
+    )
+  found = predict(context.model, context.source, heldout)
+  labels, means = heldout.own_labels, np.zeros((found.shape[1],) * 2)
+  for label in np.unique(forget.own_labels):
+    holds = (labels == label).any()
+    require('splits.heldout', int(label), bool(holds), 'images of this class')
+    means[label] = found[labels == label].mean(0)
+  return forget._replace(targets=means[forget.own_labels].astype(np.float32))
+
+
+def of_source(context: Context) -> ModelState:
+  """M."""
   return context.source
 
 
@@ -135,50 +165,119 @@ def _retrained(context: Context) -> ModelState:
   return context.retrained
 
 
-_TEACHERS = {'source': _source, 'retrained': _retrained}
+# D_UL with a teacher's probabilities.
+TEACHING = {
+  'source': taught(of_source, forgotten),
+  'retrained': taught(_retrained, forgotten),
+  'heldout': class_means,
+}
+
+
+def kl_to_teacher(logits: jax.Array, batch: Batch) -> jax.Array:
+  """KL(teacher ‖ student) in nats, `[B]`."""
+  assert batch.targets is not None
+  student = jax.nn.log_softmax(logits.astype(jnp.float32))
+  own = jax.scipy.special.xlogy(batch.targets, batch.targets)
+  return (own - batch.targets * student).sum(-1)
+
+
+def cross_entropy(logits: jax.Array, labels: Array) -> jax.Array:
+  """−log p of the label, `[B]`, in nats, whatever the model's own loss is."""
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits.astype(jnp.float32), labels
+  )
 
 
 def total(
-  terms: Sequence[Term], penalty: Callable[[Params], Array] | None = None
+  terms: Sequence[Term],
+  penalty: Callable[[Params, Step], Array] | None = None,
 ) -> epoch.Loss:
-  """Σ weight(t) · mean loss of a term, plus the penalty of the parameters.
+  """Σ weight · mean loss of a term, plus the penalty of the parameters.
 
   Args:
     terms: at least one.
-    penalty: `params -> scalar`, or None.
+    penalty: `(params, step) -> scalar`, or None.
 
   Returns:
     A loss of one batch a term, in their order; the same object for the same
     losses, weights and penalty.
   """
-  parts = tuple((t.loss, t.weight, t.batch_norm) for t in terms)
-  return _total(parts, penalty)
+  return _total(_parts(terms), penalty)
+
+
+def active(terms: Sequence[Term]) -> Callable[[Step], Any] | None:
+  """Whether a step computes any term at all; None where each one does.
+
+  The same object for the same weights.
+  """
+  if any(not callable(term.weight) for term in terms):
+    return None
+  return _active(_parts(terms))
+
+
+def _parts(terms: Sequence[Term]) -> tuple[Term, ...]:
+  """All of the terms that a program depends on."""
+  return tuple(t._replace(examples=retained, share=1.0) for t in terms)
+
+
+def _weight(term: Term, place: int, step: Step) -> Any:
+  weight = term.weight(step) if callable(term.weight) else term.weight
+  if step.turn is None:
+    return weight
+  return jnp.where(step.turn == place, weight, 0.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _active(terms: tuple[Term, ...]) -> Callable[[Step], Any]:
+  def some(step: Step) -> Any:
+    weights = [_weight(term, i, step) for i, term in enumerate(terms)]
+    return jnp.stack([jnp.asarray(w) != 0 for w in weights]).any()
+
+  return some
 
 
 @functools.lru_cache(maxsize=64)
 def _total(
-  parts: tuple[tuple[Any, Any, str], ...],
-  penalty: Callable[[Params], Array] | None,
+  terms: tuple[Term, ...],
+  penalty: Callable[[Params, Step], Array] | None,
 ) -> epoch.Loss:
   def loss(
-    model: Model, state: ModelState, batches: tuple[Batch, ...], t: jax.Array
+    model: Model, state: ModelState, batches: tuple[Batch, ...], step: Step
   ) -> tuple[jax.Array, Any]:
     # Terms in training mode build upon each other's statistics; the others
     # see those that the step began with.
-    value, trained = jnp.float32(0.0), state
-    for (own, weight, batch_norm), batch in zip(parts, batches, strict=True):
-      if batch_norm == 'batch':
-        logits, batch_stats = model.apply(trained, batch.images, True)
-        trained = trained._replace(batch_stats=batch_stats)
+    value, batch_stats = jnp.float32(0.0), state.batch_stats
+    for place, (term, batch) in enumerate(zip(terms, batches, strict=True)):
+      own = state.params
+      if term.masked and step.mask is not None:
+        own = jax.tree.map(_held, own, step.mask)
+
+      def mean(batch_stats, term=term, batch=batch, own=own):
+        trains = term.batch_norm == 'batch'
+        seen = ModelState(own, batch_stats if trains else state.batch_stats)
+        logits, found = model.apply(seen, batch.images, trains)
+        if term.loss:
+          each = term.loss(logits, batch)
+        else:
+          each = model.loss(logits, batch.labels)
+        return each.mean(), found if trains else batch_stats
+
+      weight = _weight(term, place, step)
+      if fixed := isinstance(weight, int | float):
+        found, batch_stats = mean(batch_stats)
       else:
-        logits, _ = model.apply(state, batch.images, False)
-      each = own(logits, batch) if own else model.loss(logits, batch.labels)
-      mean = each.mean()
-      if weight != 1.0:
-        mean = (weight(t) if callable(weight) else weight) * mean
-      value = value + mean
+        nothing = jnp.float32(0.0)
+        found, batch_stats = jax.lax.cond(
+          weight != 0, mean, lambda kept, no=nothing: (no, kept), batch_stats
+        )
+      value = value + (found if fixed and weight == 1.0 else weight * found)
     if penalty is not None:
-      value = value + penalty(state.params)
-    return value, trained.batch_stats
+      value = value + penalty(state.params, step)
+    return value, batch_stats
 
   return loss
+
+
+def _held(param: jax.Array, chosen: jax.Array) -> jax.Array:
+  """The parameter, through whose other scalars no gradient comes."""
+  return jnp.where(chosen, param, jax.lax.stop_gradient(param))

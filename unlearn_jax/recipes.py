@@ -4,13 +4,11 @@ from collections.abc import Callable
 import functools
 from typing import NamedTuple
 
-import jax
 import optax
 
 from unlearn_jax import training
 
 _MOMENTUM = 0.9
-_WEIGHT_DECAY = 5e-4
 _WARM_UP = 0.1  # the share of all steps
 
 
@@ -61,9 +59,7 @@ def momentum(learning_rate: float, steps: int) -> optax.GradientTransformation:
     0.0, learning_rate, max(1, round(_WARM_UP * steps)), max(2, steps)
   )
   return optax.chain(
-    optax.add_decayed_weights(
-      _WEIGHT_DECAY, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
-    ),
+    training.decay,
     optax.sgd(schedule, _MOMENTUM, nesterov=True),
   )
 

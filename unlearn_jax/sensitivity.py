@@ -12,8 +12,13 @@ import numpy as np
 from unlearn_jax import parallel
 from unlearn_jax.base import Batch, Model, ModelState, Params, require
 
-REDUCTIONS = ('mean_abs', 'mean', 'single')
+REDUCTIONS = ('mean_abs', 'mean', 'single', 'mean_square', 'signed')
 OBJECTIVES = ('loss', 'output_norm')
+
+# Of which the gradient of the mean is enough.
+_OF_MEAN = ('mean', 'signed')
+# What becomes of the gradient of each example; None where it is of the mean.
+_EACH = {'mean': None, 'signed': None, 'mean_square': jnp.square}
 
 # Examples a batch, where only the gradient of their mean is wanted.
 _BATCH = 64
@@ -48,12 +53,13 @@ def gradient_sensitivity(
     batch: pytree of arrays `[N, ...]`, N ≥ 1.
     *args: pytrees passed on to `objective`, not differentiated.
     reduction: `mean_abs`, the mean over examples of |g|; `mean`, |mean of g|;
-      `single`, |g| of the first example (the paper's).
+      `single`, |g| of the first example (the paper's); `mean_square`, the mean
+      of g², the diagonal of the empirical Fisher; `signed`, the mean of g.
     memory: bytes that the gradients of single examples may take on each
       device, beside the sum; at least one gradient is held whatever it is.
 
   Returns:
-    A tree like `params`, float32, non-negative.
+    A tree like `params`, float32; non-negative but with `signed`.
 
   Raises:
     ValueError: an unknown reduction, an empty batch or a negative `memory`.
@@ -76,7 +82,7 @@ def gradient_sensitivity(
   (size,) = sizes
   if reduction == 'single':
     size, batch = 1, jax.tree.map(lambda x: x[:1], batch)
-  signed, devices = reduction == 'mean', len(parallel.devices())
+  signed, devices = reduction in _OF_MEAN, len(parallel.devices())
   share = -(-size // devices)
   if signed:
     # Whole batches, where they tile what each device takes.
@@ -88,9 +94,12 @@ def gradient_sensitivity(
   padded = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), batch
   )
-  found = _program(objective, share, chunk, signed)(
+  each = _EACH.get(reduction, jnp.abs)
+  found = _program(objective, share, chunk, each)(
     *parallel.replicate((params, padded, jnp.float32(size), args))
   )
+  if reduction == 'mean':
+    found = jax.tree.map(jnp.abs, found)
   return parallel.placed_like(found, params)
 
 
@@ -104,24 +113,31 @@ def _at_a_time(params: Params, memory: int) -> int:
 
 
 @functools.lru_cache(maxsize=32)
-def _program(objective: Objective, share: int, chunk: int, signed: bool):
+def _program(
+  objective: Objective,
+  share: int,
+  chunk: int,
+  each: Callable[[jax.Array], jax.Array] | None,
+):
   def sensitivity(rank, params, batch, size, args):
     def gradient(examples):
       return jax.grad(objective)(params, examples, *args)
 
     # The weighted sum of g, or of |g| example by example (Eq. 5).
     def summed(examples, weights):
-      if signed or chunk == 1:
-        grads = gradient(examples)
-        grads = grads if signed else jax.tree.map(jnp.abs, grads)
+      if each is None or chunk == 1:
         return jax.tree.map(
-          lambda g: weights.sum() * g.astype(jnp.float32), grads
+          lambda g: weights.sum() * own(g), gradient(examples)
         )
       single = jax.tree.map(lambda x: x[:, None], examples)
       return jax.tree.map(
-        lambda g: jnp.tensordot(weights, jnp.abs(g.astype(jnp.float32)), 1),
+        lambda g: jnp.tensordot(weights, own(g), 1),
         jax.vmap(gradient)(single),
       )
+
+    def own(g):
+      g = g.astype(jnp.float32)
+      return each(g) if each else g
 
     def add(total, start):
       positions = start + jnp.arange(chunk)
@@ -132,11 +148,11 @@ def _program(objective: Objective, share: int, chunk: int, signed: bool):
       return jax.tree.map(jnp.add, total, summed(examples, weights)), None
 
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    own = rank * share + jnp.arange(0, share, chunk)
-    total, _ = jax.lax.scan(add, zeros, own)
+    starts = rank * share + jnp.arange(0, share, chunk)
+    total, _ = jax.lax.scan(add, zeros, starts)
     # Devices hold disjoint examples: their sum is D times their mean.
     devices = len(parallel.devices())
-    return jax.tree.map(lambda t: jnp.abs(t) * devices, parallel.mean(total))
+    return jax.tree.map(lambda t: t * devices, parallel.mean(total))
 
   return parallel.spmd(sensitivity)
 

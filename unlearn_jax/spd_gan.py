@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax import models, parallel, training
+from unlearn_jax import epoch, models, parallel, training
 from unlearn_jax.base import (
   Array,
   Batch,
@@ -189,7 +189,7 @@ def cap_in_nats(
 
 @functools.lru_cache(maxsize=32)
 def _loss(
-  classifier: Model, eta: float, cap: float | None, far: float, steps: int
+  classifier: Model, eta: float, cap: float | None, far: float
 ) -> training.Loss:
   """CE(M(x + G(x)), y) − η · CE(M_UL(x + G(x)), y) (Eq. 13).
 
@@ -201,7 +201,7 @@ def _loss(
     generator: Model,
     state: ModelState,
     batches: tuple[Batch, ...],
-    t: jax.Array,
+    step: epoch.Step,
   ) -> tuple[jax.Array, Any]:
     players, carried = state
     (batch,) = batches
@@ -217,8 +217,8 @@ def _loss(
       [1.0, source.mean(), unlearned.mean(), (unlearned >= far).mean()]
     )
     value = (source - eta * held).mean()
-    epoch = t // steps
-    return value, _Carried(batch_stats, carried.sums.at[epoch].add(new))
+    row = step.number // step.per_epoch
+    return value, _Carried(batch_stats, carried.sums.at[row].add(new))
 
   return loss
 
@@ -319,7 +319,6 @@ def fit_generator(
   start = training.initialize(init_key, generator)
   players = _Players(start.params, source, unlearned)
   still = tensor_paths(players._replace(generator=()))
-  steps = training.steps_per_epoch(examples, settings.batch_size)
   sums = jnp.zeros((settings.epochs, 4))
   try:
     fit = training.fit(
@@ -330,7 +329,7 @@ def fit_generator(
       epochs=settings.epochs,
       batch_sizes=[settings.batch_size],
       optimizer=training.adam(settings.learning_rate),
-      loss=_loss(model, float(settings.eta), cap, far, steps),
+      loss=_loss(model, float(settings.eta), cap, far),
       frozen=frozenset(still),
       measure=_measure,
       on_epoch=on_epoch,

@@ -22,11 +22,12 @@ from unlearn_jax.base import (
   Mask,
   Model,
   ModelState,
+  Params,
   TrainState,
   require,
   tensor_paths,
 )
-from unlearn_jax.epoch import Augment, Loss, of_trained
+from unlearn_jax.epoch import Augment, Loss, Step, of_trained
 from unlearn_jax.prediction import require_classes
 from unlearn_jax.snapshots import Course, Epoch, Keeper, Snapshot
 
@@ -67,10 +68,10 @@ class Fit(NamedTuple):
 
 
 def cross_entropy(
-  model: Model, state: ModelState, batches: tuple[Batch, ...], t: jax.Array
+  model: Model, state: ModelState, batches: tuple[Batch, ...], step: Step
 ) -> tuple[jax.Array, Any]:
   """Mean loss of the first batch, with BatchNorm in training mode."""
-  del t
+  del step
   logits, batch_stats = model.apply(state, batches[0].images, True)
   return model.loss(logits, batches[0].labels).mean(), batch_stats
 
@@ -79,6 +80,12 @@ def cross_entropy(
 def adam(learning_rate: float) -> optax.GradientTransformation:
   """Adam, one object per learning rate so that compiled epochs are shared."""
   return optax.adam(learning_rate)
+
+
+# Weights decay by 5e-4; biases and BatchNorm's scales do not.
+decay = optax.add_decayed_weights(
+  5e-4, lambda params: jax.tree.map(lambda w: w.ndim > 1, params)
+)
 
 
 def steps_per_epoch(examples: Examples, batch_size: int) -> int:
@@ -103,8 +110,11 @@ def fit(
   batch_sizes: Sequence[int],
   optimizer: optax.GradientTransformation,
   loss: Loss = cross_entropy,
+  passes: bool = False,
+  active: Callable[[Step], Any] | None = None,
   frozen: frozenset[str] = frozenset(),
-  update_mask: Mask | None = None,
+  update_mask: Params | None = None,
+  mask: Mask | None = None,
   augment: Augment | None = None,
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
@@ -127,10 +137,14 @@ def fit(
     batch_sizes: one per set, over all devices.
     optimizer: Optax; its state is made for the trained tensors only.
     loss: what is minimised, given a batch of each set.
+    passes: whether an epoch is a pass over each set, one after the other,
+      instead of one over the first with batches of the others beside it.
+    active: whether a step does anything; None if each does.
     frozen: paths of the tensors that stay bit-identical, their BatchNorm
       statistics too.
-    update_mask: tree like the parameters; only true scalars move. None moves
-      all of them.
+    update_mask: tree like the parameters: only true scalars move; or floats,
+      which updates are multiplied by. None moves all of them.
+    mask: which scalars the loss is told of as `Step.mask`.
     augment: applied on the device to the images of every batch that has no
       teacher, or None.
     measure: called before the first epoch and after each; its time is not
@@ -155,7 +169,9 @@ def fit(
   if epochs < 0:
     raise ValueError(f'epochs={epochs}, allowed: 0 or more')
   sizes = tuple(parallel.per_device(size) for size in batch_sizes)
-  steps = steps_per_epoch(sets[0], batch_sizes[0])
+  lengths = list(map(steps_per_epoch, sets, batch_sizes)) if passes else []
+  starts = tuple(np.cumsum([0, *lengths])[:-1].tolist()) or (0,) * len(sets)
+  steps = sum(lengths) or steps_per_epoch(sets[0], batch_sizes[0])
   paths = tensor_paths(state.params)
   if unknown := sorted(frozen - set(paths)):
     raise ValueError(f'frozen={unknown[0]!r}, allowed: {", ".join(paths)}')
@@ -165,16 +181,17 @@ def fit(
   if frozen:
     model = frozen_model(model, frozen)
   program = functools.partial(
-    epoch.program, model, loss, optimizer, sizes, steps, trained, augment
+    epoch.program,
+    *(model, loss, optimizer, sizes, steps, trained, augment, starts, active),
   )
-  runner = epoch.Runner(program, sets, sizes, steps)
+  runner = epoch.Runner(program, sets, sizes, steps, starts, epochs)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   train_state = parallel.replicate(
     TrainState(own, optimizer.init(of_trained(own.params, trained)), key)
   )
-  movable = of_trained(update_mask, trained)
-  inputs = parallel.replicate((runner.sets, movable))
+  marks = of_trained(update_mask, trained), mask
+  inputs = parallel.replicate((runner.sets, marks))
   now = keeper.load(train_state) if keeper else None
   if now is None:
     first = Epoch(0, None, 0.0, measure(state) if measure else {})

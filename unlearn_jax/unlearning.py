@@ -1,7 +1,8 @@
 """The method in one screen: `ModelState -> ModelState`."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -140,10 +141,12 @@ def unlearn(
       context,
       perturbed,
       strategy.terms,
-      **_schedule(strategy, budget, recipe, splits),
+      **_schedule(strategy, budget, recipe),
       penalty=strategy.penalty,
+      passes=strategy.passes,
       frozen=frozen,
-      update_mask=edit.mask if strategy.moves == 'scalars' else None,
+      update_mask=edit.mask if strategy.moves == 'scalars' else edit.scales,
+      mask=edit.mask,
       augment=augment,
       measure=measure,
       stop_rule=rule if strategy.follows == 'budget' else None,
@@ -166,19 +169,17 @@ def unlearn(
   )
 
 
-def _schedule(
-  strategy: Strategy, budget: Budget, recipe: Recipe, splits: Splits
-) -> dict:
+def _schedule(strategy: Strategy, budget: Budget, recipe: Recipe) -> dict:
   """Epochs, batch size and optimiser of a training."""
-  make = strategy.optimizer
+  own = budget.optimizer, budget.schedule, strategy.transform
+  make: Any = functools.partial(finetuning.optimizer, *own)
   epochs, rate, size = budget.epochs, budget.learning_rate, budget.batch_size
   if strategy.follows == 'recipe':
-    make = make or recipe.optimizer
+    make = recipe.optimizer
     epochs, rate, size = recipe.epochs, recipe.learning_rate, recipe.batch_size
+  make = strategy.optimizer or make
   epochs = epochs if strategy.epochs is None else strategy.epochs
-  rate = strategy.learning_rate or rate
-  steps = epochs * (splits.retain.size // size)
-  optimizer = make(rate, steps) if make else training.adam(rate)
+  optimizer = functools.partial(make, strategy.learning_rate or rate)
   return {'epochs': epochs, 'batch_size': size, 'optimizer': optimizer}
 
 

@@ -28,7 +28,7 @@ DPI = 180  # of the pictures
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
 BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
-ORANGE, VERMILLION = '#E69F00', '#D55E00'
+ORANGE = '#E69F00'
 CURVES = WORDS['curves']  # Looks by metric.
 
 
@@ -110,13 +110,13 @@ def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
 
 @style.context(STYLE)
 def panels(
-  count: int, across: int, height: float, xlabel: str, ylabel: str, **shared
+  count: int, across: int, height: float, xlabel: str, ylabel: str
 ) -> tuple[Figure, list[Axes]]:
   """So many axes in rows of `across`, each so high, with one scale of y."""
   across = max(1, min(across, count))
   down = math.ceil(count / across)
   figure = blank(WIDTH, height * down + 0.7)
-  grid = figure.subplots(down, across, sharey=True, squeeze=False, **shared)
+  grid = figure.subplots(down, across, sharey=True, squeeze=False)
   for axes in grid.flat[count:]:
     axes.remove()
   for axes in grid[:, 0]:

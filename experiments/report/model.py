@@ -11,6 +11,7 @@ from unlearn_jax.metrics import Interval
 SCHEMA = 2
 # The rows that others are held against.
 SOURCE, REFERENCE, CONTROL = 'source', 'retrain', 'finetune'
+SCRATCH = 'scratch'  # The control that is exact.
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.report import judging
 from experiments.report.judging import GAP, estimate
-from experiments.report.model import REFERENCE, SOURCE, Report, Row
+from experiments.report.model import REFERENCE, SCRATCH, SOURCE, Report, Row
 from experiments.report.sections import Picture
 
 _FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'
@@ -127,4 +127,25 @@ def yardsticks(report: Report) -> list[str]:
     and difference.high >= 0
   ]
   found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
+  found |= _worth(report)
   return [say('yardsticks', n, rows=own) for n, own in found.items() if own]
+
+
+def _worth(report: Report) -> dict[str, str]:
+  """Who is nearer to Retrain than K = 0, and no farther than from scratch."""
+  judged = [r for r in report.rows if r.role in ('method', 'baseline')]
+  tried = [r for r in report.rows if r.name == SCRATCH and estimate(r, GAP)]
+  if not any(estimate(r, judging.GAP_MINUS) for r in judged):
+    return {}
+  if not tried or len(report.seeds) == 1:
+    return {} if tried else {'no_scratch': SCRATCH}
+  scratch = min(tried, key=lambda row: row.mean[GAP].mean)  # At its best rate.
+  found = [
+    row.label
+    for row in judged
+    if (gain := estimate(row, judging.GAP_MINUS))
+    and (gain.high is not None and gain.high < 0)
+    and (loss := judging.paired_difference(row, scratch))
+    and (loss.low is not None and loss.low <= 0)
+  ]
+  return {'useful' if found else 'useless': ', '.join(found) or scratch.label}

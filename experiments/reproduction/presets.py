@@ -154,7 +154,7 @@ class Preset:
       config.Data(problem.dataset, problem.train_subset),
       config.Network(problem.model, problem.width, self.dtype),
       self.training,
-      config.Forget(name.fraction),
+      config.Forget(f'random({name.fraction})'),
       methods=methods,
       seeds=self.seeds,
       generators=self.generators,

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from experiments.config import Processes
+from experiments.runtime import signals
 from experiments.settings import FlagError
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, shown
@@ -85,9 +86,15 @@ def joined(processes: Processes, agreed: str) -> Iterator[None]:
         f'processes have other commands: {shown(", ".join(texts), 400)};'
         ' allowed: the same in all'
       )
-    yield
+    stopped = None
+    try:
+      yield
+    except signals.Stopped as request:  # All are, at the same step.
+      stopped = request
     parallel.gathered('done')  # However long process 0 still writes.
   jax.distributed.shutdown()
+  if stopped:
+    raise stopped
 
 
 def _join(processes: Processes, kind: str | None) -> None:

@@ -28,12 +28,13 @@ class Lineage:
   retrained: Finished | None  # M_RE, or None where there is none
 
 
-def read(path: pathlib.Path, asked: config.Study) -> Lineage:
+def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   """Reads a checkpoint and those beside it, or that flags name.
 
   Args:
     path: of the checkpoint, whose manifest says data and model.
     asked: all else, such as the folders of the source and of Retrain.
+    ids: file of the forget set, where none lies beside the checkpoint.
   """
   said = finished.manifest(path)
   which = config.Data(said.dataset, said.train_subset, said.test_fraction)
@@ -42,13 +43,13 @@ def read(path: pathlib.Path, asked: config.Study) -> Lineage:
   own = setups.load_model(setup, path)
 
   # What was to be forgotten.
-  beside, ids = path / finished.FORGET, asked.forget.forget_ids
+  beside = path / finished.FORGET
   if beside.exists() == (ids is not None):
     has = 'has its own' if beside.exists() else 'has none'
     allowed = 'nothing' if beside.exists() else 'a file'
     raise FlagError('forget_ids', ids, f'{allowed}, {path} {has}')
   file = pathlib.Path(ids) if ids else beside
-  splits = setups.read_forget(setup, file)
+  splits = setups.read_forget(setup, file, said.given_labels)
   wanted = {'forget_sha256': setups.forget_hash(setup, splits)}
 
   # Who is related: the source by its digest, Retrain by source and forget set.
@@ -75,7 +76,7 @@ def read(path: pathlib.Path, asked: config.Study) -> Lineage:
     asked,
     data=which,
     network=config.Network(said.model, said.width, said.dtype),
-    forget=config.Forget(forget_ids=str(file)),
+    forget=config.Forget(f'ids({file})'),
     draws=config.Seeds(
       source_seed=source.manifest.seed or 0, unlearn_seed=said.seed or 0
     ),

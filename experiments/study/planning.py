@@ -89,6 +89,8 @@ def plan(
       allowed = 'only with sources that this command trains;'
       allowed += ' experiments.evaluate --degree measures any checkpoint'
       raise FlagError('degree', 'true', allowed)
+    if splits[0].truth is not None:  # Each source learned other labels.
+      raise FlagError('degree', 'true', 'only with labels as they are')
     require_two_batches(study.generators.degree_batch_size, splits[0])
     twins = [run.source for run in runs[1:] + runs[:1]]
     if len(runs) == 1:  # M′ is the source of the next seed.
@@ -108,8 +110,8 @@ class Planner:
   setup: Setup
   root: pathlib.Path
 
-  def source(self, run: int) -> Stage:
-    """M of one run."""
+  def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
+    """M of one run; `labels`: what was given wrong ones, and these."""
     study, recipe = self.study, self.study.training.resolved
     own = self.setup.facts
     facts = [own.model, own.width, own.num_classes]
@@ -124,6 +126,7 @@ class Planner:
         'facts': facts,
         'recipe': dataclasses.astuple(Recipe.of(recipe)),
         'seed': study.draws.of('source', run),
+        **({'labels': labels} if labels else {}),
       },
       functools.partial(training.train_source, run=run),
       epochs=recipe.epochs,
@@ -133,10 +136,11 @@ class Planner:
 
   def run(self, run: int, splits: Splits, chosen: Iterable[Chosen]) -> Run:
     """A source and what every strategy makes of it."""
-    study, source = self.study, self.source(run)
+    study, labels = self.study, setups.given_labels(splits)
     forget = setups.forget_hash(self.setup, splits)
+    source = self.source(run, [forget, *labels] if labels else ())
     if study.source_dir is not None:
-      source = self._given('source_dir', 'source')
+      source = self._given('source_dir', 'source', given_labels=labels)
     strategies: dict[str, Stage] = {}
     # Retrain first: it may teach the others.
     for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):
@@ -152,7 +156,7 @@ class Planner:
     ordered = {own.text: strategies[own.text] for own in chosen}
     return Run(study.draws.seed + run, splits, source, ordered)
 
-  def _given(self, flag: str, strategy: str, **expected: str) -> Stage:
+  def _given(self, flag: str, strategy: str, **expected: object) -> Stage:
     """A checkpoint that a flag names, refused if it does not fit."""
     path = pathlib.Path(getattr(self.study, flag))
     try:

@@ -1,6 +1,6 @@
 """The problem that a configuration poses: data, model, what is forgotten."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -202,24 +202,36 @@ def key_of(what: str, seed: int) -> Key:
 
 def draw(setup: Setup, study: config.Study, run: int) -> Splits:
   """The forget set of run number `run`."""
-  forget, dataset = study.forget, setup.dataset
-  if forget.forget_ids is not None:
-    return read_forget(setup, pathlib.Path(forget.forget_ids), '--forget_ids=')
-  total, share = dataset.train.size, forget.forget_fraction
-  if not 0 < round(share * total) < total:
-    allowed = f'some of the {total} training images, and not all'
-    raise FlagError('forget_fraction', share, allowed)
   key = key_of('split', study.draws.of('split', run))
-  return data.split_forget(key, dataset, share)
+  try:
+    return data.forget_set(key, setup.dataset, study.forget.forget)
+  except InputError as error:
+    raise InputError(f'--forget={study.forget.forget}: {error}') from error
 
 
-def read_forget(setup: Setup, path: pathlib.Path, prefix: str = '') -> Splits:
-  """The forget set that a file names."""
+def read_forget(
+  setup: Setup, path: pathlib.Path, labels: Sequence[int] = ()
+) -> Splits:
+  """The forget set that a file names, with the labels that it was given."""
   try:
     rows = data.read_ids(path, setup.dataset)
-    return data.split_forget(None, setup.dataset, ids=rows)
+    splits = data.split_forget(None, setup.dataset, ids=rows)
+    if not labels:
+      return splits
+    most = len(setup.dataset.class_names)
+    if len(labels) != len(rows) or not all(0 <= n < most for n in labels):
+      raise InputError(
+        f'its manifest has {len(labels)} labels, allowed: one'
+        f' below {most} for each of {len(rows)} examples'
+      )
+    return data.relabelled(splits, labels)
   except InputError as error:
-    raise InputError(f'{prefix}{path}: {error}') from error
+    raise InputError(f'{path}: {error}') from error
+
+
+def given_labels(splits: Splits) -> list[int]:
+  """Of the forget set, where these are not the true ones."""
+  return [] if splits.truth is None else splits.forget.own_labels.tolist()
 
 
 def forget_ids(setup: Setup, splits: Splits) -> list[str]:

@@ -53,6 +53,7 @@ def train_source(
     f'{fit.history[-1].seconds:.1f} s',
     strategy='source',
     recipe=Recipe.of(recipe),
+    given_labels=setups.given_labels(splits),
     seed=seed,
   )
 
@@ -106,6 +107,7 @@ def unlearn_source(
     parameters=dict(stage.depends['training']),
     parent_sha256=source.manifest.state_sha256,
     forget_sha256=setups.forget_hash(setup, splits),
+    given_labels=setups.given_labels(splits),
     seed=seed,
   )
   ids = '\n'.join(setups.forget_ids(setup, splits)) + '\n'
@@ -125,7 +127,7 @@ def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
     return {**own, **msgspec.to_builtins(Recipe.of(recipe))}
   names = ['learning_rate', 'epochs']
   names = [name for name in names if getattr(chosen.strategy, name) is None]
-  names += ['stop_js_change', 'stop_retain_share']
+  names += ['stop_js_change', 'stop_retain_share', 'optimizer', 'schedule']
   return {**own, **{name: getattr(study.methods, name) for name in names}}
 
 

@@ -74,6 +74,8 @@ class Manifest(Facts):
   parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
   parent_sha256: str | None = None  # of the source's tensors
   forget_sha256: str | None = None  # of the ids of the forget set
+  # Of the forget set, in the order of its rows, where they are wrong.
+  given_labels: list[int] = dataclasses.field(default_factory=list)
   seed: int | None = None  # of source or unlearning
   state_sha256: str = ''  # of its own tensors
   code: Code | None = None  # what made it

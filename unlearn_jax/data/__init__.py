@@ -15,16 +15,24 @@ import numpy as np
 
 from unlearn_jax import base
 from unlearn_jax.data.images import augment, pixel_statistics
-from unlearn_jax.data.splits import classes_lost, read_ids, split_forget
+from unlearn_jax.data.splits import (
+  classes_lost,
+  forget_set,
+  read_ids,
+  relabelled,
+  split_forget,
+)
 
 __all__ = [
   'NAMES',
   'augment',
   'classes_lost',
+  'forget_set',
   'fingerprint',
   'load',
   'pixel_statistics',
   'read_ids',
+  'relabelled',
   'split_forget',
   'subset',
 ]

@@ -72,6 +72,104 @@ def split_forget(
   return base.Splits.of(dataset.train, np.sort(rows), dataset.test)
 
 
+_KINDS = 'random(SHARE), class(NAME[, SHARE]), mislabelled(SHARE), ids(FILE)'
+
+
+def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
+  """The splits that a text asks for.
+
+  | text | what is forgotten |
+  |---|---|
+  | random(0.1) | this share of D |
+  | class(dog), class(dog, 0.5) | a class, or this share of it |
+  | mislabelled(0.05) | this share of D, which gets wrong labels before the
+    source is trained; Retrain never sees them |
+  | ids(FILE) | what the lines of a file name, see `read_ids` |
+
+  Args:
+    key: typed PRNG key, consumed; shares are drawn by it, and wrong labels,
+      uniformly among the other classes.
+    dataset: N training examples.
+    text: one of the table.
+
+  Returns:
+    The splits; for `mislabelled` with the `truth`.
+
+  Raises:
+    InputError: another text, an unknown class, a share that is none, a forget
+      set of nothing or of all; or as `read_ids`.
+
+  Example:
+    >>> from unlearn_jax import data
+    >>> digits = data.load('digits')
+    >>> forget_set(jax.random.key(0), digits, 'class(7, 0.5)').forget.size
+    70
+  """
+  found = re.fullmatch(r'(random|class|mislabelled|ids)\((.+)\)', text, re.S)
+  if not found:
+    raise base.InputError(f'{base.shown(text)}, allowed: {_KINDS}')
+  kind, inner = found.groups()
+  if kind == 'ids':
+    return split_forget(None, dataset, ids=read_ids(inner, dataset))
+  if kind == 'class':
+    return split_forget(None, dataset, ids=_of_class(key, dataset, inner))
+  splits = split_forget(key, dataset, _share(inner))
+  if kind == 'random':
+    return splits
+  truth, count = splits.forget.own_labels, len(dataset.class_names)
+  lot = jax.random.fold_in(key, 1)
+  shift = jax.random.randint(lot, truth.shape, 1, count)
+  return relabelled(splits, (truth + np.asarray(shift)) % count)
+
+
+def relabelled(splits: base.Splits, labels: Any) -> base.Splits:
+  """D in which D_UL has these labels; `truth` keeps those that it had.
+
+  Example:
+    >>> whole = base.Examples.of(np.zeros((3, 1)), np.array([0, 1, 1]))
+    >>> splits = relabelled(base.Splits.of(whole, [1], whole.take([0])), [5])
+    >>> splits.train.own_labels.tolist(), splits.truth.tolist()
+    ([0, 5, 1], [1])
+  """
+  every = np.array(splits.train.labels)
+  every[np.asarray(splits.forget.indices)] = labels
+  parts = splits.train, splits.forget, splits.retain
+  train, forget, retain = (part._replace(labels=every) for part in parts)
+  return splits._replace(
+    train=train, forget=forget, retain=retain, truth=splits.forget.own_labels
+  )
+
+
+def _of_class(key: base.Key, dataset: base.Dataset, text: str) -> np.ndarray:
+  """Sorted rows of a class, or of a share of it that is drawn."""
+  name, share = text.strip(), 1.0
+  if name not in dataset.class_names and ',' in name:
+    name, _, tail = (part.strip() for part in text.rpartition(','))
+    share = _share(tail)
+  if name not in dataset.class_names:
+    few = ', '.join(map(base.shown, dataset.class_names[:20]))
+    few += ', …' if len(dataset.class_names) > 20 else ''
+    raise base.InputError(
+      f'{base.shown(name)} is no class, allowed: one of {few}'
+    )
+  label = dataset.class_names.index(name)
+  rows = np.flatnonzero(dataset.train.own_labels == label)
+  drawn = jax.random.permutation(key, rows)[: round(share * len(rows))]
+  return np.sort(np.asarray(drawn))
+
+
+def _share(text: str) -> float:
+  try:
+    share = float(text)
+  except ValueError:
+    share = 0.0
+  if not 0 < share < 1:
+    raise base.InputError(
+      f'{base.shown(text)} is no share, allowed: between 0 and 1'
+    )
+  return share
+
+
 def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
   r"""The rows that a text file names, one id or row number a line.
 

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import AXIS, Array, Key, Model, ModelState, require
+from unlearn_jax.base import (
+  AXIS,
+  Array,
+  Key,
+  Model,
+  ModelState,
+  axis_is_bound,
+  require,
+)
 
 
 class _Family(NamedTuple):
@@ -138,7 +146,7 @@ def _model(module, init, order, units, frozen: frozenset[str]) -> Model:
     variables = {'params': state.params, 'batch_stats': state.batch_stats}
     if not train:
       return module.apply(variables, x, False), state.batch_stats
-    synchronised = hasattr(module, 'axis_name') and _axis_is_bound()
+    synchronised = hasattr(module, 'axis_name') and axis_is_bound()
     trained = module.clone(axis_name=AXIS) if synchronised else module
     with nn.intercept_methods(_keep_statistics_of(frozen)):
       logits, updated = trained.apply(
@@ -152,15 +160,6 @@ def _model(module, init, order, units, frozen: frozenset[str]) -> Model:
     order=order,
     freeze=lambda paths: _model(module, init, order, units, paths),
   )
-
-
-def _axis_is_bound() -> bool:
-  """Whether this is being traced under `pmap` over the device axis."""
-  try:
-    jax.lax.axis_index(AXIS)
-  except NameError:
-    return False
-  return True
 
 
 def _keep_statistics_of(frozen: frozenset[str]):

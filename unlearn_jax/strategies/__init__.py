@@ -6,15 +6,22 @@
 | file | what it holds |
 |---|---|
 | `base` | the types: an edit of the weights, then weighted terms |
-| `references` | Retrain, and plain fine-tuning (K = 0) |
-| `perturbing` | Top-K, Random-k, Random-TopK, K random scalars |
+| `references` | Retrain; its controls: fine-tuning, training from scratch |
+| `choosing` | which scalars: scores of them, and who is taken |
+| `perturbing` | Top-K, Random-k, Random-TopK, K random scalars; MSG |
 | `layers` | EU-K and CF-K |
+| `ascent` | NegGrad+, SFR-on |
+| `relabelling` | SalUn, AMUN, boundary shrink |
+| `distilling` | SCRUB, bad teacher, ReGUn |
+| `refreshing` | shrink and perturb, CT, L1-sparse, noisy fine-tuning |
+| `damping` | SSD |
 | `spelling` | strategies as text |
 
 A new one is a function that returns a `Strategy`, in any module.
 """
 
 from unlearn_jax.objectives import Term, guided, retained, taught
+from unlearn_jax.strategies.ascent import neggrad_plus, sfron
 from unlearn_jax.strategies.base import (
   BASELINE,
   CONTROL,
@@ -24,14 +31,24 @@ from unlearn_jax.strategies.base import (
   Strategy,
   keep,
 )
+from unlearn_jax.strategies.damping import ssd
+from unlearn_jax.strategies.distilling import bad_teacher, regun, scrub
 from unlearn_jax.strategies.layers import cf_k, eu_k
 from unlearn_jax.strategies.perturbing import (
+  msg,
   random_k,
   random_scalars,
   random_top_k,
   top_k,
 )
-from unlearn_jax.strategies.references import finetune, retrain
+from unlearn_jax.strategies.references import finetune, retrain, scratch
+from unlearn_jax.strategies.refreshing import (
+  ct,
+  l1_sparse,
+  noisy_finetune,
+  shrink_perturb,
+)
+from unlearn_jax.strategies.relabelling import amun, boundary_shrink, salun
 from unlearn_jax.strategies.spelling import (
   FACTORIES,
   Chosen,
@@ -50,19 +67,34 @@ __all__ = [
   'Edit',
   'Strategy',
   'Term',
+  'amun',
+  'bad_teacher',
+  'boundary_shrink',
   'cf_k',
   'closest',
+  'ct',
   'eu_k',
   'finetune',
   'guided',
   'keep',
+  'l1_sparse',
+  'msg',
+  'neggrad_plus',
+  'noisy_finetune',
   'parse',
   'random_k',
   'random_scalars',
   'random_top_k',
+  'regun',
   'retained',
   'retrain',
+  'salun',
+  'scratch',
+  'scrub',
+  'sfron',
+  'shrink_perturb',
   'signature',
+  'ssd',
   'taught',
   'top_k',
 ]

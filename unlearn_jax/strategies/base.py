@@ -1,11 +1,14 @@
 """A strategy as data: one edit of the weights, then weighted terms."""
 
 from collections.abc import Callable
+import functools
+import inspect
 from typing import Any, Literal, NamedTuple
 
 import optax
 
 from unlearn_jax.base import Array, Context, Mask, Params, require
+from unlearn_jax.epoch import Step
 from unlearn_jax.objectives import Term
 
 METHOD, CONTROL = 'method', 'control'
@@ -18,10 +21,13 @@ class Edit(NamedTuple):
   Attributes:
     params: like the source's; the very same object where nothing changed.
     mask: boolean tree, true where chosen; None where nothing was.
+    scales: float tree that each update of the training is multiplied by; None
+      for 1.
   """
 
   params: Params
   mask: Mask | None = None
+  scales: Params | None = None
 
 
 def keep(context: Context) -> Edit:
@@ -38,13 +44,18 @@ class Strategy(NamedTuple):
     edit: changes the source's weights; BatchNorm's statistics are estimated
       anew on D_RE afterwards, by the caller.
     terms: what is minimised then; (): nothing is trained.
-    penalty: `params -> scalar`, added to the terms; the same object each time.
+    penalty: `(params, step) -> scalar`, added to the terms; the same object
+      each time.
+    passes: whether an epoch is a pass over the examples of each term, one
+      after the other; else one over those of the first, the others beside it.
+    transform: what gradients go through before the optimiser, the same object
+      each time; None for nothing.
     moves: 'all'; the mask's 'scalars' only; or its 'tensors', all others
       staying bit-identical with their BatchNorm statistics.
     follows: 'budget': epochs and rate of the fine-tuning, ended by the stop
       rule; 'recipe': those by which the source was trained, to the end.
     optimizer: `(learning rate, steps in all) -> Optax`, the same object for
-      the same arguments; None is Adam, or the recipe's.
+      the same arguments; None is the budget's, or the recipe's.
     learning_rate: in place of the budget's.
     epochs: likewise.
     needs_retrained: whether `Context.retrained` has to be there.
@@ -56,7 +67,9 @@ class Strategy(NamedTuple):
   role: str = METHOD
   edit: Callable[[Context], Edit] = keep
   terms: tuple[Term, ...] = ()
-  penalty: Callable[[Params], Array] | None = None
+  penalty: Callable[[Params, Step], Array] | None = None
+  passes: bool = False
+  transform: optax.GradientTransformation | None = None
   moves: Literal['all', 'scalars', 'tensors'] = 'all'
   follows: Literal['budget', 'recipe'] = 'budget'
   optimizer: Callable[[float, int], optax.GradientTransformation] | None = None
@@ -66,10 +79,46 @@ class Strategy(NamedTuple):
   check: Callable[[Any, tuple[str, ...]], None] | None = None
 
 
-def require_training(learning_rate: float | None, epochs: int | None) -> None:
-  """The same for what every factory may be told of its training."""
-  rate_holds = learning_rate is None or 0 < learning_rate < 1
-  allowed = 'above 0 and below 1, or None'
-  require('learning_rate', learning_rate, rate_holds, allowed)
-  holds = epochs is None or 0 <= epochs < 2**31
-  require('epochs', epochs, holds, '0 or more, or None')
+def trained(factory: Callable[..., Strategy]) -> Callable[..., Strategy]:
+  """Lets a factory also be told the rate and the epochs of its training.
+
+  Example:
+    >>> @trained
+    ... def mine(alpha: float = 1.0) -> Strategy:
+    ...   return Strategy('Mine')
+    >>> mine(alpha=2.0, epochs=3).epochs
+    3
+  """
+
+  @functools.wraps(factory)
+  def made(
+    *values: Any,
+    learning_rate: float | None = None,
+    epochs: int | None = None,
+    **named: Any,
+  ) -> Strategy:
+    rate_holds = learning_rate is None or 0 < learning_rate < 1
+    allowed = 'above 0 and below 1, or None'
+    require('learning_rate', learning_rate, rate_holds, allowed)
+    holds = epochs is None or 0 <= epochs < 2**31
+    require('epochs', epochs, holds, '0 or more, or None')
+    strategy = factory(*values, **named)
+    return strategy._replace(learning_rate=learning_rate, epochs=epochs)
+
+  own, more = inspect.signature(factory), inspect.Parameter
+  added = [
+    more(name, more.KEYWORD_ONLY, default=None, annotation=kind)
+    for name, kind in _TRAINING.items()
+  ]
+  parameters = [*own.parameters.values(), *added]
+  made.__signature__ = own.replace(parameters=parameters)  # type: ignore
+  made.__annotations__ = {**factory.__annotations__, **_TRAINING}
+  made.__doc__ = f'{inspect.cleandoc(factory.__doc__ or "")}\n{_TRAINED}'
+  return made
+
+
+_TRAINING = {'learning_rate': float | None, 'epochs': int | None}
+_TRAINED = """
+Also takes `learning_rate` and `epochs`, of the training; None is the budget's.
+A number out of range is a `ValueError`.
+"""

@@ -7,20 +7,11 @@ import jax
 from unlearn_jax import masks, perturbation, training
 from unlearn_jax.base import Context, Params, require
 from unlearn_jax.objectives import Term, retained
-from unlearn_jax.strategies.base import (
-  BASELINE,
-  Edit,
-  Strategy,
-  require_training,
-)
+from unlearn_jax.strategies.base import BASELINE, Edit, Strategy, trained
 
 
-def eu_k(
-  k: int = 5,
-  *,
-  learning_rate: float | None = None,
-  epochs: int | None = None,
-) -> Strategy:
+@trained
+def eu_k(k: int = 5) -> Strategy:
   """EU-K: the last K tensors start afresh and learn D_RE; the rest is frozen.
 
   Zuo et al., §IV-A; their §IV-C3 swaps it with CF-K. Last is meant in the
@@ -28,47 +19,30 @@ def eu_k(
 
   Args:
     k: K, in tensors.
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  return _last_k('EU-K', _afresh, k, learning_rate, epochs)
+  return _last_k('EU-K', _afresh, k)
 
 
-def cf_k(
-  k: int = 5,
-  *,
-  learning_rate: float | None = None,
-  epochs: int | None = None,
-) -> Strategy:
+@trained
+def cf_k(k: int = 5) -> Strategy:
   """CF-K: the last K tensors learn D_RE as they are; the rest is frozen.
 
   Zuo et al., §IV-A: whether forgetting comes from training on alone.
 
   Args:
     k: K, in tensors.
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  return _last_k('CF-K', _as_they_are, k, learning_rate, epochs)
+  return _last_k('CF-K', _as_they_are, k)
 
 
-def _last_k(label, edit, k, learning_rate, epochs) -> Strategy:
+def _last_k(label, edit, k) -> Strategy:
   require('k', k, k >= 1, '1 or more')
-  require_training(learning_rate, epochs)
   return Strategy(
     label,
     BASELINE,
     functools.partial(edit, k=k),
     (Term(retained),),
     moves='tensors',
-    learning_rate=learning_rate,
-    epochs=epochs,
     check=functools.partial(_require_tensors, k=k),
   )
 

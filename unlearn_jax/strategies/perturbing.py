@@ -5,91 +5,166 @@ import math
 from typing import Any, Literal
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
-from unlearn_jax import masks, perturbation
-from unlearn_jax.base import Batch, Context, Key, Mask, Params, require
+from unlearn_jax import masks, perturbation, training
+from unlearn_jax.base import Context, Mask, Params, require
 from unlearn_jax.masks import arguments
 from unlearn_jax.objectives import Teacher, guided
-from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
-from unlearn_jax.strategies.base import (
-  CONTROL,
-  METHOD,
-  Edit,
-  Strategy,
-  require_training,
+from unlearn_jax.strategies.base import CONTROL, METHOD, Edit, Strategy, trained
+from unlearn_jax.strategies.choosing import (
+  Direction,
+  Granularity,
+  Leaves,
+  Objective,
+  Reduction,
+  Scope,
+  Sensitivity,
+  among,
+  lot,
+  scores,
+  select,
 )
 
-Granularity = Literal['scalar', 'leaf']
-Objective = Literal['loss', 'output_norm']
-Reduction = Literal['mean_abs', 'mean', 'single']
-Rule = Literal['scale', 'donor', 'tree_donor']
+Change = Literal['scale', 'donor', 'tree_donor', 'reinitialize']
 Moves = Literal['all', 'scalars']
 
 
+@trained
 def top_k(
   k: int | float = 45,
   epsilon: float = -1.0,
   *,
+  sensitivity: Sensitivity = 'all',
+  direction: Direction = 'largest',
+  change: Change = 'scale',
+  scope: Scope = 'tree',
+  leaves: Leaves = 'all',
   granularity: Granularity = 'scalar',
   objective: Objective = 'loss',
   reduction: Reduction = 'mean_abs',
   examples: int = 256,
+  grad_scale: float = 1.0,
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
-  learning_rate: float | None = None,
-  epochs: int | None = None,
 ) -> Strategy:
   """The K most sensitive scalars become ω + ε·ω (Zuo et al., §III-B, Eq. 7).
 
   s = |∂F/∂ω| (Eq. 5 and 6) says how sensitive a scalar is. Then D_RE is
-  trained on, guided by the JS divergence to the source on D_UL (Eq. 10).
+  trained on, guided by the JS divergence to the source on D_UL (Eq. 10). The
+  other scores, directions and changes aim it at D_UL, which the paper's does
+  not look at.
 
   Args:
     k: K, how many (int) or which share (float) of the scalars; how many
-      tensors with `granularity='leaf'`.
+      tensors with `granularity='leaf'`; of each tensor with `scope='leaf'`.
     epsilon: ε; the paper calls it small without a number. −1 zeroes.
+    sensitivity: the score, see `choosing.scores`.
+    direction: whether the largest scores or the smallest are taken.
+    change: scale, ω + ε·ω (Eq. 7); (tree_)donor, (1 − ε)·ω + ε·ω_j, another
+      chosen weight of its tensor (Algorithm 1, line 12), or of any;
+      reinitialize, a fresh model's weight, whatever ε.
+    scope: whether all scalars are ranked together or each tensor's.
+    leaves: which tensors take part, see `choosing.among`.
     granularity: what K counts: scalars, or leaves (tensors).
     objective: F, see `sensitivity.model_objective`.
-    reduction: see `sensitivity.gradient_sensitivity`.
-    examples: of D, that the sensitivity averages.
+    reduction: of `all` and `forget`, see `sensitivity.gradient_sensitivity`.
+    examples: of each set, that a score averages.
+    grad_scale: what the updates of scalars that took part and were not chosen
+      are multiplied by.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves: all (Algorithm 1), or those that
       were perturbed (Theorem 1).
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
 
   Example:
     >>> top_k(k=45, epsilon=-1.0).label
     'Top-K'
   """
-  shared = _shared(
-    k, epsilon, js_weight, js_teacher, moves, learning_rate, epochs
-  )
+  shared = _shared(k, epsilon, js_weight, js_teacher, moves)
   require('examples', examples, examples >= 1, '1 or more')
-  score = functools.partial(
-    _sensitivity, objective=objective, reduction=reduction, count=examples
-  )
+  require('grad_scale', grad_scale, 0 <= grad_scale <= 1, '0 to 1')
+  holds = granularity == 'scalar' or (scope, leaves) == ('tree', 'all')
+  allowed = "'scalar' where scope or leaves are given"
+  require('granularity', granularity, holds, allowed)
 
   def edit(context: Context) -> Edit:
-    params = context.source.params
-    mask = masks.topk_mask(params, score(context), k, granularity=granularity)
-    return Edit(perturbation.perturb(params, mask, epsilon), mask)
+    params, order = context.source.params, context.model.order
+    scored = scores(
+      context,
+      sensitivity,
+      objective=objective,
+      reduction=reduction,
+      count=examples,
+    )
+    mask = select(
+      *(params, scored, k),
+      granularity=granularity,
+      direction=direction,
+      scope=scope,
+      leaves=leaves,
+      order=order,
+    )
+    scales = None
+    if grad_scale != 1:
+      part = set(among(params, leaves, order))
+      flat, treedef = jax.tree.flatten(mask)
+      own = [
+        jnp.where(m, 1.0, grad_scale) if i in part else jnp.ones(m.shape)
+        for i, m in enumerate(flat)
+      ]
+      scales = jax.tree.unflatten(treedef, own)
+    return Edit(_changed(context, mask, epsilon, change), mask, scales)
 
-  return Strategy(
-    'Top-K',
-    METHOD,
-    edit,
-    **shared,
-    check=functools.partial(_require_k, k=k, granularity=granularity),
+  check = functools.partial(
+    _require_k, k=k, granularity=granularity, scope=scope, leaves=leaves
   )
+  return Strategy('Top-K', METHOD, edit, **shared, check=check)
 
 
+@trained
+def msg(
+  ratio: float = 0.3,
+  grad_scale: float = 0.1,
+  *,
+  examples: int = 256,
+) -> Strategy:
+  """MSG: where D_UL and D_RE pull alike, convolutions start afresh.
+
+  The share of each convolution's weights with the smallest |g_r − g_f| is
+  re-initialised; D_RE is trained on, the kept weights of convolutions more
+  slowly (Kookmin, second in the NeurIPS'23 challenge). It is
+  `top_k(ratio, sensitivity='difference', direction='smallest', scope='leaf',
+  leaves='conv', change='reinitialize', js_teacher='none')`.
+
+  Costs two gradients of `examples` images, then the passes over D_RE. Fails by
+  too few of these for a small model. Its knob is the rate; a random mask of
+  that size, `random_k(ratio, change='reinitialize')`, is its control. The
+  reference trains at 1e-3 of SGD for 5 epochs.
+
+  Args:
+    ratio: the share of each convolution, in (0, 1].
+    grad_scale: what the updates of the kept weights are multiplied by; the
+      reference scales gradients, which Adam would not feel.
+    examples: of each set, that a gradient averages.
+  """
+  _require_ratio(ratio)
+  made = top_k(
+    float(ratio),
+    sensitivity='difference',
+    direction='smallest',
+    change='reinitialize',
+    scope='leaf',
+    leaves='conv',
+    examples=examples,
+    grad_scale=grad_scale,
+    js_teacher='none',
+  )
+  return made._replace(label='MSG')
+
+
+@trained
 def random_scalars(
   k: int | float = 45,
   epsilon: float = -1.0,
@@ -97,8 +172,6 @@ def random_scalars(
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
-  learning_rate: float | None = None,
-  epochs: int | None = None,
 ) -> Strategy:
   """As many scalars as Top-K perturbs, drawn by lot: what choosing is worth.
 
@@ -109,19 +182,12 @@ def random_scalars(
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves.
-    learning_rate: of the training.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  shared = _shared(
-    k, epsilon, js_weight, js_teacher, moves, learning_rate, epochs
-  )
+  shared = _shared(k, epsilon, js_weight, js_teacher, moves)
 
   def edit(context: Context) -> Edit:
     params = context.source.params
-    mask = masks.randomk_mask(_lot(context), params, k)
+    mask = masks.randomk_mask(lot(context), params, k)
     return Edit(perturbation.perturb(params, mask, epsilon), mask)
 
   return Strategy(
@@ -129,64 +195,55 @@ def random_scalars(
     CONTROL,
     edit,
     **shared,
-    check=functools.partial(_require_k, k=k, granularity='scalar'),
+    check=functools.partial(_require_k, k=k),
   )
 
 
+@trained
 def random_k(
   ratio: float = 0.05,
   epsilon: float = 1.0,
   *,
-  rule: Rule = 'scale',
+  change: Change = 'scale',
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
-  learning_rate: float | None = None,
-  epochs: int | None = None,
 ) -> Strategy:
   """A share k of all scalars, drawn by lot, is perturbed (§III-B).
 
   Args:
     ratio: k, a share of all scalars in (0, 1].
     epsilon: ε.
-    rule: scale, ω + ε·ω (Eq. 7); (tree_)donor, (1 − ε)·ω + ε·ω_j, another
-      chosen weight of its tensor (Algorithm 1, line 12), or of any.
+    change: as in `top_k`. With 'reinitialize' and a ratio of 0.3 it is the
+      control of every mask that re-initialises.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  shared = _shared(
-    1, epsilon, js_weight, js_teacher, moves, learning_rate, epochs
-  )
+  shared = _shared(1, epsilon, js_weight, js_teacher, moves)
   _require_ratio(ratio)
 
   def edit(context: Context) -> Edit:
     params = context.source.params
-    mask = masks.randomk_mask(_lot(context), params, float(ratio))
-    return Edit(_changed(context, mask, epsilon, rule), mask)
+    mask = masks.randomk_mask(lot(context), params, float(ratio))
+    return Edit(_changed(context, mask, epsilon, change), mask)
 
   return Strategy('Random-k', METHOD, edit, **shared)
 
 
+@trained
 def random_top_k(
   k: int | float = 45,
   ratio: float = 0.05,
   epsilon: float = 1.0,
   *,
-  rule: Rule = 'scale',
+  change: Change = 'scale',
   objective: Objective = 'loss',
   reduction: Reduction = 'mean_abs',
   examples: int = 256,
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
   moves: Moves = 'all',
-  learning_rate: float | None = None,
-  epochs: int | None = None,
 ) -> Strategy:
   """Random-k's scalars, K of which have made way for the Top-K (§IV-C4).
 
@@ -194,35 +251,28 @@ def random_top_k(
     k: K, as in `top_k`.
     ratio: k, as in `random_k`, the Top-K included.
     epsilon: ε.
-    rule: as in `random_k`.
+    change: as in `top_k`.
     objective: F, see `sensitivity.model_objective`.
     reduction: see `sensitivity.gradient_sensitivity`.
     examples: of D, that the sensitivity averages.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  shared = _shared(
-    k, epsilon, js_weight, js_teacher, moves, learning_rate, epochs
-  )
+  shared = _shared(k, epsilon, js_weight, js_teacher, moves)
   _require_ratio(ratio)
   require('examples', examples, examples >= 1, '1 or more')
 
   def edit(context: Context) -> Edit:
     params = context.source.params
-    scores = _sensitivity(context, objective, reduction, examples)
-    mask = masks.random_topk_mask(
-      _lot(context), params, scores, float(ratio), k
+    scored = scores(
+      context, objective=objective, reduction=reduction, count=examples
     )
-    return Edit(_changed(context, mask, epsilon, rule), mask)
+    mask = masks.random_topk_mask(lot(context), params, scored, float(ratio), k)
+    return Edit(_changed(context, mask, epsilon, change), mask)
 
   def check(params: Params, order: tuple[str, ...]) -> None:
-    _require_k(params, order, k=k, granularity='scalar')
+    _require_k(params, order, k=k)
     size = arguments.size_of(params)
     chosen = arguments.number('k', k, size)
     drawn = arguments.number('ratio', float(ratio), size)
@@ -232,39 +282,17 @@ def random_top_k(
   return Strategy('Random-TopK', METHOD, edit, **shared, check=check)
 
 
-def _sensitivity(
-  context: Context, objective: str, reduction: str, count: int
-) -> Params:
-  """|∂F/∂ω| over some examples of D, drawn by lot."""
-  train, source = context.splits.train, context.source
-  sample_key, _ = jax.random.split(context.keys.choose)
-  drawn = jax.random.choice(
-    sample_key, train.size, (min(count, train.size),), replace=False
-  )
-  chosen = train.take(np.asarray(drawn))
-  rows = np.asarray(chosen.indices)
-  return gradient_sensitivity(
-    model_objective(context.model, objective),
-    source.params,
-    Batch(chosen.images[rows], chosen.labels[rows]),
-    source.batch_stats,
-    reduction=reduction,
-  )
-
-
-def _lot(context: Context) -> Key:
-  """By which scalars are drawn."""
-  return jax.random.split(context.keys.choose)[1]
-
-
 def _changed(
-  context: Context, mask: Mask, epsilon: float, rule: Rule
+  context: Context, mask: Mask, epsilon: float, change: Change
 ) -> Params:
-  params, key = context.source.params, context.keys.change
-  if rule == 'scale':
+  params, keys = context.source.params, context.keys
+  if change == 'scale':
     return perturbation.perturb(params, mask, epsilon)
-  scope = 'tensor' if rule == 'donor' else 'tree'
-  return perturbation.donor_mix(key, params, mask, epsilon, scope=scope)
+  if change == 'reinitialize':
+    fresh = training.initialize(keys.fresh, context.model).params
+    return perturbation.reinitialize(params, fresh, mask)
+  scope = 'tensor' if change == 'donor' else 'tree'
+  return perturbation.donor_mix(keys.change, params, mask, epsilon, scope=scope)
 
 
 def _shared(
@@ -273,8 +301,6 @@ def _shared(
   js_weight: float,
   js_teacher: Teacher,
   moves: Moves,
-  learning_rate: float | None,
-  epochs: int | None,
 ) -> dict[str, Any]:
   """What all of them check, and what they do after the perturbation."""
   whole = isinstance(k, int) and k >= 1
@@ -282,12 +308,9 @@ def _shared(
   allowed = 'a whole number from 1, or a share above 0 and at most 1'
   require('k', k, (whole or share) and not isinstance(k, bool), allowed)
   require('epsilon', epsilon, abs(epsilon) < math.inf, 'a finite number')
-  require_training(learning_rate, epochs)
   return {
     'terms': guided(js_weight, js_teacher),
     'moves': moves,
-    'learning_rate': learning_rate,
-    'epochs': epochs,
     'needs_retrained': js_teacher == 'retrained',
   }
 
@@ -300,12 +323,17 @@ def _require_k(
   params: Params,
   order: tuple[str, ...],
   k: int | float,
-  granularity: Granularity,
+  granularity: Granularity = 'scalar',
+  scope: Scope = 'tree',
+  leaves: Leaves = 'all',
 ) -> None:
   """K against the scalars or tensors that there are."""
-  del order
-  unit, most = 'scalars', arguments.size_of(params)
+  flat = jax.tree.leaves(params)
+  part = [flat[i] for i in among(params, leaves, order)]
+  require('leaves', leaves, bool(part), 'tensors that the model has')
+  sizes = arguments.sizes_of(part)
+  unit, most = 'scalars', max(sizes) if scope == 'leaf' else sum(sizes)
   if granularity == 'leaf':
-    unit, most = 'tensors', len(jax.tree.leaves(params))
+    unit, most = 'tensors', len(flat)
   holds = isinstance(k, float) or k <= most
   require('k', k, holds, f'1 to {most}, the {unit}')

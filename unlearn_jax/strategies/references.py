@@ -11,7 +11,7 @@ from unlearn_jax.strategies.base import (
   REFERENCE,
   Edit,
   Strategy,
-  require_training,
+  trained,
 )
 
 
@@ -30,32 +30,38 @@ def retrain() -> Strategy:
   )
 
 
+@trained
 def finetune(
   js_weight: float = 0.1,
   js_teacher: Teacher = 'source',
-  *,
-  learning_rate: float | None = None,
-  epochs: int | None = None,
 ) -> Strategy:
   """K = 0: the same training with nothing perturbed, which all have to beat.
 
   Args:
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
-    learning_rate: of the training; None is the budget's.
-    epochs: likewise.
-
-  Raises:
-    ValueError: a number out of range.
   """
-  require_training(learning_rate, epochs)
   return Strategy(
     'Fine-tune only (K = 0)',
     CONTROL,
     terms=guided(js_weight, js_teacher),
-    learning_rate=learning_rate,
-    epochs=epochs,
     needs_retrained=js_teacher == 'retrained',
+  )
+
+
+@trained
+def scratch() -> Strategy:
+  """A fresh model learns D_RE for the budget of the methods: their control.
+
+  It is exact: it never sees D_UL. A method that is no nearer to Retrain, or
+  no better on test data, has no reason to be run. Its knob is the rate, which
+  has to be its own.
+  """
+  return Strategy(
+    'From scratch',
+    CONTROL,
+    _afresh,
+    (Term(retained),),
   )
 
 

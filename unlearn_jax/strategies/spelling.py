@@ -22,29 +22,46 @@ from typing import (
 )
 
 from unlearn_jax.base import InputError, shown
-from unlearn_jax.strategies.base import Strategy
-from unlearn_jax.strategies.layers import cf_k, eu_k
-from unlearn_jax.strategies.perturbing import (
-  random_k,
-  random_scalars,
-  random_top_k,
-  top_k,
+from unlearn_jax.strategies import (
+  ascent,
+  damping,
+  distilling,
+  layers,
+  perturbing,
+  references,
+  refreshing,
+  relabelling,
 )
-from unlearn_jax.strategies.references import finetune, retrain
+from unlearn_jax.strategies.base import Strategy
 
 Factory = Callable[..., Strategy]
 # In the order of a report.
 FACTORIES: dict[str, Factory] = {
   factory.__name__: factory
   for factory in (
-    retrain,
-    finetune,
-    random_scalars,
-    top_k,
-    random_k,
-    random_top_k,
-    eu_k,
-    cf_k,
+    references.retrain,
+    references.finetune,
+    references.scratch,
+    perturbing.random_scalars,
+    perturbing.top_k,
+    perturbing.random_k,
+    perturbing.random_top_k,
+    layers.eu_k,
+    layers.cf_k,
+    refreshing.shrink_perturb,
+    perturbing.msg,
+    refreshing.ct,
+    refreshing.l1_sparse,
+    refreshing.noisy_finetune,
+    ascent.neggrad_plus,
+    ascent.sfron,
+    relabelling.salun,
+    relabelling.amun,
+    relabelling.boundary_shrink,
+    distilling.scrub,
+    distilling.regun,
+    distilling.bad_teacher,
+    damping.ssd,
   )
 }
 _NAME = re.compile(

@@ -1,0 +1,236 @@
+"""Images near the given ones that a model takes for something else."""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from unlearn_jax import parallel
+from unlearn_jax.base import Array, Examples, Model, ModelState, require
+
+# Images that are attacked at once, and how often a radius is doubled at most.
+_BATCH, _DOUBLINGS = 256, 16
+
+
+@parallel.apart
+def fgsm(
+  model: Model, state: ModelState, examples: Examples, epsilon: float
+) -> np.ndarray:
+  """The fast gradient sign, x + ε · sign(∂CE/∂x) (Goodfellow et al., 2015).
+
+  Args:
+    model: the classifier, in evaluation mode.
+    state: its parameters and statistics.
+    examples: M images with labels.
+    epsilon: ε, a share of the range of pixels: 255 of bytes, of floats what
+      lies between the least and the largest.
+
+  Returns:
+    float32 `[M, ...]`, in the units of the images and in their range.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> x = Examples.of(np.eye(2, dtype=np.float32), np.array([0, 1]))
+    >>> fgsm(model, ModelState({'w': jnp.eye(2)}), x, 0.25).tolist()
+    [[0.75, 0.25], [0.25, 0.75]]
+  """
+  images, labels = _given(examples)
+  low, high = _range(images)
+  ascend = _programs(model, _scale(model, state, images)).gradient
+
+  def moved(x: Array, y: Array) -> np.ndarray:
+    signs = np.sign(ascend(x, state, y))
+    return np.clip(x + np.float32(epsilon * (high - low)) * signs, low, high)
+
+  return _in_batches(moved, images.astype(np.float32), labels)
+
+
+@parallel.apart
+def relabelled(
+  model: Model, state: ModelState, examples: Examples, epsilon: float
+) -> Examples:
+  """The images as they are, with the classes that `fgsm` makes of them.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> x = Examples.of(np.eye(2, dtype=np.float32), np.array([0, 1]))
+    >>> found = relabelled(model, ModelState({'w': jnp.eye(2)}), x, 0.75)
+    >>> found.labels.tolist()
+    [1, 0]
+  """
+  program = _programs(model, _scale(model, state, _given(examples)[0]))
+  classes = _in_batches(
+    lambda x, y: program.classes(x, state),
+    fgsm(model, state, examples, epsilon),
+    examples.own_labels,
+  )
+  labels = np.array(examples.labels)
+  labels[np.asarray(examples.indices)] = classes
+  return examples._replace(labels=labels)
+
+
+@parallel.apart
+def nearest(
+  model: Model,
+  state: ModelState,
+  examples: Examples,
+  *,
+  epsilon: float = 0.04,
+  steps: int = 50,
+) -> tuple[Examples, np.ndarray]:
+  """The nearest images that are taken for another class, by PGD in L2.
+
+  x ← x + ε/10 · g/‖g‖ with g = ∂CE/∂x, projected on the ball of radius ε
+  around the image and on the range of pixels, until the class is another; ε
+  doubles where it is not after so many steps (Ebrahimpour-Boroojeny et al.,
+  2025). Who is done is looked at no more: a loop ends with its last image,
+  and a doubling takes the rest only.
+
+  Args:
+    model: the classifier, in evaluation mode.
+    state: its parameters and statistics.
+    examples: M images with labels.
+    epsilon: the first radius, in units in which pixels range over 1.
+    steps: at most, with each radius.
+
+  Returns:
+    The images with the class that the model takes them for as label and, as a
+    one-hot row, as `targets`: so that nobody augments them. Those that it
+    takes for another class as they are come as they are; those that no radius
+    sufficed for are left out. And of each its radius `[M']`, 0 for the former.
+
+  Raises:
+    ValueError: no image could be moved to another class.
+
+  Example:
+    >>> from unlearn_jax.base import stateless
+    >>> model = stateless(lambda params, x: x @ params['w'])
+    >>> x = Examples.of(np.eye(2, dtype=np.float32), np.array([0, 1]))
+    >>> found, _ = nearest(model, ModelState({'w': jnp.eye(2)}), x)
+    >>> found.labels.tolist()
+    [1, 0]
+  """
+  images, labels = _given(examples)
+  low, high = _range(images)
+  program = _programs(model, _scale(model, state, images))
+  attack = functools.partial(program.attack, steps=steps, low=low, high=high)
+  moved = images.astype(np.float32)
+  classes, radii = labels.copy(), np.zeros(len(labels))
+  left, radius = np.arange(len(labels)), 0.0
+  for _ in range(_DOUBLINGS + 1):
+    reach = np.float32(radius * (high - low))
+
+    def search(x: Array, y: Array, reach: Any = reach) -> jax.Array:
+      return attack(x, state, y, reach)
+
+    tried = _in_batches(search, images[left], labels[left])
+    found = _in_batches(
+      lambda x, y: program.classes(x, state), tried, labels[left]
+    )
+    done = found != labels[left]
+    moved[left[done]], classes[left[done]] = tried[done], found[done]
+    radii[left[done]] = radius
+    left, radius = left[~done], 2 * radius or epsilon
+    if not left.size:
+      break
+  kept = np.setdiff1d(np.arange(len(labels)), left)
+  require('examples', len(left), kept.size > 0, 'images that can be moved')
+  classes = classes[kept].astype(np.int32)
+  count = jax.eval_shape(lambda: _logits(model, state, images[:1], 1.0)).shape
+  targets = np.eye(count[-1], dtype=np.float32)[classes]
+  own = Examples.of(moved[kept], classes)
+  return own._replace(targets=targets), radii[kept]
+
+
+class _Programs(NamedTuple):
+  classes: Callable[..., jax.Array]
+  gradient: Callable[..., jax.Array]
+  attack: Callable[..., jax.Array]
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(model: Model, scale: float) -> _Programs:
+  """What is compiled once for a model, and sees images times `scale`."""
+
+  def classes(x, state):
+    return _logits(model, state, x, scale).argmax(-1)
+
+  @jax.grad
+  def gradient(x, state, labels):
+    logits = _logits(model, state, x, scale)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
+
+  def attack(images, state, labels, radius, *, steps, low, high):
+    start = images.astype(jnp.float32)
+
+    def unfinished(carry):
+      step, _, done = carry
+      return (step < steps) & (radius > 0) & ~done.all()
+
+    def moved(carry):
+      step, x, done = carry
+      g = gradient(x, state, labels)
+      there = x + radius / 10 * g / jnp.maximum(_norm(g), 1e-30)
+      delta = there - start
+      delta *= jnp.minimum(1.0, radius / jnp.maximum(_norm(delta), 1e-30))
+      there = jnp.clip(start + delta, low, high)
+      still = done.reshape(-1, *[1] * (x.ndim - 1))
+      x = jnp.where(still, x, there)
+      return step + 1, x, classes(x, state) != labels
+
+    done = classes(start, state) != labels
+    return jax.lax.while_loop(unfinished, moved, (0, start, done))[1]
+
+  return _Programs(jax.jit(classes), jax.jit(gradient), jax.jit(attack))
+
+
+def _logits(model: Model, state: ModelState, x: Any, scale: float) -> jax.Array:
+  return model.apply(state, jnp.asarray(x, jnp.float32) * scale, False)[0]
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  axes = tuple(range(1, x.ndim))
+  return jnp.sqrt(jnp.square(x).sum(axes, keepdims=True))
+
+
+def _given(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
+  rows = np.asarray(examples.indices)
+  return np.asarray(examples.images[rows]), examples.own_labels
+
+
+def _range(images: np.ndarray) -> tuple[float, float]:
+  if images.dtype == np.uint8:
+    return 0.0, 255.0
+  return float(images.min()), float(images.max())
+
+
+def _scale(model: Model, state: ModelState, images: np.ndarray) -> float:
+  """What images are multiplied by as floats, to be the same to the model."""
+  few = images[:8]
+  want = model.apply(state, few, False)[0]
+  for scale in (1.0, 1 / 255):
+    if np.allclose(want, _logits(model, state, few, scale), 1e-3, 1e-3):
+      return scale
+  raise ValueError(
+    f'model: other logits of {images.dtype} images than of the same as floats,'
+    ' allowed: the same, or those of pixels divided by 255'
+  )
+
+
+def _in_batches(
+  function: Callable[[Array, Array], Any], images: np.ndarray, labels: Array
+) -> np.ndarray:
+  """The function of batches of one size, however many images there are."""
+  found, size = [], min(_BATCH, len(images))
+  padding = -len(images) % size
+  rows = np.pad(np.arange(len(images)), (0, padding), mode='edge')
+  for start in range(0, len(rows), size):
+    chosen = rows[start : start + size]
+    found.append(np.asarray(function(images[chosen], labels[chosen])))
+  return np.concatenate(found)[: len(images)]

@@ -1,0 +1,140 @@
+"""Methods that disturb or shrink the weights and learn D_RE, without D_UL."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from unlearn_jax import training
+from unlearn_jax.base import Context, Params, require
+from unlearn_jax.epoch import Step
+from unlearn_jax.objectives import Term, retained
+from unlearn_jax.strategies.base import METHOD, Edit, Strategy, trained
+from unlearn_jax.strategies.choosing import among
+
+
+@trained
+def shrink_perturb(shrink: float = 0.4) -> Strategy:
+  """Shrink and perturb: ω ← λ·ω + (1 − λ)·ω_fresh, then D_RE is learned.
+
+  Ash and Adams, 2020, who add noise of a scale of its own; mixed like this it
+  runs from a fresh model (λ = 0) to the source.
+
+  Costs the passes over D_RE only. Fails by retain accuracy that few passes do
+  not bring back. Its knob is λ.
+
+  Args:
+    shrink: λ in [0, 1].
+  """
+  require('shrink', shrink, 0 <= shrink <= 1, '0 to 1')
+
+  def edit(context: Context) -> Edit:
+    params = context.source.params
+    fresh = training.initialize(context.keys.fresh, context.model).params
+    mixed = jax.tree.map(
+      lambda w, new: (shrink * w + (1 - shrink) * new).astype(w.dtype),
+      *(params, fresh),
+    )
+    return Edit(mixed, jax.tree.map(lambda w: jnp.ones(w.shape, bool), mixed))
+
+  return _retaught('Shrink and perturb', edit)
+
+
+@trained
+def ct() -> Strategy:
+  """CT: each convolution's kernel is transposed, then D_RE is learned.
+
+  The two spatial axes change places (fifth in the NeurIPS'23 challenge);
+  kernels of one pixel stay as they are.
+
+  Costs the passes over D_RE only. Fails by too few of these. Without a knob but
+  the rate. The reference trains at 1e-3 of SGD for 3 epochs.
+
+  Raises:
+    ValueError: a number out of range, or, by a network without square kernels.
+  """
+
+  def edit(context: Context) -> Edit:
+    params = context.source.params
+    flat, treedef = jax.tree.flatten(params)
+    turned = set(_square(params))
+    new = [w.swapaxes(0, 1) if i in turned else w for i, w in enumerate(flat)]
+    mask = [jnp.full(w.shape, i in turned) for i, w in enumerate(flat)]
+    unflatten = jax.tree.unflatten
+    return Edit(unflatten(treedef, new), unflatten(treedef, mask))
+
+  def check(params: Params, order: tuple[str, ...]) -> None:
+    del order
+    found = len(_square(params))
+    require('convolutions', found, found > 0, 'a model with square kernels')
+
+  made = _retaught('CT', edit)
+  return made._replace(check=check)
+
+
+def _square(params: Params) -> list[int]:
+  flat = jax.tree.leaves(params)
+  return [
+    i for i in among(params, 'conv') if 1 < flat[i].shape[0] == flat[i].shape[1]
+  ]
+
+
+@trained
+def l1_sparse(gamma: float = 5e-4) -> Strategy:
+  """L1-sparse: CE(D_RE) + γ_t · ‖ω‖₁, with γ_t falling linearly to 0.
+
+  Jia et al., 2023.
+
+  Costs the passes over D_RE only. Fails by retain and test accuracy lost to the
+  penalty; γ is its knob. The reference trains at 0.01 of SGD for 10 epochs.
+
+  Args:
+    gamma: γ_0 ≥ 0.
+  """
+  require('gamma', gamma, 0 <= gamma < math.inf, '0 or more')
+  made = _retaught('L1-sparse', None)
+  return made._replace(penalty=_l1(gamma))
+
+
+@functools.lru_cache(maxsize=64)
+def _l1(gamma: float):
+  def penalty(params: Params, step: Step) -> jax.Array:
+    left = 1 - step.number / jnp.maximum(step.total, 1)
+    norms = [jnp.abs(w).sum() for w in jax.tree.leaves(params)]
+    return gamma * left * jnp.stack(norms).sum()
+
+  return penalty
+
+
+@trained
+def noisy_finetune(sigma: float = 0.01) -> Strategy:
+  """Noisy fine-tuning: g + N(0, σ²) in each step on D_RE.
+
+  Chien et al., 2024; no bound is computed here. The noise is the same in each
+  run.
+
+  Costs the passes over D_RE only. Fails by noise that hurts all alike; σ is
+  its knob.
+
+  Args:
+    sigma: σ > 0, of each scalar's gradient.
+  """
+  require('sigma', sigma, 0 < sigma < math.inf, 'above 0')
+  made = _retaught('Noisy fine-tuning', None)
+  return made._replace(transform=_noise(sigma))
+
+
+@functools.lru_cache(maxsize=64)
+def _noise(sigma: float) -> optax.GradientTransformation:
+  return optax.add_noise(sigma**2, 0.0, 0)
+
+
+def _retaught(label, edit) -> Strategy:
+  made = Strategy(
+    label,
+    METHOD,
+    terms=(Term(retained),),
+  )
+  return made._replace(edit=edit) if edit else made
