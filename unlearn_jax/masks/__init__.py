@@ -11,9 +11,7 @@ row-major).
 | `tensors` | masks of whole tensors, and what a mask counts |
 | `keys` | the integer view of |x|, and random priorities |
 | `host` | the way by NumPy: sample, bracket, collect, mark |
-| `device` | the way under `jit`: bisection on counts, ties by their place |
-| `pieces` | what is counted, and how |
-| `spmd` | where leaves lie, and `shard_map` around `device` |
+| `device` | the way under `jit`: digit by digit, on one device or many |
 | `arguments` | what k may be |
 """
 

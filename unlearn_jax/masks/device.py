@@ -1,11 +1,14 @@
 """The selection under `jit`, on one device or on many.
 
-A threshold is searched on counts, ties at it are cut by their place in the
-tree, and the mask is written: sums and elementwise operations only. Where the
-shardings are known, all of it runs inside `shard_map` on each device's own
-part, and counts are all that travels. Where they cannot be known (axes of
-type Auto, inside somebody else's `jit`), nothing is reshaped or sliced, so
-that XLA's partitioner has no reason to move a leaf.
+Each scalar has a key, and among equal keys a rank: the earlier, the higher.
+The lowest (key, rank) that is chosen is found digit by digit, by counting how
+many scalars reach it; then the mask is written. Keys and ranks are made where
+they are counted and are never an array.
+
+Where the shardings are known, all of it runs inside `shard_map` on each
+device's own part, and counts are all that travels. Where they cannot be known
+(axes of type Auto, inside somebody else's `jit`), nothing is reshaped or
+sliced, so that XLA's partitioner has no reason to move a leaf.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,328 +17,235 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import numpy as np
 
-from unlearn_jax.masks import keys
-from unlearn_jax.masks.pieces import (
-  NO_KEY,
-  Piece,
-  Plan,
-  Source,
-  Ties,
-  count,
-  from_place,
-  placed,
-  pooled,
-  sampled,
-)
+Shardings = tuple[NamedSharding, ...] | None
 
-# Fewer scalars than this need no sample to start from.
-_SAMPLED = 2**20
+
+def shardings_of(leaves: Sequence[Any]) -> Shardings:
+  """How the leaves are spread over one mesh; None if that is not known.
+
+  Args:
+    leaves: arrays of JAX, traced or not; or of NumPy, or only shapes: those
+      are taken to be on one device.
+
+  Returns:
+    Their shardings; None as well where all are on one device.
+
+  Raises:
+    ValueError: inside a `shard_map` that checks what varies over devices.
+  """
+  if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    # JAX renames the attribute that says so, and prints it alike.
+    if any('{V' in str(jax.typeof(leaf)) for leaf in leaves):
+      raise ValueError(
+        'params vary over the devices of a shard_map, allowed there:'
+        ' check_vma=False (each device then selects among its own)'
+      )
+    found = [jax.typeof(leaf).sharding for leaf in leaves]
+    known = set(found[0].mesh.axis_types) == {AxisType.Explicit}
+  else:
+    found = [x.sharding for x in leaves if isinstance(x, jax.Array)]
+    known = len(set().union(*(s.device_set for s in found))) > 1
+  named = [s for s in found if isinstance(s, NamedSharding)]
+  if known and len(named) == len(leaves) and len({s.mesh for s in named}) == 1:
+    return tuple(named)
+  return None
 
 
 def select(
-  sources: Sequence[Source],
+  key_of: Callable[..., jax.Array],
+  extra: Any,
+  leaves: Sequence[jax.Array | None],
+  shapes: Sequence[tuple[int, ...]],
   k: jax.Array,
-  plan: Plan,
   *,
-  expected: float | jax.Array | None = None,
-) -> tuple[list[jax.Array], jax.Array]:
+  bits: int,
+  shardings: Shardings,
+) -> list[jax.Array]:
   """True at the k highest keys; among equal ones, at the earlier.
 
   Args:
-    sources: one for each leaf, with the shapes of whole leaves; their arrays
-      are this device's parts inside `shard_map`.
+    key_of: from a leaf, the places of its scalars in the tree (uint32, of its
+      shape) and `extra` to unsigned keys below 2^`bits`, elementwise.
+    extra: arrays that every device has, such as the words of a key.
+    leaves: arrays, or None where keys depend on places only.
+    shapes: of the leaves.
     k: uint32 `[1]`, for the tree; or `[L]`, one for each leaf, from 1 to its
       size (0 where it is empty).
-    plan: how; `plan.mesh` means that this runs inside `shard_map`.
-    expected: where random keys have their threshold, as a share of 2³².
+    bits: see `key_of`.
+    shardings: of the leaves, by `shardings_of`.
 
   Returns:
-    Boolean arrays like the leaves, and the number (uint32) of keys that are
-    not NaN, if `plan.whole` is false or if the tree is small; else 0.
+    Boolean arrays of the leaves' shapes.
   """
-  offsets = np.cumsum([0, *(math.prod(s.shape) for s in sources)])
-  leaves, start = [], jnp.uint32(0)
-  for i, source in enumerate(sources):
-    leaves.append(placed(source, start, plan, i))
-    # Not a constant: so leaves of one shape share their compiled kernels.
-    start = _kept(start + np.uint32(math.prod(source.shape)))
-  wide = _wide(sources)
-  by_leaf = len(k) == len(leaves) > 1
-  start = None
-  if by_leaf:
-    groups = [[leaf] for leaf in leaves]
-    spans = [(int(a), int(b)) for a, b in zip(offsets, offsets[1:])]
-  else:
-    known = plan.whole or plan.mesh is not None
-    groups = [pooled(leaves) if known else leaves]
-    spans = [(0, int(offsets[-1]))]
-    start = _start(groups[0], k, spans[0][1], wide, plan, expected)
-  threshold, cut, valid = _cutoff(groups, spans, k, wide, plan, start)
-  masks = []
-  for i, leaf in enumerate(leaves):
-    g = i if by_leaf else 0
-    masks.append(_mask(leaf, threshold[g], cut[g], wide, plan))
-  return masks, valid
+  sizes = [math.prod(shape) for shape in shapes]
+  total, by_leaf = sum(sizes), len(k) > 1
+  dtype = jnp.dtype('uint64' if bits > 32 else 'uint32')
+
+  def run(leaves, k, extra):
+    parts, shares = [], []
+    for i, leaf in enumerate(leaves):
+      corner, share = _here(shapes[i], shardings[i] if shardings else None)
+      parts.append((leaf, corner, jnp.uint32(sum(sizes[:i]))))
+      shares.append(share)
+    # Not constants: so leaves of one shape share their compiled kernels.
+    parts = jax.lax.optimization_barrier(parts)
+
+    def values(i, part, threshold, by_rank):
+      """What is counted: keys, or the ranks of those at the threshold."""
+      leaf, corner, origin = part
+      shape = shardings[i].shard_shape(shapes[i]) if shardings else shapes[i]
+      places = origin + _index_of(shape, shapes[i], corner)
+      key = key_of(leaf, places, extra).astype(dtype)
+      rank = (np.uint32(total) - places).astype(dtype)  # From 1 on.
+      beyond = jnp.where(key > threshold, ~jnp.zeros((), dtype), 0)
+      ranked = jnp.where(key == threshold, rank, beyond)
+      return jnp.where(by_rank, ranked, key)
+
+    def count(bounds, threshold, by_rank):
+      """How many scalars of all devices reach each bound: uint32 `[B, G]`."""
+      # Tied to the bounds, keys and places cannot be hoisted out of the loop,
+      # where they would be arrays.
+      tied, bounds = jax.lax.optimization_barrier((parts, bounds))
+      counted = []
+      for i, part in enumerate(tied):
+        g = i if by_leaf else 0
+        found = values(i, part, threshold[g], by_rank)
+        counted += _count(found, bounds[:, g])
+      counts = jnp.stack(counted).reshape(-1, len(bounds)).T * jnp.stack(shares)
+      if not by_leaf:
+        counts = jnp.sum(counts, 1, dtype=jnp.uint32, keepdims=True)
+      if shardings:
+        counts = jax.lax.psum(counts, shardings[0].mesh.axis_names)
+      return counts
+
+    every = jnp.asarray(sizes if by_leaf else [total], jnp.uint32)
+    found = _search(count, k, every, bits, total.bit_length(), dtype)
+    masks = []
+    for i, part in enumerate(parts):
+      g = i if by_leaf else 0
+      masks.append(values(i, part, found.key[g], True) >= found.rank[g])
+    return masks
+
+  if shardings is None:
+    return run(list(leaves), k, extra)
+  specs = [sharding.spec for sharding in shardings]
+  none = PartitionSpec()
+  return jax.shard_map(
+    run,
+    mesh=shardings[0].mesh,
+    in_specs=(specs, none, none),
+    out_specs=specs,
+    check_vma=False,
+  )(list(leaves), k, extra)
 
 
-def _cutoff(
-  groups: list[list[Piece]],
-  spans: list[tuple[int, int]],
+class _Found(NamedTuple):
+  """At least k scalars reach this key and, of those that equal it, this rank.
+
+  `[G]` each, where G is 1, or L with a budget for each leaf.
+  """
+
+  step: jax.Array  # no `[G]`: how many digits are known
+  key: jax.Array
+  rank: jax.Array
+  reached: jax.Array  # uint32, how many do
+
+
+def _search(
+  count: Callable[..., jax.Array],
   k: jax.Array,
-  wide: jnp.dtype | None,
-  plan: Plan,
-  start: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Threshold, place from which ties stay out, and count of numbers: `[G]`."""
-  state = _state_dtype(wide)
-  first = np.array([first for first, _ in spans], np.uint32)
-  last = np.array([last for _, last in spans], np.uint32)
-  most = keys.infinity(wide) + 2 if wide is not None else 2**32 - 1
-  number = _number_of_bounds(plan, wide)
-  low = jnp.zeros(len(groups), state)
-  high = jnp.full(len(groups), most, state)
-  if start is None:
-    start = evenly(low, high, number).at[0].set(1)
-  size = jnp.asarray(last - first)
+  every: jax.Array,
+  bits: int,
+  rank_bits: int,
+  dtype: jnp.dtype,
+) -> _Found:
+  """The highest key, and then the highest rank of it, that k scalars reach.
 
-  # Keys are searched first, then ties by their place: twice the same program.
-  def phase(i, goal):
-    def reach(bounds):
-      return _counts(groups, bounds, goal.threshold, i == 1, wide, plan)
+  `count` is given bounds, the key so far, and whether they bound ranks.
+  `every` is how many scalars there are. Once exactly k are reached, it stops.
+  """
+  digit = _digit()
+  digits = jnp.arange(1, 2**digit, dtype=dtype)[:, None]
+  of_key = _shifts(bits, digit)
+  shifts = jnp.asarray(of_key + _shifts(rank_bits, digit), dtype)
 
-    found = search(reach, goal.k, goal.low, goal.at_low, goal.high, goal.start)
-    low = from_place(last - np.uint32(1)).astype(state)
-    high = from_place(first).astype(state) + jnp.asarray(1, state)
-    return _Goal(
-      k=goal.k - found.short,
-      low=low,
-      at_low=found.at_bound - found.short,
-      high=high,
-      start=evenly(low, high, number),
-      threshold=jnp.where(i == 0, found.bound, goal.threshold),
-      bound=found.bound,
-      first=jnp.where(i == 0, found.first, goal.first),
+  def unsettled(found):
+    return jnp.any(found.reached != k) & (found.step < len(shifts))
+
+  def narrow(found):
+    by_rank = found.step >= len(of_key)
+    base = jnp.where(by_rank, found.rank, found.key)
+    shift = shifts[found.step]
+    bounds = base + (digits << shift)
+    counts = count(bounds, found.key, by_rank)
+    enough = (counts >= k) & (bounds > base)  # Else they have wrapped round.
+    base += jnp.sum(enough, 0, dtype=dtype) << shift
+    return _Found(
+      found.step + 1,
+      jnp.where(by_rank, found.key, base),
+      jnp.where(by_rank, base, found.rank),
+      jnp.where(enough, counts, found.reached).min(0),
     )
 
-  goal = _Goal(k, low, size, high, start, low, low, jnp.zeros_like(size))
-  goal = jax.lax.fori_loop(0, 2, phase, goal)
-  cut = from_place(goal.bound).astype(jnp.uint32) + np.uint32(1)
-  return goal.threshold, cut, goal.first.sum(dtype=jnp.uint32)
+  zero, one = jnp.zeros(len(k), dtype), jnp.ones(len(k), dtype)
+  start = _Found(jnp.int32(0), zero, one, every)
+  return jax.lax.while_loop(unsettled, narrow, start)
 
 
-class _Goal(NamedTuple):
-  """What a phase searches, and what those before it have found; `[G]`."""
+def _digit() -> int:
+  """How many bits a pass finds.
 
-  k: jax.Array
-  low: jax.Array
-  at_low: jax.Array
-  high: jax.Array
-  start: jax.Array  # [B, G]
-  threshold: jax.Array
-  bound: jax.Array
-  first: jax.Array
+  A GPU compares with seven bounds in the time of a read; XLA:CPU compiles
+  three in a third of the time that seven take, and gains little by more.
+  """
+  return 2 if jax.default_backend() == 'cpu' else 3
 
 
-def _counts(
-  groups: list[list[Piece]],
-  bounds: jax.Array,
-  threshold: jax.Array,
-  by_place: jax.Array,
-  wide: jnp.dtype | None,
-  plan: Plan,
+def _shifts(bits: int, digit: int) -> list[int]:
+  """Where the digits of a number begin, the highest first."""
+  return [max(end - digit, 0) for end in range(bits, 0, -digit)]
+
+
+def _count(values: jax.Array, bounds: jax.Array) -> Sequence[jax.Array]:
+  """How many values reach each bound, by one reduction: a single read."""
+  reach = [(values >= bound).astype(jnp.uint32) for bound in bounds]
+  return jax.lax.reduce(
+    reach,
+    [np.uint32(0)] * len(reach),
+    lambda x, y: [a + b for a, b in zip(x, y)],
+    tuple(range(values.ndim)),
+  )
+
+
+def _here(
+  shape: tuple[int, ...], sharding: NamedSharding | None
+) -> tuple[list[jax.Array], jax.Array]:
+  """Where this device's part of a leaf begins along each axis, as uint32.
+
+  And by what to multiply its counts: 0 for a copy that another device counts.
+  """
+  if sharding is None:
+    return [jnp.uint32(0)] * len(shape), jnp.uint32(1)
+  corner: list[jax.Array] = []
+  left = list(sharding.mesh.axis_names)
+  spec = (*sharding.spec, *[None] * len(shape))
+  for length, names in zip(sharding.shard_shape(shape), spec):
+    names = names if isinstance(names, tuple) else (names,) if names else ()
+    left = [name for name in left if name not in names]
+    index = jax.lax.axis_index(names).astype(jnp.uint32)
+    corner.append(index * np.uint32(length))
+  return corner, (jax.lax.axis_index(tuple(left)) == 0).astype(jnp.uint32)
+
+
+def _index_of(
+  part: tuple[int, ...], whole: tuple[int, ...], corner: list[jax.Array]
 ) -> jax.Array:
-  """Counts `[B, G]` over the pieces of each group, and over devices.
-
-  The bounds `[B, G]` are keys; or, `by_place`, what `pieces.from_place` makes
-  of the places of the keys that equal the threshold.
-  """
-  columns = []
-  keep = jnp.where(by_place, 0, jnp.asarray(-1).astype(bounds.dtype))
-  for g, pieces in enumerate(groups):
-    column = jnp.zeros(len(bounds), jnp.uint32)
-    for piece in pieces:
-      mine = _own(bounds[:, g], wide, piece.dtype)
-      low, above = _pair(threshold[g], wide, piece.dtype)
-      none = jnp.asarray(NO_KEY).astype(low.dtype)
-      ties = Ties(jnp.where(by_place & (low < above), low, none), keep)
-      mine = jnp.where(by_place, bounds[:, g], mine.astype(bounds.dtype))
-      column += count(piece, mine, ties, loop=plan.loop)
-    columns.append(column)
-  counts = jnp.stack(columns, axis=1)
-  if plan.mesh is not None:
-    counts = jax.lax.psum(counts, plan.mesh.axis_names)
-  return counts
-
-
-def _mask(
-  leaf: Piece,
-  threshold: jax.Array,
-  cut: jax.Array,
-  wide: jnp.dtype | None,
-  plan: Plan,
-) -> jax.Array:
-  low, above = _pair(threshold, wide, leaf.dtype)
-  shape = leaf.shape
-  if plan.whole and leaf.size < 2**31:
-    leaf = leaf.flat()
-  key, places = leaf.keys(), leaf.places()
-  mask = key >= jnp.where(places < cut, low, above)
-  # The barrier keeps the kernel one-dimensional: a third of the compilation.
-  return mask if mask.shape == shape else _kept(mask).reshape(shape)
-
-
-def _kept(x: jax.Array) -> jax.Array:
-  return jax.lax.optimization_barrier(x)
-
-
-def _own(bounds: jax.Array, wide: jnp.dtype | None, own: Any) -> jax.Array:
-  return bounds if wide is None else keys.narrow_bound(bounds, wide, own)
-
-
-def _pair(
-  threshold: jax.Array, wide: jnp.dtype | None, own: Any
-) -> tuple[jax.Array, jax.Array]:
-  """What a tie reaches, and what it does not, in a piece's own keys."""
-  return _own(threshold, wide, own), _own(threshold + 1, wide, own)
-
-
-def _start(
-  pieces: list[Piece],
-  k: jax.Array,
-  total: int,
-  wide: jnp.dtype | None,
-  plan: Plan,
-  expected: float | jax.Array | None,
-) -> jax.Array | None:
-  """Where a search over the tree counts first, `[B, 1]`; None for no idea."""
-  share = k[0].astype(jnp.float32) / total
-  bounds = _number_of_bounds(plan, wide)
-  spread = jnp.asarray(np.linspace(4, -4, bounds), jnp.float32)
-  if expected is not None:
-    place = jnp.asarray(expected, jnp.float32)
-    deviation = jnp.sqrt(place * (1 - place) / total)
-    guess = jnp.clip(place - deviation * spread, 0, 1 - 2**-16) * 2.0**32
-    return guess.astype(jnp.uint32)[:, None]
-  if not plan.whole or wide is None or total < _SAMPLED:
-    return None
-  if plan.loop:
-    # XLA:CPU would take the sample from a float32 copy of the leaf.
-    pieces = [piece for piece in pieces if piece.dtype != jnp.bfloat16]
-    if sum(piece.size for piece in pieces) < total / 2:
-      return None
-  sample = sampled(pieces, wide, total)
-  rank = share * sample.size
-  ranks = rank + spread * jnp.sqrt(rank * (1 - share)) + jnp.sign(spread)
-  place = sample.size - jnp.round(ranks).astype(jnp.int32)
-  guess = sample[jnp.clip(place, 0, sample.size - 1)].astype(_state_dtype(wide))
-  # Beyond the highest of the sample: up to eight times its value.
-  beyond = jnp.maximum(place - sample.size + 1, 0).astype(guess.dtype)
-  octave = 1 << jnp.finfo(wide).nmant
-  guess += beyond * (octave // 2)
-  # Below 1 there is NaN only: its count is asked for where a pass is free.
-  return (guess if bounds == 3 else guess.at[0].set(1))[:, None]
-
-
-def _number_of_bounds(plan: Plan, wide: jnp.dtype | None) -> int:
-  """A loop counts three at about the cost of one, a reduction seven."""
-  return 3 if plan.loop and wide != jnp.bfloat16 else 7
-
-
-def _wide(sources: Sequence[Source]) -> jnp.dtype | None:
-  dtypes = [source.dtype for source in sources if source.dtype is not None]
-  return keys.widest(dtypes) if dtypes else None
-
-
-def _state_dtype(wide: jnp.dtype | None) -> jnp.dtype:
-  bits = 32 if wide is None else jnp.finfo(wide).bits
-  return jnp.dtype(f'uint{max(bits, 32)}')
-
-
-class Found(NamedTuple):
-  """What `search` returns, `[G]` each."""
-
-  # The highest bound that counts k or more, or one that counts exactly k (which
-  # settles the matter as well).
-  bound: jax.Array
-  at_bound: jax.Array  # uint32, what it counts
-  # Uint32, what the lowest known bound above it counts: less than k.
-  short: jax.Array
-  # Uint32, what the first of the starting bounds counted; 0 where no pass was
-  # needed.
-  first: jax.Array
-
-
-class _State(NamedTuple):
-  low: jax.Array  # Counts k or more.
-  at_low: jax.Array
-  high: jax.Array  # Counts less than k,
-  at_high: jax.Array  # namely this.
-  bounds: jax.Array
-  first: jax.Array
-  passes: jax.Array
-
-
-def search(
-  count: Callable[[jax.Array], jax.Array],
-  k: jax.Array,
-  low: jax.Array,
-  at_low: jax.Array,
-  high: jax.Array,
-  start: jax.Array,
-) -> Found:
-  """Narrows G intervals at once, to 1/(B + 1) of their length a pass.
-
-  Args:
-    count: from bounds `[B, G]` to uint32 counts `[B, G]`, none of which rises
-      with its bound.
-    k: uint32 `[G]`.
-    low: unsigned `[G]`, bounds that count at least k.
-    at_low: uint32 `[G]`, what they count.
-    high: unsigned `[G]`, bounds above `low` that count less than k.
-    start: `[B, G]`, where the first pass counts; any guess is right, a good
-      one saves passes.
-
-  Returns:
-    Bounds and counts.
-  """
-
-  def unsettled(state):
-    apart = (state.at_low != k) & (state.high - state.low > 1)
-    return jnp.any(apart)
-
-  def narrow(state):
-    counts = count(state.bounds)
-    enough = counts >= k
-    inside = (state.bounds > state.low) & (state.bounds < state.high)
-    low = jnp.where(inside & enough, state.bounds, state.low).max(0)
-    # The counts of the bounds that reach k: the fewest is that of `low`.
-    at_low = jnp.where(inside & enough, counts, state.at_low).min(0)
-    high = jnp.where(inside & ~enough, state.bounds, state.high).min(0)
-    at_high = jnp.where(inside & ~enough, counts, state.at_high).max(0)
-    first = jnp.where(state.passes == 0, counts[0], state.first)
-    bounds = evenly(low, high, len(state.bounds))
-    return _State(low, at_low, high, at_high, bounds, first, state.passes + 1)
-
-  zeros = jnp.zeros_like(at_low)
-  state = _State(low, at_low, high, zeros, start, zeros, jnp.uint32(0))
-  state = jax.lax.while_loop(unsettled, narrow, state)
-  return Found(state.low, state.at_low, state.at_high, state.first)
-
-
-def evenly(low: jax.Array, high: jax.Array, count: int) -> jax.Array:
-  """`count` bounds that split each of G intervals into equal parts.
-
-  Args:
-    low: unsigned `[G]`.
-    high: unsigned `[G]`, not below `low`.
-    count: B.
-
-  Returns:
-    `[B, G]`, rounded down, computed without overflow.
-  """
-  parts = jnp.arange(1, count + 1, dtype=low.dtype)[:, None]
-  length, share = high - low, jnp.asarray(count + 1, low.dtype)
-  whole, rest = length // share, length % share
-  return low + whole * parts + rest * parts // share
+  """uint32 of shape `part`: the row-major index in `whole` of each scalar."""
+  index = jnp.zeros(part, jnp.uint32)
+  for axis, length in enumerate(whole):
+    along = jax.lax.broadcasted_iota(jnp.uint32, part, axis)
+    index = index * np.uint32(length) + (corner[axis] + along)
+  return index

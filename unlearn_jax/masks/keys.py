@@ -1,11 +1,8 @@
-"""The order-preserving integer view of |x|.
+"""The order-preserving integer view of |x|, and random priorities.
 
 The bits of a non-negative float order like its value. A key is these bits
 plus one: NaN has key 0, zero 1, infinity the highest. Everything is done on
 the bits, since arithmetic on floats would flush subnormal numbers to zero.
-
-Leaves of several dtypes are compared in the widest one, but their keys are
-never widened: the bound that they are compared with is narrowed instead.
 """
 
 import functools
@@ -35,94 +32,41 @@ def widest(dtypes: list[jnp.dtype]) -> jnp.dtype:
   return functools.reduce(jnp.promote_types, dtypes, jnp.dtype('float32'))
 
 
-def keys_of(x: jax.Array) -> jax.Array:
-  """Unsigned keys that order like |x|, of x's shape and width."""
+def keys_of(x: jax.Array, wide: jnp.dtype) -> jax.Array:
+  """Unsigned keys that order like |x|, of x's shape.
+
+  Args:
+    x: float array.
+    wide: a float dtype that holds every number of `x`; numbers of several
+      dtypes compare by their keys in the same one.
+
+  Returns:
+    Keys of the width of `wide`.
+  """
   bits = jax.lax.bitcast_convert_type(x, unsigned(x.dtype))
   bits = bits & (2 ** (jnp.finfo(x.dtype).bits - 1) - 1)
-  return jnp.where(bits > infinity(x.dtype), 0, bits + 1)
+  widened = _widen(bits, x.dtype, wide)
+  return jnp.where(bits > infinity(x.dtype), 0, widened + 1)
 
 
-def widen(keys: jax.Array, narrow: jnp.dtype, wide: jnp.dtype) -> jax.Array:
-  """The keys in `wide` of the same numbers; exact.
-
-  Args:
-    keys: unsigned keys of `narrow` numbers, of any shape.
-    narrow: a float dtype.
-    wide: a float dtype that holds every number of `narrow`.
-
-  Returns:
-    Unsigned keys of `wide`, of the same shape.
-  """
-  if narrow == wide:
-    return keys
-  source, target = jnp.finfo(narrow), jnp.finfo(wide)
-  shift = target.nmant - source.nmant
-  present = keys > 0
-  keys = keys.astype(unsigned(wide))
-  bits = keys - present.astype(keys.dtype)
+def _widen(bits: jax.Array, own: jnp.dtype, wide: jnp.dtype) -> jax.Array:
+  """The bits in `wide` of the same numbers; exact, except for NaN."""
+  if own == wide:
+    return bits
+  source, target = jnp.finfo(own), jnp.finfo(wide)
+  bits = bits.astype(unsigned(wide))
+  shifted = bits << (target.nmant - source.nmant)
   if source.nexp == target.nexp:
-    return (bits << shift) + present.astype(keys.dtype)
-  big = (bits << shift) + _bias(narrow, wide)
+    return shifted
+  rebiased = shifted + ((target.maxexp - source.maxexp) << target.nmant)
   # A number without exponent bits is `mantissa · 2^lowest`. In `wide` that is
   # a normal number, so this multiplication rounds and flushes nothing.
-  tiny = bits.astype(wide) * jnp.asarray(2.0 ** _lowest(narrow), wide)
+  lowest = 2.0 ** int(source.minexp - source.nmant)
+  tiny = bits.astype(wide) * jnp.asarray(lowest, wide)
   tiny = jax.lax.bitcast_convert_type(tiny, unsigned(wide))
   top = jnp.asarray(infinity(wide), bits.dtype)
-  wider = jnp.where(bits >= infinity(narrow), top, big)
-  wider = jnp.where(bits < (1 << source.nmant), tiny, wider)
-  return wider + present.astype(keys.dtype)
-
-
-def narrow_bound(
-  bounds: jax.Array, wide: jnp.dtype, narrow: jnp.dtype
-) -> jax.Array:
-  """For each key in `wide`, the lowest key in `narrow` that reaches it.
-
-  So that `widen(key) >= bound` exactly where `key >= narrow_bound(bound)`.
-
-  Args:
-    bounds: unsigned, of any shape and of at least the width of `wide`: keys
-      of `wide`, or one more than the highest.
-    wide: a float dtype.
-    narrow: a float dtype whose numbers `wide` holds.
-
-  Returns:
-    Keys of `narrow` in its unsigned dtype, or one more than the highest.
-  """
-  small = unsigned(narrow)
-  if narrow == wide:
-    return bounds.astype(small)
-  source, target = jnp.finfo(narrow), jnp.finfo(wide)
-  shift = target.nmant - source.nmant
-  present = bounds > 0
-  bits = bounds - present.astype(bounds.dtype)
-  below = (1 << shift) - 1
-  if source.nexp == target.nexp:
-    up = (bits + below) >> shift
-  else:
-    bias, top = _bias(narrow, wide), infinity(narrow)
-    normal = jnp.minimum((bits - bias + below) >> shift, top)
-    value = jax.lax.bitcast_convert_type(bits.astype(unsigned(wide)), wide)
-    # Exact unless `value` is subnormal: then it counts as zero, and one is up.
-    steps = jnp.ceil(value * jnp.asarray(2.0 ** -_lowest(narrow), wide))
-    first_normal = bias + (1 << target.nmant)
-    steps = jnp.where(bits < first_normal, steps, 0).astype(bits.dtype)
-    tiny = jnp.maximum(steps, (bits > 0).astype(bits.dtype))
-    up = jnp.where(bits < first_normal, tiny, normal)
-    up = jnp.where(bits > infinity(wide), top + 1, up)
-  return up.astype(small) + present.astype(small)
-
-
-def _bias(narrow: jnp.dtype, wide: jnp.dtype) -> int:
-  """What rebiasing the exponent adds to the bits in `wide`."""
-  source, target = jnp.finfo(narrow), jnp.finfo(wide)
-  return (target.maxexp - source.maxexp) << target.nmant
-
-
-def _lowest(dtype: jnp.dtype) -> int:
-  """log2 of the smallest subnormal number."""
-  info = jnp.finfo(dtype)
-  return int(info.minexp - info.nmant)
+  wider = jnp.where(bits >= infinity(own), top, rebiased)
+  return jnp.where(bits < (1 << source.nmant), tiny, wider)
 
 
 def shuffled(index: jax.Array, words: jax.Array) -> jax.Array:

@@ -1,8 +1,7 @@
 """Masks of scalars: Top-K, Random-k and Random-TopK, by one selection."""
 
 import functools
-import math
-from typing import Any, NoReturn
+from typing import Any
 
 import chex
 import jax
@@ -10,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.base import Key, Mask, Params, require, tensor_paths
-from unlearn_jax.masks import arguments, host, keys, spmd, tensors
-from unlearn_jax.masks.pieces import Plan, Source
+from unlearn_jax.masks import arguments, device, host, keys, tensors
 
 
 def topk_mask(
@@ -39,7 +37,7 @@ def topk_mask(
 
   Where NumPy can read the gradients, it selects (`masks/host.py`): two passes
   over them, in threads. Otherwise, and inside `jax.jit`, the threshold is
-  bisected on the bits of |g| (`masks/device.py`): no leaf is concatenated,
+  found digit by digit of |g| (`masks/device.py`): no leaf is concatenated,
   sorted, gathered or copied, and between devices only counts travel. Both
   take 1 byte a scalar for the mask and little more.
 
@@ -76,8 +74,7 @@ def topk_mask(
   """
   known = granularity in ('scalar', 'leaf')
   require('granularity', granularity, known, "'scalar' or 'leaf'")
-  known = scope in ('global', 'leaf')
-  require('scope', scope, known, "'global' or 'leaf'")
+  require('scope', scope, scope in ('global', 'leaf'), "'global' or 'leaf'")
   holds = scope == 'global' or granularity == 'scalar'
   require('scope', scope, holds, "'global' with granularity='leaf'")
   chex.assert_trees_all_equal_structs(params, grads)
@@ -114,8 +111,20 @@ def _float_leaves(
       )
     if not isinstance(x, jax.Array):
       x = np.asarray(x, dtype)
-    leaves.append(spmd.put_like(x, like))
+    if _is_spread(like) and not isinstance(x, jax.core.Tracer):
+      if not _is_spread(x):
+        x = jax.device_put(jnp.asarray(x), like.sharding)
+    leaves.append(x)
   return leaves
+
+
+def _lies(x: Any) -> bool:
+  """Whether it is an array of JAX with a value, which lies somewhere."""
+  return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+
+
+def _is_spread(x: Any) -> bool:
+  return _lies(x) and len(x.sharding.device_set) > 1
 
 
 def _topk(
@@ -126,60 +135,56 @@ def _topk(
   if not traced and all(map(host.is_host, leaves)):
     return _topk_on_host(leaves, budgets, paths)
   k = jnp.stack([jnp.uint32(k) for k in budgets])
-  masks, numbers = _topk_on_device(leaves, k, plan=spmd.plan_for(leaves))
-  # A count that is short of N says NaN, or that it was not counted.
-  if not isinstance(numbers, jax.core.Tracer):
-    if int(numbers) < sum(x.size for x in leaves):
-      _check_nan(leaves, paths)
+  shardings = device.shardings_of(leaves)
+  masks = _topk_on_device(leaves, k, shardings=shardings)
+  _check_nan(leaves, paths)
   return masks
 
 
 def _topk_on_host(
   leaves: list[Any], budgets: list[int], paths: tuple[str, ...]
 ) -> list[jax.Array]:
-  if len(budgets) == len(leaves):
-    parts = [([x], k, i) for i, (x, k) in enumerate(zip(leaves, budgets))]
-  else:
-    parts = [(leaves, budgets[0], 0)]
+  parts = [leaves] if len(budgets) == 1 else [[x] for x in leaves]
   masks: list[jax.Array] = []
-  for part, k, first in parts:
+  for part, k in zip(parts, budgets):
     try:
       found = host.select(part, k)
-    except host.NaNError as error:
-      _raise_nan(paths[first + error.args[0]])
+    except host.NaNError:
+      _check_nan(leaves, paths)
+      raise
     masks.extend(host.adopt(m, x) for m, x in zip(found, part))
   return masks
 
 
-@functools.partial(jax.jit, static_argnames='plan')
+@functools.partial(jax.jit, static_argnames='shardings')
 def _topk_on_device(
-  leaves: list[jax.Array], k: jax.Array, *, plan: Plan
-) -> tuple[list[jax.Array], jax.Array]:
-  sources = [Source((), x.shape, x.dtype, _magnitude) for x in leaves]
-  return spmd.select([(x,) for x in leaves], sources, k, plan)
-
-
-def _magnitude(arrays: Any, place: jax.Array, extra: Any) -> jax.Array:
-  del place, extra
-  return keys.keys_of(arrays[0])
+  leaves: list[jax.Array], k: jax.Array, *, shardings: device.Shardings
+) -> list[jax.Array]:
+  wide = keys.widest([x.dtype for x in leaves])
+  return device.select(
+    lambda x, places, extra: keys.keys_of(x, wide),
+    None,
+    leaves,
+    [x.shape for x in leaves],
+    k,
+    bits=(keys.infinity(wide) + 1).bit_length(),
+    shardings=shardings,
+  )
 
 
 def _check_nan(leaves: list[Any], paths: tuple[str, ...]) -> None:
   """Raises `ValueError` for the first leaf with NaN, outside of `jax.jit`."""
-  if spmd.is_traced(leaves):
+  found = _has_nan(leaves)
+  if isinstance(found, jax.core.Tracer):
     return
-  for path, has_nan in zip(paths, np.asarray(_has_nan(leaves))):
+  for path, has_nan in zip(paths, np.asarray(found)):
     if has_nan:
-      _raise_nan(path)
+      raise ValueError(f'grads[{path!r}] contains NaN; allowed are numbers.')
 
 
 @jax.jit
 def _has_nan(leaves: list[jax.Array]) -> jax.Array:
   return jnp.stack([jnp.any(jnp.isnan(x)) for x in leaves])
-
-
-def _raise_nan(path: str) -> NoReturn:
-  raise ValueError(f'grads[{path!r}] contains NaN; allowed are numbers.')
 
 
 def randomk_mask(key: Key, params: Params, k: int | float) -> Mask:
@@ -281,57 +286,45 @@ def _random(
     tops,
     jnp.uint32(number),
     jnp.uint32(top_number),
-    plan=spmd.plan_for(leaves if tops is None else tops),
+    shardings=device.shardings_of(leaves if tops is None else tops),
     shapes=tuple(jnp.shape(leaf) for leaf in leaves),
   )
-  return jax.tree.unflatten(
-    treedef, [_where(m, x) for m, x in zip(masks, leaves)]
-  )
+  # Where the parameters are: masks are made from no array that would tell.
+  for i, (mask, like) in enumerate(zip(masks, leaves)):
+    if _lies(mask) and _lies(like) and like.committed:
+      masks[i] = jax.device_put(mask, like.sharding)
+  return jax.tree.unflatten(treedef, masks)
 
 
-def _where(mask: jax.Array, like: Any) -> jax.Array:
-  """The mask where `like` is; it is made from no array that would tell."""
-  if not isinstance(like, jax.Array):
-    return mask
-  if isinstance(like, jax.core.Tracer) or isinstance(mask, jax.core.Tracer):
-    return mask
-  if mask.sharding == like.sharding:
-    return mask
-  return jax.device_put(mask, like.sharding) if like.committed else mask
-
-
-@functools.partial(jax.jit, static_argnames=('plan', 'shapes'))
+@functools.partial(jax.jit, static_argnames=('shardings', 'shapes'))
 def _random_on_device(
   key: Key,
   tops: list[jax.Array] | None,
   number: jax.Array,
   top_number: jax.Array,
   *,
-  plan: Plan,
+  shardings: device.Shardings,
   shapes: tuple[tuple[int, ...], ...],
 ) -> list[jax.Array]:
-  words = jax.random.bits(key, (3,), jnp.uint32)
-  sources = [Source((), shape, None, _priority) for shape in shapes]
-  arrays = [() if tops is None else (tops[i],) for i in range(len(shapes))]
-  size = sum(map(math.prod, shapes))
   # None are left to draw where all are the Top-K: one is, and not taken.
   wanted = number - top_number
-  drawn = jnp.maximum(wanted, 1)
-  rest = (size - top_number).astype(jnp.float32)
-  masks, _ = spmd.select(
-    arrays,
-    sources,
-    drawn[None],
-    plan,
-    extra=words,
-    expected=1 - drawn.astype(jnp.float32) / jnp.maximum(rest, 1),
+  masks = device.select(
+    _priority,
+    jax.random.bits(key, (3,), jnp.uint32),
+    [None] * len(shapes) if tops is None else tops,
+    shapes,
+    jnp.maximum(wanted, 1)[None],
+    bits=32,
+    shardings=shardings,
   )
   if tops is None:
     return masks
   return [top | (m & (wanted > 0)) for top, m in zip(tops, masks)]
 
 
-def _priority(arrays: Any, place: jax.Array, words: jax.Array) -> jax.Array:
+def _priority(
+  top: jax.Array | None, places: jax.Array, words: jax.Array
+) -> jax.Array:
   """Random uint32; 0 for what is chosen already."""
-  drawn = jnp.clip(keys.shuffled(place, words), 1, np.uint32(2**32 - 2))
-  return jnp.where(arrays[0], np.uint32(0), drawn) if arrays else drawn
+  drawn = jnp.maximum(keys.shuffled(places, words), 1)
+  return drawn if top is None else jnp.where(top, 0, drawn)

@@ -82,7 +82,7 @@ def loudest(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
   wide = keys.widest([x.dtype for x in leaves])
   wide = jnp.promote_types(wide, jnp.float32)
   norms = jnp.stack([_norm(x.astype(wide)) for x in leaves])
-  order = jnp.argsort(~keys.keys_of(norms), stable=True)
+  order = jnp.argsort(~keys.keys_of(norms, wide), stable=True)
   return jnp.argsort(order) < k
 
 
