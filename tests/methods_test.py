@@ -35,7 +35,7 @@ from unlearn_jax.strategies import (
   Strategy,
   choosing,
   distilling,
-  relabelling,
+  opposing,
 )
 from unlearn_jax.unlearning import unlearn
 
@@ -301,8 +301,8 @@ def test_random_labels_are_drawn_anew_and_uniform():
   labels = jnp.tile(jnp.arange(3), 1000)
   losses = {v: float(math.log(1 + math.e + math.e**3) - v) for v in (0, 1, 3)}
   for loss, shares in (
-    (relabelling._uniform, {v: 1 / 3 for v in losses}),
-    (relabelling._other, {v: 1 / 3 for v in losses}),
+    (opposing._uniform, {v: 1 / 3 for v in losses}),
+    (opposing._other, {v: 1 / 3 for v in losses}),
   ):
     batch = Batch(None, labels, None, jax.random.key(5))
     one = np.asarray(loss(logits, batch))
@@ -311,7 +311,7 @@ def test_random_labels_are_drawn_anew_and_uniform():
       assert found == pytest.approx(share, abs=0.04)
     other = loss(logits, batch._replace(key=jax.random.key(6)))
     assert 0.2 < (np.asarray(other) != one).mean() < 0.8
-  own = np.asarray(relabelling._other(logits, batch))
+  own = np.asarray(opposing._other(logits, batch))
   right = np.asarray([losses[v] for v in (0, 1, 3)])[np.asarray(labels)]
   assert not np.isclose(own, right, atol=1e-4).any()
 

@@ -8,11 +8,10 @@ row-major).
 | file | what it holds |
 |---|---|
 | `scalars` | Top-K, Random-k and Random-TopK |
-| `tensors` | masks of whole tensors, and what a mask counts |
+| `tensors` | masks of whole tensors; how many scalars, and what k may be |
 | `keys` | the integer view of |x|, and random priorities |
 | `host` | the way by NumPy: sample, bracket, collect, mark |
 | `device` | the way under `jit`: digit by digit, on one device or many |
-| `arguments` | what k may be |
 """
 
 from unlearn_jax.masks.scalars import (

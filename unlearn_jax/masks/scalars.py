@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax.base import Key, Mask, Params, require, tensor_paths
-from unlearn_jax.masks import arguments, device, host, keys, tensors
+from unlearn_jax.masks import device, host, keys, tensors
 
 
 def topk_mask(
@@ -81,17 +81,17 @@ def topk_mask(
   chex.assert_trees_all_equal_shapes(params, grads)
   paths, treedef = tensor_paths(grads), jax.tree.structure(grads)
   leaves = _float_leaves(params, grads, paths)
-  size = arguments.size_of(params)
+  size = tensors.size_of(params)
   if granularity == 'leaf':
-    number = arguments.number('k', k, len(leaves))
+    number = tensors.number('k', k, len(leaves))
     chosen = tensors.loudest(leaves, jnp.uint32(number))
     _check_nan(leaves, paths)
     masks = [jnp.full(x.shape, m) for x, m in zip(leaves, chosen)]
   elif scope == 'leaf':
-    budgets = arguments.budgets(k, arguments.sizes_of(params))
+    budgets = tensors.budgets(k, tensors.sizes_of(params))
     masks = _topk(leaves, budgets, paths)
   else:
-    masks = _topk(leaves, [arguments.number('k', k, size)], paths)
+    masks = _topk(leaves, [tensors.number('k', k, size)], paths)
   return jax.tree.unflatten(treedef, masks)
 
 
@@ -219,7 +219,7 @@ def randomk_mask(key: Key, params: Params, k: int | float) -> Mask:
     >>> count_scalars(randomk_mask(jax.random.key(0), params, 0.1))
     4
   """
-  number = arguments.number('k', k, arguments.size_of(params))
+  number = tensors.number('k', k, tensors.size_of(params))
   return _random(key, params, number, None, 0)
 
 
@@ -260,9 +260,9 @@ def random_topk_mask(
     >>> count_scalars(mask), mask['b'][-2:].tolist()
     (10, [True, True])
   """
-  size = arguments.size_of(params)
-  number = arguments.number('k_random', k_random, size)
-  top_number = arguments.number('k_top', k_top, size)
+  size = tensors.size_of(params)
+  number = tensors.number('k_random', k_random, size)
+  top_number = tensors.number('k_top', k_top, size)
   if isinstance(number, int) and isinstance(top_number, int):
     if top_number > number:
       raise ValueError(

@@ -6,22 +6,18 @@
 | file | what it holds |
 |---|---|
 | `base` | the types: an edit of the weights, then weighted terms |
-| `references` | Retrain; its controls: fine-tuning, training from scratch |
+| `references` | Retrain; its controls, K = 0 and from scratch; EU-K, CF-K |
 | `choosing` | which scalars: scores of them, and who is taken |
 | `perturbing` | Top-K, Random-k, Random-TopK, K random scalars; MSG |
-| `layers` | EU-K and CF-K |
-| `ascent` | NegGrad+, SFR-on |
-| `relabelling` | SalUn, AMUN, boundary shrink |
+| `opposing` | NegGrad+, SFR-on, SalUn, AMUN, boundary shrink |
 | `distilling` | SCRUB, bad teacher, ReGUn |
-| `refreshing` | shrink and perturb, CT, L1-sparse, noisy fine-tuning |
-| `damping` | SSD |
+| `refreshing` | shrink and perturb, CT, L1-sparse, noisy fine-tuning, SSD |
 | `spelling` | strategies as text |
 
 A new one is a function that returns a `Strategy`, in any module.
 """
 
 from unlearn_jax.objectives import Term, guided, retained, taught
-from unlearn_jax.strategies.ascent import neggrad_plus, sfron
 from unlearn_jax.strategies.base import (
   BASELINE,
   CONTROL,
@@ -31,9 +27,14 @@ from unlearn_jax.strategies.base import (
   Strategy,
   keep,
 )
-from unlearn_jax.strategies.damping import ssd
 from unlearn_jax.strategies.distilling import bad_teacher, regun, scrub
-from unlearn_jax.strategies.layers import cf_k, eu_k
+from unlearn_jax.strategies.opposing import (
+  amun,
+  boundary_shrink,
+  neggrad_plus,
+  salun,
+  sfron,
+)
 from unlearn_jax.strategies.perturbing import (
   msg,
   random_k,
@@ -41,14 +42,20 @@ from unlearn_jax.strategies.perturbing import (
   random_top_k,
   top_k,
 )
-from unlearn_jax.strategies.references import finetune, retrain, scratch
+from unlearn_jax.strategies.references import (
+  cf_k,
+  eu_k,
+  finetune,
+  retrain,
+  scratch,
+)
 from unlearn_jax.strategies.refreshing import (
   ct,
   l1_sparse,
   noisy_finetune,
   shrink_perturb,
+  ssd,
 )
-from unlearn_jax.strategies.relabelling import amun, boundary_shrink, salun
 from unlearn_jax.strategies.spelling import (
   FACTORIES,
   Chosen,

@@ -16,7 +16,7 @@ from unlearn_jax.base import (
   Params,
   tensor_paths,
 )
-from unlearn_jax.masks import arguments
+from unlearn_jax.masks import tensors
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
 
 Sensitivity = Literal['all', 'forget', 'difference', 'fisher_ratio', 'saliency']
@@ -64,22 +64,22 @@ def scores(
   """
   splits, params = context.splits, context.source.params
   if kind == 'all':
-    return _over(context, splits.train, objective, reduction, count)
+    return gradients(context, splits.train, objective, reduction, count)
   if kind == 'forget':
-    return _over(context, splits.forget, objective, reduction, count)
+    return gradients(context, splits.forget, objective, reduction, count)
   how = 'mean_square' if kind == 'fisher_ratio' else 'signed'
-  forget = _over(context, splits.forget, objective, how, count)
+  forget = gradients(context, splits.forget, objective, how, count)
   if kind == 'saliency':
     return jax.tree.map(lambda g, w: jnp.abs(g * w), forget, params)
   # As many of D_RE as of D_UL, so that both are as noisy.
   count = min(count, splits.forget.size)
-  retain = _over(context, splits.retain, objective, how, count)
+  retain = gradients(context, splits.retain, objective, how, count)
   if kind == 'difference':
     return jax.tree.map(lambda r, f: jnp.abs(r - f), retain, forget)
   return jax.tree.map(lambda f, r: (f + _TINY) / (r + _TINY), forget, retain)
 
 
-def _over(
+def gradients(
   context: Context,
   examples: Examples,
   objective: str,
@@ -165,9 +165,9 @@ def select(
   groups = [chosen] if scope == 'tree' else [[i] for i in chosen]
   for group in groups:
     own = [flat[i] for i in group]
-    size = len(own) if granularity == 'leaf' else arguments.size_of(own)
+    size = len(own) if granularity == 'leaf' else tensors.size_of(own)
     number = k if isinstance(k, float) else min(k, size)
-    wanted = int(arguments.number('k', number, size))
+    wanted = int(tensors.number('k', number, size))
     wanted = size - wanted if direction == 'smallest' else wanted
     parts = [jnp.zeros(leaf.shape, bool) for leaf in own]
     if wanted:

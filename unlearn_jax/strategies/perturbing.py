@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from unlearn_jax import masks, perturbation, training
 from unlearn_jax.base import Context, Mask, Params, require
-from unlearn_jax.masks import arguments
+from unlearn_jax.masks import tensors
 from unlearn_jax.objectives import Teacher, guided
 from unlearn_jax.strategies.base import CONTROL, METHOD, Edit, Strategy, trained
 from unlearn_jax.strategies.choosing import (
@@ -273,9 +273,9 @@ def random_top_k(
 
   def check(params: Params, order: tuple[str, ...]) -> None:
     _require_k(params, order, k=k)
-    size = arguments.size_of(params)
-    chosen = arguments.number('k', k, size)
-    drawn = arguments.number('ratio', float(ratio), size)
+    size = tensors.size_of(params)
+    chosen = tensors.number('k', k, size)
+    drawn = tensors.number('ratio', float(ratio), size)
     allowed = f'shares of at least K = {chosen} of {size} scalars'
     require('ratio', ratio, bool(chosen <= drawn), allowed)
 
@@ -331,7 +331,7 @@ def _require_k(
   flat = jax.tree.leaves(params)
   part = [flat[i] for i in among(params, leaves, order)]
   require('leaves', leaves, bool(part), 'tensors that the model has')
-  sizes = arguments.sizes_of(part)
+  sizes = tensors.sizes_of(part)
   unit, most = 'scalars', max(sizes) if scope == 'leaf' else sum(sizes)
   if granularity == 'leaf':
     unit, most = 'tensors', len(flat)

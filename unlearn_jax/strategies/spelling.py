@@ -23,14 +23,11 @@ from typing import (
 
 from unlearn_jax.base import InputError, shown
 from unlearn_jax.strategies import (
-  ascent,
-  damping,
   distilling,
-  layers,
+  opposing,
   perturbing,
   references,
   refreshing,
-  relabelling,
 )
 from unlearn_jax.strategies.base import Strategy
 
@@ -46,22 +43,22 @@ FACTORIES: dict[str, Factory] = {
     perturbing.top_k,
     perturbing.random_k,
     perturbing.random_top_k,
-    layers.eu_k,
-    layers.cf_k,
+    references.eu_k,
+    references.cf_k,
     refreshing.shrink_perturb,
     perturbing.msg,
     refreshing.ct,
     refreshing.l1_sparse,
     refreshing.noisy_finetune,
-    ascent.neggrad_plus,
-    ascent.sfron,
-    relabelling.salun,
-    relabelling.amun,
-    relabelling.boundary_shrink,
+    opposing.neggrad_plus,
+    opposing.sfron,
+    opposing.salun,
+    opposing.amun,
+    opposing.boundary_shrink,
     distilling.scrub,
     distilling.regun,
     distilling.bad_teacher,
-    damping.ssd,
+    refreshing.ssd,
   )
 }
 _NAME = re.compile(
