@@ -5,7 +5,10 @@ A field says its default, its help, and what it may be.
 
 import contextlib
 import dataclasses
+import pathlib
 from typing import Any, Literal, get_args
+
+import msgspec
 
 from experiments.settings import (
   COUNT,
@@ -18,7 +21,7 @@ from experiments.settings import (
   setting,
 )
 from unlearn_jax import models
-from unlearn_jax.base import InputError
+from unlearn_jax.base import InputError, require_file
 from unlearn_jax.finetuning import Budget, Optimizer, Schedule
 from unlearn_jax.recipes import RECIPES, Recipe
 from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
@@ -163,6 +166,45 @@ def _factories() -> str:
 
 
 @dataclasses.dataclass(frozen=True)
+class Trial:
+  """A strategy with a value of its knob, and its mean gap to Retrain."""
+
+  strategy: str
+  gap: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+  """What `experiments.tune` has found."""
+
+  knob: str  # the parameter
+  seeds: list[int]  # of the forget sets
+  tried: dict[str, list[Trial]]  # by strategy, the best first
+
+  @classmethod
+  def read(cls, path: str) -> 'Tuned':
+    """The content of a file."""
+    try:
+      require_file(path)
+      content = pathlib.Path(path).read_bytes()
+      found = msgspec.json.decode(content, type=cls)
+      if all(found.tried.values()):
+        return found
+      raise InputError('a strategy without a trial')
+    except (InputError, msgspec.MsgspecError, OSError) as error:
+      allowed = 'a file of experiments.tune'
+      raise InputError(
+        f'--tuned={path}: {error}; allowed: {allowed}'
+      ) from error
+
+  def __str__(self) -> str:
+    own = ', '.join(trials[0].strategy for trials in self.tried.values())
+    most = max(map(len, self.tried.values()))
+    seeds = ', '.join(map(str, self.seeds))
+    return f'{own}: at most {most} values each, forget sets of seeds {seeds}'
+
+
+@dataclasses.dataclass(frozen=True)
 class Methods:
   """What is compared, and what each of it may cost."""
 
@@ -198,11 +240,23 @@ class Methods:
     Range(0, 2),
   )
 
+  tuned: str | None = setting(
+    None, 'File of experiments.tune: what was tuned is run as it says.'
+  )
+
+  @property
+  def found(self) -> Tuned | None:
+    """What the file says."""
+    return None if self.tuned is None else Tuned.read(self.tuned)
+
   @property
   def chosen(self) -> list[Chosen]:
-    """The strategies, parsed."""
+    """The strategies, parsed, with the values that were tuned."""
+    tried = self.found.tried if self.found else {}
     try:
-      return parse(self.strategies)
+      texts = [own.text for own in parse(self.strategies)]
+      best = [tried[t][0].strategy if t in tried else t for t in texts]
+      return parse(', '.join(best))
     except InputError as error:
       raise InputError(f'--strategies: {error}') from error
 

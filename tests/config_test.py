@@ -8,7 +8,15 @@ import msgspec
 import pytest
 import running
 
-from experiments import config, evaluate, reproduce, settings, table1, train
+from experiments import (
+  config,
+  evaluate,
+  reproduce,
+  settings,
+  table1,
+  train,
+  tune,
+)
 from experiments.config import Study
 from experiments.settings import Range
 from unlearn_jax import recipes
@@ -21,11 +29,12 @@ KINDS = (
   evaluate.Evaluate,
   reproduce.Reproduce,
   table1.Table1,
+  tune.Tune,
 )
 # Texts, of which data, disk or network say whether they are allowed.
 FREE = {
   *('data_dir', 'raw_dir', 'dataset', 'forget', 'source_dir'),
-  *('retrained_dir', 'workdir', 'scheduler', 'coordinator'),
+  *('retrained_dir', 'workdir', 'scheduler', 'coordinator', 'tuned'),
 }
 # Texts with a grammar of their own, each tested below.
 PARSED = {'strategies', 'max_perturbation', 'cap'}

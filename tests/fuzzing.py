@@ -17,7 +17,7 @@ from unittest import mock
 from absl import flags as absl_flags
 from hypothesis import HealthCheck, settings
 
-from experiments import config, evaluate, reproduce, train, unlearn
+from experiments import config, evaluate, reproduce, train, tune, unlearn
 from experiments import settings as flagged
 from experiments.runtime import binary, distributed, process
 from experiments.study import results
@@ -108,6 +108,7 @@ def refused(read, *arguments):
 BINARIES = {
   'unlearn': (unlearn.main, config.Study),
   'train': (train.main, train.Train),
+  'tune': (tune.main, tune.Tune),
   'evaluate': (evaluate.main, evaluate.Evaluate),
   'reproduce': (reproduce.main, reproduce.Reproduce),
 }

@@ -7,13 +7,14 @@ import sys
 from absl import flags
 import jax
 
-from experiments import config, evaluate, settings, train, unlearn
+from experiments import config, evaluate, settings, train, tune, unlearn
 from experiments.runtime import binary
 from unlearn_jax import parallel
 
 KINDS = {
   'unlearn': (unlearn.main, config.Study),
   'train': (train.main, train.Train),
+  'tune': (tune.main, tune.Tune),
   'evaluate': (evaluate.main, evaluate.Evaluate),
 }
 

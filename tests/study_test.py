@@ -146,7 +146,10 @@ DEPENDS = {
   'engine': ('dask', set()),
 }
 # Tested on their own: they make other stages.
-OTHERS = {'seed', 'strategies', 'source_dir', 'retrained_dir', 'test_fraction'}
+OTHERS = {
+  *('seed', 'strategies', 'source_dir', 'retrained_dir', 'test_fraction'),
+  'tuned',
+}
 PARENTS = {
   'source': {'source'},
   'retrain': {'source'},

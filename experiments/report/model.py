@@ -140,6 +140,7 @@ class Report:
   stop_rule: StopRuleFacts
   seeds: list[int]  # The number of each run.
   rows: list[Row]  # The source first, then in the order of the command.
+  tuned: str = ''  # What was tuned elsewhere, and how.
   warnings: list[str] = field(default_factory=list)
   degree: list[DegreeFacts] = field(default_factory=list)
   schema: int = SCHEMA

@@ -127,7 +127,7 @@ def yardsticks(report: Report) -> list[str]:
     and difference.high >= 0
   ]
   found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
-  found |= _worth(report)
+  found |= _worth(report) | {'tuned': report.tuned}
   return [say('yardsticks', n, rows=own) for n, own in found.items() if own]
 
 

@@ -84,6 +84,9 @@ def plan(
     raise FlagError('batch_size', size, allowed)
   _require_strategies(study, setup, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
+  seeds = {run.seed for run in runs}
+  if study.methods.found and seeds & {*study.methods.found.seeds}:
+    raise FlagError('seed', min(seeds), 'seeds that nothing was tuned on')
   if study.degree:
     if study.source_dir is not None:
       allowed = 'only with sources that this command trains;'

@@ -181,6 +181,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     ),
     seeds=[run.seed for run in plan.runs],
     rows=[_row(results, own, control) for own in (None, *plan.chosen)],
+    tuned=str(methods.found or ''),
     warnings=[
       warning
       for run in plan.runs

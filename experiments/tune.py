@@ -1,0 +1,85 @@
+"""Finds a rate for each method, on forget sets that are not the evaluated ones.
+
+  python -m experiments.tune --strategies='finetune, scratch, salun' --trials=6
+  python -m experiments.unlearn --tuned=runs/digits-cnn/tuned.json \
+      --strategies='retrain, finetune, scratch, salun'
+
+Each strategy is run with so many values of one parameter of its own, the same
+number for all, on forget sets of seeds of their own with Retrains of their own;
+the value with the smallest mean gap to Retrain is written down.
+"""
+
+import dataclasses
+
+import msgspec
+import numpy as np
+
+from experiments import config, files
+from experiments.config import Trial, Tuned
+from experiments.runtime import binary
+from experiments.settings import Range, setting
+from unlearn_jax.base import InputError
+from unlearn_jax.strategies import Chosen, parse
+
+# Seeds that `experiments.unlearn` does not reach.
+FIRST_SEED = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Tune(config.Study):
+  """A study of the same strategies with several values."""
+
+  trials: int = setting(6, 'Values that are tried of each.', Range(2, 20))
+  knob: str = setting(
+    'learning_rate', 'The parameter that is tuned, where a strategy has it.'
+  )
+  lowest: float = setting(3e-4, 'Its smallest value.', Range(0, ends=False))
+  highest: float = setting(0.03, 'And its largest.', Range(0, ends=False))
+
+
+def variants(own: Chosen, asked: Tune) -> list[Chosen]:
+  """The strategy with each value that it allows; itself without the knob."""
+  if asked.knob not in own.parameters:
+    return [own]
+  values = np.geomspace(asked.lowest, asked.highest, asked.trials)
+  changes = [own.changed | {asked.knob: float(f'{v:.2g}')} for v in values]
+  return [parse(own._replace(changed=new).text)[0] for new in changes]
+
+
+def main(asked: Tune) -> None:
+  """From strategies to a file of their values."""
+  from experiments.runtime.progress import say
+  from experiments.study import planning, study
+  from experiments.workdir.directory import Workdir
+  from unlearn_jax import parallel
+
+  draws = asked.draws
+  if draws.seed == config.Seeds().seed:
+    draws = dataclasses.replace(draws, seed=FIRST_SEED)
+  names = [field.name for field in dataclasses.fields(config.Study)]
+  own = config.Study(**{n: getattr(asked, n) for n in names})
+  own = dataclasses.replace(own, draws=draws)
+  tried = {c.text: variants(c, asked) for c in own.methods.chosen}
+  tried.pop('retrain', None)
+  every = [*parse('retrain'), *(v for own in tried.values() for v in own)]
+  root = study.root_of(own)
+  plan = planning.plan(own, root, every)
+  workdir = Workdir(root, study.identity(plan.setup))
+  found = study.compute(own, plan, workdir)
+  best: dict[str, list[Trial]] = {}
+  for text, several in tried.items():
+    gaps = {v.text: found.whole(v.text, 'gap_to_retrained') for v in several}
+    known = [Trial(v, float(np.mean(gap))) for v, gap in gaps.items() if gap]
+    if not known:
+      raise InputError(f'{text}: no value of {asked.knob} gave a gap')
+    best[text] = sorted(known, key=lambda trial: trial.gap)
+    say(f'{best[text][0].strategy}: gap {100 * best[text][0].gap:.2f} points')
+  made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
+  content = msgspec.json.format(msgspec.json.encode(made), indent=1)
+  path = root / 'tuned.json'
+  parallel.by_first(lambda: str(files.replace(path, content)))
+  say(f'Tuned: {path}')
+
+
+if __name__ == '__main__':
+  binary.run(main, Tune)

@@ -1,0 +1,134 @@
+"""Rates that are found on forget sets of their own, and wrong labels."""
+
+import json
+
+import helpers
+import msgspec
+import pytest
+import running
+
+from experiments import config, tune
+from experiments.config import Trial, Tuned
+from unlearn_jax.base import InputError
+from unlearn_jax.strategies import parse
+
+
+@pytest.fixture(scope='module')
+def data_file(tmp_path_factory):
+  return helpers.stripes_file(tmp_path_factory.mktemp('data'))
+
+
+def quick(data_file, workdir, *more):
+  return running.training(
+    *(data_file, workdir, '--forget=mislabelled(0.1)', '--epochs=2'),
+    *('--schedule=cosine', '--stop_retain_share=2', *more),
+  )
+
+
+@pytest.fixture(scope='module')
+def tuned(data_file, tmp_path_factory):
+  """What tuning wrote and said, and where."""
+  workdir = tmp_path_factory.mktemp('tuned')
+  told = '--strategies=retrain, finetune(js_weight=0.0), scratch, ssd'
+  more = '--seeds=2', '--trials=3', '--lowest=1e-4', '--highest=0.01'
+  out = running.done('tune', *quick(data_file, workdir, told, *more))
+  return workdir, out, json.loads((workdir / 'tuned.json').read_text())
+
+
+def test_each_is_tried_at_as_many_values_and_the_nearest_to_retrain_wins(tuned):
+  _, out, found = tuned
+  assert found['knob'] == 'learning_rate' and found['seeds'] == [1000, 1001]
+  assert list(found['tried']) == ['finetune(js_weight=0.0)', 'scratch', 'ssd']
+  for text, trials in found['tried'].items():
+    gaps = [trial['gap'] for trial in trials]
+    assert gaps == sorted(gaps) and len(gaps) == (1 if text == 'ssd' else 3)
+    assert f'{trials[0]["strategy"]}: gap {100 * gaps[0]:.2f} points' in out
+  rates = {t['strategy'] for t in found['tried']['finetune(js_weight=0.0)']}
+  assert rates == {
+    f'finetune(js_weight=0.0, learning_rate={rate})'
+    for rate in (0.0001, 0.001, 0.01)
+  }
+  assert 'seed 1000 · retrain' in out and 'seed 1001 · source' in out
+
+
+def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):
+  workdir, _, found = tuned
+  file = workdir / 'tuned.json'
+  told = '--strategies=retrain, finetune(js_weight=0.0), scratch, ct'
+  own = quick(data_file, tmp_path / 'run', told, f'--tuned={file}')
+  out = running.done('unlearn', *own, '--seeds=2')
+  report = json.loads((tmp_path / 'run' / 'report.json').read_text())
+  best = [found['tried'][name][0]['strategy'] for name in (
+    'finetune(js_weight=0.0)', 'scratch'
+  )]  # fmt: skip
+  names = [row['strategy'] for row in report['rows']]
+  assert names == ['source', 'retrain', *best, 'ct']
+  said = 'at most 3 values each, forget sets of seeds 1000, 1001'
+  assert said in ' '.join(out.split()) and said in report['tuned']
+  # Of the labels that were given, and of the true ones.
+  for row in report['rows']:
+    given, true = (
+      row['values'][f'{name}_accuracy'] for name in ('forget', 'true_label')
+    )
+    assert all(a + b <= 1 + 1e-6 for a, b in zip(given, true))
+  retrained, scratch = report['rows'][1], report['rows'][3]
+  assert max(retrained['values']['forget_accuracy']) < 0.5
+  assert min(retrained['values']['true_label_accuracy']) > 0.5
+  # Read back from its checkpoint, labels and all.
+  path = scratch['checkpoints'][1]
+  got = json.loads(running.done('evaluate', f'--checkpoint={path}'))
+  for metric in ('forget_accuracy', 'true_label_accuracy', 'gap_to_retrained'):
+    wanted = scratch['values'][metric][1]
+    assert got[metric] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_no_seed_is_judged_that_was_tuned_on(tuned, data_file, tmp_path):
+  file = tuned[0] / 'tuned.json'
+  own = quick(data_file, tmp_path / 'run', f'--tuned={file}', '--seed=999')
+  line = running.refused('unlearn', *own, '--seeds=2', status=2)
+  assert '--seed=999, allowed: seeds that nothing was tuned on' in line
+  assert not (tmp_path / 'run').exists()
+
+
+def test_what_it_cannot_tune_is_one_line(data_file, tmp_path):
+  own = quick(data_file, tmp_path / 'run', '--knob=ratio', '--highest=2')
+  line = running.refused('tune', *own, '--strategies=random_k')
+  assert 'random_k: ratio=2.0, allowed: above 0 and at most 1' in line
+
+
+def test_values_are_spread_evenly_by_ratio():
+  asked = tune.Tune(trials=4, lowest=1e-3, highest=1.0, knob='alpha')
+  (own,) = parse('neggrad_plus(bounded=False)')
+  got = [v.parameters['alpha'] for v in tune.variants(own, asked)]
+  assert got == [0.001, 0.01, 0.1, 1.0]
+  assert all(not v.parameters['bounded'] for v in tune.variants(own, asked))
+  (bare,) = parse('ct')
+  assert tune.variants(bare, asked) == [bare]
+
+
+@pytest.mark.parametrize(
+  'content, said',
+  [
+    (b'', 'truncated'),
+    (b'[]', 'Expected `object`'),
+    (b'{"knob": "a", "seeds": [1], "tried": {"x": []}}', 'without a trial'),
+    (b'{"knob": "a", "seeds": ["b"], "tried": {}}', 'Expected `int`'),
+    (b'\xff\xfe', 'malformed'),
+  ],
+)
+def test_another_file_is_refused_in_one_line(content, said, tmp_path):
+  file = tmp_path / 'tuned.json'
+  file.write_bytes(content)
+  with pytest.raises(InputError, match=said) as refused:
+    config.Methods(tuned=str(file)).chosen  # noqa: B018
+  assert 'allowed: a file of experiments.tune' in str(refused.value)
+  assert '\n' not in str(refused.value)
+
+
+def test_of_several_trials_the_first_counts(tmp_path):
+  file = tmp_path / 'tuned.json'
+  tried = {'top_k': [Trial('top_k(k=7)', 0.1), Trial('top_k(k=9)', 0.2)]}
+  file.write_bytes(msgspec.json.encode(Tuned('k', [5], tried)))
+  methods = config.Methods('retrain, top_k, top_k(k=1)', tuned=str(file))
+  texts = [own.text for own in methods.chosen]
+  assert texts == ['retrain', 'top_k(k=7)', 'top_k(k=1)']
