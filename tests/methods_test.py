@@ -316,6 +316,28 @@ def test_random_labels_are_drawn_anew_and_uniform():
   assert not np.isclose(own, right, atol=1e-4).any()
 
 
+def test_a_pass_without_weight_is_skipped_momentum_and_all():
+  """SCRUB's passes over D_UL end; then its epochs are passes over D_RE."""
+  down = Term(retained)
+  early = Term(forgotten, weight=lambda s: jnp.where(s.number < 0, 1.0, 0.0))
+  both = Strategy('own', terms=(early, down), passes=True)
+  for name in ('sgd', 'adam'):
+    rates = []
+
+    def spied(rate, steps, name=name, rates=rates):
+      rates.append(steps)
+      return optax.adam(rate) if name == 'adam' else optax.sgd(rate, 0.9)
+
+    own = [
+      s._replace(optimizer=spied)
+      for s in (both, Strategy('own', terms=(down,)))
+    ]
+    budget = Budget(3, RATE, 12, 0.0, 2.0)
+    with_pass, without = (params(s, budget=budget) for s in own)
+    close(with_pass, without, rtol=1e-5, atol=1e-6)
+    assert rates == [6, 3]
+
+
 @pytest.mark.parametrize('early', [1, 2])
 def test_scrub_goes_away_from_the_source_and_then_towards_it(early):
   def up(w):

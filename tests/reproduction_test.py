@@ -305,7 +305,7 @@ def test_how_numbers_are_written():
   assert sign(Interval(0.5, 0.5, 0.5, 2)) == 0
   assert sign(Interval(-0.5, -0.75, -0.25, 3)) == -1
   option = {'change': 'scale', 'epsilon': -1.0}
-  assert statements.describe(option) == 'rule scale, ε −1'
+  assert statements.describe(option) == 'change scale, ε −1'
   assert page.cell({0: 0.5}, 'test_accuracy') == '50.0'
   assert page.cell(QUARTER | {1: 0.27}, 'test_accuracy') == '26.0 ± 12.7'
   assert page.cell({}, 'test_accuracy') == '–'

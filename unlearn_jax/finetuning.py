@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import optax
@@ -18,6 +18,7 @@ from unlearn_jax.base import (
   ModelState,
   Params,
   Splits,
+  require,
 )
 from unlearn_jax.data import streaming
 from unlearn_jax.divergences import js_divergence
@@ -253,8 +254,10 @@ def minimize(
   for term, examples in zip(terms, sets):
     if term.share is None:
       share = examples.size / sets[0].size
-      assert not callable(term.weight)
-      term = term._replace(share=share, weight=share * term.weight)
+      allowed = 'a number where share is None'
+      require('weight', term.weight, not callable(term.weight), allowed)
+      weight = share * cast(float, term.weight)
+      term = term._replace(share=share, weight=weight)
     own.append(term)
   sizes = [size(s, t.share or 1.0) for t, s in zip(own, sets)]
   if own[0].examples is objectives.retained:  # Never fewer in silence.
@@ -271,7 +274,7 @@ def minimize(
     optimizer=optimizer(epochs * steps) if callable(optimizer) else optimizer,
     loss=objectives.total(own, penalty),
     passes=passes,
-    active=objectives.active(own),
+    active=objectives.active(own, passes),
     frozen=frozen,
     update_mask=update_mask,
     mask=mask if any(t.masked for t in terms) else None,

@@ -205,14 +205,21 @@ def total(
   return _total(_parts(terms), penalty)
 
 
-def active(terms: Sequence[Term]) -> Callable[[Step], Any] | None:
+def active(
+  terms: Sequence[Term], passes: bool = False
+) -> Callable[[Step], Any] | None:
   """Whether a step computes any term at all; None where each one does.
 
-  The same object for the same weights.
+  Args:
+    terms: as in `total`.
+    passes: whether a step is of one term only.
+
+  Returns:
+    The same object for the same weights.
   """
-  if any(not callable(term.weight) for term in terms):
-    return None
-  return _active(_parts(terms))
+  changing = [callable(term.weight) for term in terms]
+  needed = any(changing) if passes else all(changing)
+  return _active(_parts(terms)) if needed else None
 
 
 def _parts(terms: Sequence[Term]) -> tuple[Term, ...]:

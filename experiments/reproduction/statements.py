@@ -291,7 +291,7 @@ def columns(found: Numbers, sweep: Sweep, text: str) -> dict[str, Series]:
 
 
 def describe(option: dict[str, Any]) -> str:
-  """A setting as text, 'rule scale, ε −1'."""
+  """A setting as text, 'change scale, ε −1'."""
   return ', '.join(
     f'{_SHORT.get(n, n)} {v if isinstance(v, str) else f"{v:g}"}'
     for n, v in option.items()
