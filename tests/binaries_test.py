@@ -126,7 +126,7 @@ def test_every_output_is_there_and_names_the_strategies(main):
   for name in ('report.md', 'report.html', 'report.csv', 'report.tex'):
     assert 'Mine' in (workdir / name).read_text(), name
   assert out.endswith(f'Report: {workdir / "report.html"}\n')
-  assert len(list(workdir.glob('figures/*.png'))) == 3
+  assert len(list(workdir.glob('figures/*.png'))) == 2
 
 
 def test_the_same_command_does_nothing_twice(main, data_file):

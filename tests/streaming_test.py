@@ -48,7 +48,7 @@ class OnHost:
 def on_host():
   """The splits with images that must not be put anywhere as a whole."""
   images = OnHost(SPLITS.train.images)
-  return images, type(SPLITS)(*(s._replace(images=images) for s in SPLITS))
+  return images, type(SPLITS)(*(s._replace(images=images) for s in SPLITS[:4]))
 
 
 def fresh(seed=0):

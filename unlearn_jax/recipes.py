@@ -51,6 +51,7 @@ def momentum(learning_rate: float, steps: int) -> optax.GradientTransformation:
     The optimiser, the same object for the same arguments.
 
   Example:
+    >>> import jax
     >>> state = momentum(0.1, 10).init({'kernel': jax.numpy.ones((2, 2))})
     >>> len(jax.tree.leaves(state))  # the momentum, the step
     2
