@@ -65,6 +65,9 @@ def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):
   assert names == ['source', 'retrain', *best, 'ct']
   said = 'at most 3 values each, forget sets of seeds 1000, 1001'
   assert said in ' '.join(out.split()) and said in report['tuned']
+  # Without a stop rule nothing is cut off.
+  assert 'never' not in out and '≥' not in out and 'stop rule was' not in out
+  assert report['stop_rule']['text'].startswith('There is none: every')
   # Of the labels that were given, and of the true ones.
   for row in report['rows']:
     given, true = (

@@ -199,6 +199,8 @@ def command() -> str:
 
 
 def _rule_text(methods: config.Methods) -> str:
+  if methods.stop_retain_share > 1:
+    return f'There is none: every fine-tuning runs all {methods.epochs} epochs.'
   return (
     'The clock stops after the first epoch in which the mean JS divergence to'
     f' the source on D_UL moved by at most {methods.stop_js_change:g} bits and'
@@ -259,6 +261,9 @@ def _row(
       mine, its = (results.whole(n, metric) for n in (name, control.text))
       if mine and its:
         paired[metric] = Estimate.of(metrics.paired_interval(mine, its))
+  # Above 1 there is no rule: seconds are those of all epochs.
+  ruled = results.plan.study.methods.stop_retain_share <= 1
+  stops = [o.stop_epoch for o in known] if ruled else []
   return reports.Row(
     strategy=name,
     name=own.name if own else reports.SOURCE,
@@ -273,12 +278,12 @@ def _row(
     },
     paired=paired,
     curves=[_curve(o.record) for o in known] if curved else [],
-    stop_epoch=[o.stop_epoch for o in known] if curved else [],
+    stop_epoch=stops if curved else [],
     by_tensor={
       path: float(np.mean([o.record.by_tensor.get(path, 0) for o in known]))
       for path in (results.plan.setup.tensor_sizes if curved else ())
     },
-    warnings=failed or (_warnings(own, known) if curved and own else []),
+    warnings=failed or (_warnings(own, known, stops) if curved and own else []),
     checkpoints=[str(outcome.stage.path) for outcome in known],
   )
 
@@ -288,7 +293,9 @@ def _curve(record: Record) -> reports.Curve:
   return reports.Curve(**{n: [getattr(row, n) for row in rows] for n in names})
 
 
-def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:
+def _warnings(
+  own: Chosen, known: Sequence[Outcome], stops: Sequence[int | None]
+) -> list[str]:
   found = []
   changed = any(sum(o.record.by_tensor.values()) for o in known)
   if changed and own.strategy.role != REFERENCE:
@@ -298,8 +305,7 @@ def _warnings(own: Chosen, known: Sequence[Outcome]) -> list[str]:
         f'{own.label}: the perturbation moved held-out outputs by only'
         f' {bits:.2g} bits; what follows is plain fine-tuning'
       )
-  missed = sum(outcome.stop_epoch is None for outcome in known)
-  if missed:
+  if missed := sum(stop is None for stop in stops):
     found.append(
       f'{own.label}: the stop rule was not met in {missed} of'
       f' {len(known)} run(s); the seconds are a lower bound'
