@@ -73,7 +73,10 @@ def main(asked: Tune) -> None:
     if not known:
       raise InputError(f'{text}: no value of {asked.knob} gave a gap')
     best[text] = sorted(known, key=lambda trial: trial.gap)
-    say(f'{best[text][0].strategy}: gap {100 * best[text][0].gap:.2f} points')
+    first = best[text][0]
+    ends = {several[0].text, several[-1].text} if len(several) > 1 else set()
+    more = ', at an end of its range' if first.strategy in ends else ''
+    say(f'{first.strategy}: gap {100 * first.gap:.2f} points{more}')
   made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
   path = root / 'tuned.json'
