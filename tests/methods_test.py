@@ -21,6 +21,7 @@ from unlearn_jax.base import (
   Batch,
   Context,
   Examples,
+  InputError,
   ModelState,
   Splits,
   stateless,
@@ -527,7 +528,9 @@ def test_who_cannot_be_moved_is_left_out():
   with parallel.use(jax.devices()[:1]):
     near, radii = adversaries.nearest(dead, state, every)
     assert near.labels.tolist() == [1, 1] and (radii > 0).all()
-    with pytest.raises(ValueError, match='examples=1, allowed: images that'):
+    with pytest.raises(
+      ValueError, match='examples: no class moves, allowed: images'
+    ):
       adversaries.nearest(dead, state, every.take([1]))
 
 
@@ -656,11 +659,11 @@ def test_held_out_images_are_asked_for_in_one_line():
     (without, 'splits.heldout=None, allowed: examples that are neither'),
     (
       SPLITS._replace(heldout=EVERY.take(np.flatnonzero(Y == 0))),
-      'splits.heldout=1, allowed: images of this class',
+      'splits.heldout has none of class 1, allowed: some',
     ),
   ):
     with (
-      pytest.raises(ValueError, match=message),
+      pytest.raises(InputError, match=message),
       parallel.use(jax.devices()[:1]),
     ):
       unlearn(

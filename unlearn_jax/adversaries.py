@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from unlearn_jax import parallel
-from unlearn_jax.base import Array, Examples, Model, ModelState, require
+from unlearn_jax.base import Array, Examples, InputError, Model, ModelState
 
 # Images that are attacked at once, and how often a radius is doubled at most.
 _BATCH, _DOUBLINGS = 256, 16
@@ -106,7 +106,7 @@ def nearest(
     sufficed for are left out. And of each its radius `[M']`, 0 for the former.
 
   Raises:
-    ValueError: no image could be moved to another class.
+    InputError: no image could be moved to another class.
 
   Example:
     >>> from unlearn_jax.base import stateless
@@ -140,7 +140,8 @@ def nearest(
     if not left.size:
       break
   kept = np.setdiff1d(np.arange(len(labels)), left)
-  require('examples', len(left), kept.size > 0, 'images that can be moved')
+  if not kept.size:
+    raise InputError('examples: no class moves, allowed: images where one can')
   classes = classes[kept].astype(np.int32)
   count = jax.eval_shape(lambda: _logits(model, state, images[:1], 1.0)).shape
   targets = np.eye(count[-1], dtype=np.float32)[classes]
@@ -217,7 +218,7 @@ def _scale(model: Model, state: ModelState, images: np.ndarray) -> float:
   for scale in (1.0, 1 / 255):
     if np.allclose(want, _logits(model, state, few, scale), 1e-3, 1e-3):
       return scale
-  raise ValueError(
+  raise InputError(
     f'model: other logits of {images.dtype} images than of the same as floats,'
     ' allowed: the same, or those of pixels divided by 255'
   )

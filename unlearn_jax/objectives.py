@@ -16,6 +16,7 @@ from unlearn_jax.base import (
   Batch,
   Context,
   Examples,
+  InputError,
   Model,
   ModelState,
   Params,
@@ -137,19 +138,21 @@ def class_means(context: Context) -> Examples:
   """D_UL, taught by the source's mean output on held-out images of its class.
 
   Raises:
-    ValueError: no held-out data, or none of a class of D_UL.
+    InputError: no held-out data, or none of a class of D_UL.
   """
   heldout, forget = context.splits.heldout, context.splits.forget
   if heldout is None:
-    raise ValueError(
+    raise InputError(
       'splits.heldout=None, allowed: examples that are neither trained on nor'
       ' judged by'
     )
   found = predict(context.model, context.source, heldout)
   labels, means = heldout.own_labels, np.zeros((found.shape[1],) * 2)
   for label in np.unique(forget.own_labels):
-    holds = (labels == label).any()
-    require('splits.heldout', int(label), bool(holds), 'images of this class')
+    if not (labels == label).any():
+      raise InputError(
+        f'splits.heldout has none of class {label}, allowed: some'
+      )
     means[label] = found[labels == label].mean(0)
   return forget._replace(targets=means[forget.own_labels].astype(np.float32))
 
