@@ -5,8 +5,9 @@ A field says its default, its help, and what it may be.
 
 import contextlib
 import dataclasses
+import math
 import pathlib
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -116,14 +117,10 @@ class Training:
   @property
   def resolved(self) -> Recipe:
     """The recipe with what was given in place of its own numbers."""
-    given: dict[str, Any] = {
-      'epochs': self.train_epochs,
-      'learning_rate': self.train_learning_rate,
-      'augment': self.augment,
-      'batch_size': self.batch_size,
-    }
-    known = {name: value for name, value in given.items() if value is not None}
-    return RECIPES[self.recipe]._replace(**known)
+    own = {n.removeprefix('train_'): value for n, value in vars(self).items()}
+    name = own.pop('recipe')
+    given = {n: value for n, value in own.items() if value is not None}
+    return RECIPES[name]._replace(**given)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,23 +176,18 @@ class Tuned:
 
   knob: str  # the parameter
   seeds: list[int]  # of the forget sets
-  tried: dict[str, list[Trial]]  # by strategy, the best first
+  # By strategy, the best first.
+  tried: dict[str, Annotated[list[Trial], msgspec.Meta(min_length=1)]]
 
   @classmethod
   def read(cls, path: str) -> 'Tuned':
     """The content of a file."""
     try:
       require_file(path)
-      content = pathlib.Path(path).read_bytes()
-      found = msgspec.json.decode(content, type=cls)
-      if all(found.tried.values()):
-        return found
-      raise InputError('a strategy without a trial')
+      return msgspec.json.decode(pathlib.Path(path).read_bytes(), type=cls)
     except (InputError, msgspec.MsgspecError, OSError) as error:
-      allowed = 'a file of experiments.tune'
-      raise InputError(
-        f'--tuned={path}: {error}; allowed: {allowed}'
-      ) from error
+      allowed = 'allowed: a file of experiments.tune'
+      raise InputError(f'--tuned={path}: {error}; {allowed}') from error
 
   def __str__(self) -> str:
     own = ', '.join(trials[0].strategy for trials in self.tried.values())
@@ -260,9 +252,15 @@ class Methods:
     except InputError as error:
       raise InputError(f'--strategies: {error}') from error
 
+  @property
+  def ruled(self) -> bool:
+    """Whether there is a stop rule; without one all epochs are run."""
+    return self.stop_retain_share <= 1
+
   def budget(self, batch_size: int) -> Budget:
     """What a fine-tuning may cost."""
-    rule = self.stop_js_change, self.stop_retain_share
+    share = self.stop_retain_share if self.ruled else math.inf
+    rule = self.stop_js_change, share
     how = self.optimizer, self.schedule
     return Budget(self.epochs, self.learning_rate, batch_size, *rule, *how)
 
@@ -409,11 +407,8 @@ class Study:
     return self.data, self.network, self.forget, self.training
 
 
-# Sections of which no result depends, and places that differ by machine.
-_OWN = (Archives, Engine, Processes)
-
-
 def agreed(config: Any) -> str:
   """What has to be alike in all processes of a run, as a short text."""
-  named = vars(config).items()
-  return key({name: own for name, own in named if not isinstance(own, _OWN)})
+  # Of these no result depends, and places in them differ by machine.
+  own = Archives, Engine, Processes
+  return key({n: v for n, v in vars(config).items() if not isinstance(v, own)})

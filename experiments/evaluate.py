@@ -47,13 +47,8 @@ def main(asked: Evaluate) -> None:
   if asked.checkpoint is None:
     raise FlagError('checkpoint', '', 'a folder with a manifest.json')
   path = pathlib.Path(asked.checkpoint)
-  study = config.Study(
-    source_dir=asked.source_dir,
-    retrained_dir=asked.retrained_dir,
-    generators=asked.generators,
-    archives=asked.archives,
-    execution=asked.execution,
-  )
+  own = 'source_dir', 'retrained_dir', 'generators', 'archives', 'execution'
+  study = config.Study(**{name: getattr(asked, name) for name in own})
   family = lineage.read(path, study, asked.forget_ids)
   if asked.degree:
     from experiments.study import study as studies  # Draws pictures.

@@ -141,12 +141,8 @@ def names(kind: type) -> list[str]:
 def flat(config: Any) -> dict[str, Any]:
   """Every setting by its flag's name, in JSON's types."""
   found: dict[str, Any] = {}
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(value):
-      found |= flat(value)
-    else:
-      found[field.name] = value
+  for name, value in vars(config).items():
+    found |= flat(value) if dataclasses.is_dataclass(value) else {name: value}
   return found
 
 

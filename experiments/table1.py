@@ -27,7 +27,7 @@ def section() -> Section:
 def main(asked: Table1) -> None:
   """Prints the table."""
   del asked
-  rendering.show([section()])
+  rendering.terminal([section()])
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import io
 import re
 from unittest import mock
 
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 import msgspec
 import numpy as np
@@ -19,7 +20,6 @@ from experiments.report import (
   figures,
   model,
   pages,
-  pictures,
   rendering,
   tables,
 )
@@ -148,7 +148,7 @@ def written(tmp_path_factory):
   for name, nasty in (('hostile', NASTY), ('plain', '')):
     string = Strings(nasty)
     made = report_of(string)
-    grid = {degree.name_of(made.degree[0], 'images'): figures.blank(1, 1)}
+    grid = {degree.name_of(made.degree[0], 'images'): Figure(figsize=(1, 1))}
     with mock.patch.object(figures, 'DPI', 40):
       paths = report_test.write(made, tmp_path_factory.mktemp(name), grid)
     data = {form: path.read_bytes() for form, path in paths.items()}
@@ -251,7 +251,7 @@ def test_no_picture_typesets_or_stumbles_over_them():
   drawn.append(figures.image_grid(image, image, [NASTY]))
   titles = [a.get_title() for a in drawn[-1].axes if a.get_title()]
   assert titles == [shown(NASTY, 24)]
-  assert len(drawn) == len(pictures.PICTURES) + 2
+  assert len(drawn) == len(figures.PICTURES) + 2
   with mock.patch.object(figures, 'DPI', 40):
     for figure in drawn:
       assert figures.encoded(figure).startswith(b'\x89PNG')

@@ -19,10 +19,10 @@ from rich.console import Console
 
 from experiments import files
 from experiments.report import (
+  figures,
   judging,
   model,
   pages,
-  pictures,
   rendering,
   tables,
   wording,
@@ -36,7 +36,7 @@ from unlearn_jax.metrics import mean_interval, paired_interval
 
 def write(report, root, grids=None):
   """Writes a report; its files by their names."""
-  assert pages.write(report, root, grids) == root / 'report.html'
+  assert pages.write(report, root, grids or {}) == root / 'report.html'
   return {
     path.stem if path.suffix == '.png' else path.suffix[1:]: path
     for path in root.rglob('*')
@@ -381,7 +381,7 @@ def test_csv_and_json_hold_every_number_under_its_name(tmp_path):
       assert again.mean[name].mean == pytest.approx(mean)
       seeds = [float(line[f'seed {n}']) for n in range(3)]
       np.testing.assert_allclose(seeds, scale * np.array(row.values[name]))
-      half = scale * judging.half_width(row.mean[name])
+      half = scale * (row.mean[name].high - row.mean[name].mean)
       assert float(line['high']) - float(line['mean']) == pytest.approx(half)
   line = cells['top_k', 'gap_minus_control']
   assert float(line['mean']) == pytest.approx(-0.8)  # Two rows below K = 0.
@@ -620,7 +620,7 @@ def test_every_form_is_written_for_any_choice_of_strategies(name, tmp_path):
     assert 'its gap to Retrain was not measured' in wording.verdicts(made)[1]
   paths = write(made, tmp_path)
   forms_ = {'json', 'md', 'html', 'csv', 'tex'}
-  assert set(paths) == forms_ | set(pictures.PICTURES)
+  assert set(paths) == forms_ | set(figures.PICTURES)
   back = msgspec.json.decode(paths['json'].read_bytes(), type=model.Report)
   assert back == made
   text = paths['html'].read_text('utf-8')
@@ -641,7 +641,7 @@ def written(tmp_path_factory):
 
 
 def test_pictures_are_large_enough_to_print(written):
-  for name in pictures.PICTURES:
+  for name in figures.PICTURES:
     pixels = 255 * image.imread(written[name])[..., :3].astype(np.float64)
     assert pixels.shape[1] >= 1200
     assert len(np.unique(pixels @ [65536, 256, 1])) > 100
@@ -708,7 +708,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
 def test_curves_are_those_that_the_legend_names():
   made = report_of()
-  figure = pictures.accuracy_curves(made)
+  figure = figures.accuracy_curves(made)
   (legend,) = figure.legends
   colors = {
     text.get_text(): to_hex(handle.get_color())
@@ -731,7 +731,7 @@ def test_curves_are_those_that_the_legend_names():
 
 
 def test_bars_start_with_the_source_and_show_every_seed():
-  axes = pictures.gap_bars(report_of()).axes[0]
+  axes = figures.gap_bars(report_of()).axes[0]
   labels = [tick.get_text() for tick in axes.get_yticklabels()]
   assert labels[0] == 'Source (untouched)' and 'Retrain' not in labels
   dots = [line for line in axes.lines if line.get_marker() == 'o']

@@ -152,7 +152,7 @@ class Made:
     rows = [(forget_0, retain_0)] + [(forget, retain)] * last
     history = [Epoch(n, 0.0, 0.0, *row) for n, row in enumerate(rows)]
     stop = None if (row, name.fraction, seed) in self.never else 1
-    return Outcome(values, Record(history), stop, None)
+    return Outcome(values | {'stop_epoch': stop}, Record(history), None)
 
   def numbers(self):
     only = tuple(a for a in EVERYTHING if a != 'fig4')

@@ -29,6 +29,7 @@ import pytest
 import running
 
 from experiments import config, settings
+from experiments.report import tables, wording
 from experiments.runtime import signals
 from experiments.runtime.progress import Silent
 from experiments.study import (
@@ -636,11 +637,14 @@ def timed(finished, data_file, monkeypatch):
 
   monkeypatch.setattr(results.stages, 'load', load)
 
-  def report(**errors):
+  def report(share=0.98, **errors):
     failed = {}
     for name, run in errors.items():
       failed[plan.runs[run].strategies[name].key] = f'{name} diverged'
-    made = results.report(results.measured(plan, failed), 1.0)
+    methods = dataclasses.replace(plan.study.methods, stop_retain_share=share)
+    study = dataclasses.replace(plan.study, methods=methods)
+    own = dataclasses.replace(plan, study=study)
+    made = results.report(results.measured(own, failed), 1.0)
     return {row.strategy: row for row in made.rows}, made
 
   return report
@@ -662,6 +666,28 @@ def test_time_runs_from_the_choice_to_the_stop_rule(timed):
   }
   (warning,) = rows['top_k(k=3)'].warnings
   assert 'the stop rule was not met in 2 of 2' in warning
+  assert '≥' in str(tables.table(timed()[1], 'cost'))
+
+
+def test_without_a_stop_rule_seconds_are_of_all_epochs_and_no_bound(timed):
+  # However little the source knows.
+  budget = config.Methods(stop_retain_share=1.5).budget(8)
+  assert budget.stop_rule(0.5).retain_accuracy == np.inf
+  rows, made = timed(share=1.5)
+  seconds = {name: rows[name].values['seconds'] for name in CURVES}
+  assert seconds == {
+    'retrain': [94, 94],
+    'finetune': [13, 13],
+    'top_k(k=3)': [24, 24],
+  }
+  assert not any(row.warnings or row.stop_epoch for row in made.rows)
+  assert rows['finetune'].values['acceleration'] == [94 / 13] * 2
+  cost = tables.table(made, 'cost')
+  assert 'Rule met, epoch' not in cost.columns
+  shown = str(cost) + tables.csv(made)
+  assert not any(sign in shown for sign in ('≥', '≤', '~', 'never'))
+  assert 'There is none: every fine-tuning runs all' in made.stop_rule.text
+  assert made.stop_rule.text[:-1] in str(wording.how_to_read(made))
 
 
 def test_speed_up_is_that_of_retrain_over_its_own(timed):

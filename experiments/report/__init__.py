@@ -2,6 +2,6 @@
 
 `model` is the data and `pages` all that is made of them. In between, `judging`
 says what is resolved, `wording` what is to be said, in the words of
-templates/words.toml; `tables`, `figures`, `pictures` and `degree` show the
-numbers. Pages are `sections`, rendered and written by `rendering`.
+templates/words.toml; `tables`, `figures` and `degree` show the numbers.
+Pages are `sections`, rendered and written by `rendering`.
 """

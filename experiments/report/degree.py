@@ -14,12 +14,19 @@ from experiments.report.wording import WORDS, say
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import mean_interval
 
+Seeds = Sequence[Sequence[Generator]]  # For each seed, its generators.
+
 
 def name_of(facts: DegreeFacts, kind: str) -> str:
   """Of a picture: `degree_bars_8_255`; `kind` is 'bars' or 'images'."""
   bound = facts.max_perturbation
   name = 'unbounded' if bound is None else f'{255 * bound:g}_255'
   return f'degree_{kind}_{name}'
+
+
+def pictures(every: Sequence[DegreeFacts], classes: int) -> dict[str, Figure]:
+  """The bars of each bound, by name."""
+  return {name_of(own, 'bars'): bars(own, classes) for own in every}
 
 
 def bars(facts: DegreeFacts, classes: int) -> Figure:
@@ -33,12 +40,26 @@ def bars(facts: DegreeFacts, classes: int) -> Figure:
   return figures.bars(shown, label, dot='generator', null=null, most=most)
 
 
-def _degrees(seeds: Sequence[Sequence[Generator]]) -> list[float]:
+def _degrees(seeds: Seeds) -> list[float]:
   return [own.held_out.degree for seed in seeds for own in seed]
 
 
-def section(facts: DegreeFacts, grid: bool = True) -> Section:
-  """What a page shows of one bound; `grid`: a picture of images, too."""
+def units(seeds: Seeds, name: str = 'held_out.degree') -> list[float]:
+  """One value a seed, the mean over its generators; of one seed, all."""
+  value = operator.attrgetter(name)
+  columns = [[value(own) for own in seed] for seed in seeds]
+  if len(columns) == 1:
+    return columns[0]
+  return [float(np.mean(column)) for column in columns]
+
+
+def estimate(seeds: Seeds, name: str = 'held_out.degree') -> Estimate:
+  """Over `units`."""
+  return Estimate.of(mean_interval(units(seeds, name)))
+
+
+def section(facts: DegreeFacts) -> Section:
+  """What a page shows of one bound."""
   bound = facts.max_perturbation
   within = 'without a bound' if bound is None else f'within {255 * bound:g}/255'
   heads, null = WORDS['degree_heads'], points(facts.null_degree)
@@ -61,7 +82,7 @@ def section(facts: DegreeFacts, grid: bool = True) -> Section:
     notes=[say('degree', note, facts=facts) for note in notes],
     pictures=[
       Picture(name_of(facts, kind), say('degree', kind), say('alt', kind))
-      for kind in ('bars', *(['images'] if grid else []))
+      for kind in ('bars', *(['images'] if facts.rows else []))
     ],
     kind='verdicts',
   )
@@ -83,7 +104,7 @@ def _cells(row: DegreeRow, facts: DegreeFacts) -> list[str]:
     *(row.label, points(row.degree), points(row.difference)),
     f'{row.p_value:.3f}',
     points(row.unseen_degree) if row.unseen_degree else MISSING,
-    points(_fitted(row)),
+    points(estimate(row.generators, 'fitted.degree')),
     *(points(row.gap), points(row.excess)),
     f'{took_off} of {facts.generators * facts.seeds}',
   ]
@@ -95,16 +116,8 @@ def _moved(row: DegreeRow) -> list[str]:
   for name, scale, digits in WORDS['degree_heads']['second'].values():
     values = judging.known([operator.attrgetter(name)(own) for own in every])
     found = Estimate.of(mean_interval(values)) if values else None
-    text = judging.plus_minus(found, scale, digits) if found else MISSING
-    cells.append(text)
+    cells += [judging.plus_minus(found, scale, digits) if found else MISSING]
   return cells
-
-
-def _fitted(row: DegreeRow) -> Estimate:
-  """Over seeds, each the mean of its generators; of one seed, over those."""
-  values = [[own.fitted.degree for own in seed] for seed in row.generators]
-  means = [float(np.mean(own)) for own in values]
-  return Estimate.of(mean_interval(values[0] if len(values) == 1 else means))
 
 
 def points(value: Estimate) -> str:

@@ -1,11 +1,12 @@
-"""What pictures have in common: looks, bars with dots, grids of images.
+"""Pictures: bars with dots, curves, grids of images; the report's two.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; line style,
 marker and hatch say the same once more for print in grey.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import io
+import itertools
 import math
 import pathlib
 import textwrap
@@ -13,13 +14,14 @@ from typing import Any, NamedTuple
 
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
+from matplotlib.ticker import MaxNLocator
 import numpy as np
 
-from experiments.report.model import Estimate
-from experiments.report.wording import WORDS
+from experiments.report.judging import GAP, estimate, finite, known
+from experiments.report.model import REFERENCE, Estimate, Report
+from experiments.report.wording import WORDS, say
 from unlearn_jax.base import shown as printable
 from unlearn_jax.metrics import mean_interval
 
@@ -27,14 +29,13 @@ STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
 DPI = 180  # of the pictures
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 
-BLACK, GREY, PALE = '#000000', '#6E6E6E', '#FFF3D6'
-ORANGE = '#E69F00'
 CURVES = WORDS['curves']  # Looks by metric.
+LOOKS: dict[str, Any] = WORDS['looks']
 
 
-def label(text: str, width: int = 34) -> str:
+def label(text: str) -> str:
   """Outside text for a picture: printable, and broken into lines."""
-  return textwrap.fill(printable(text, 120), width)
+  return textwrap.fill(printable(text, 120), 34)
 
 
 class Bar(NamedTuple):
@@ -60,17 +61,14 @@ def bars(
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
   # unless something is beyond: dots in any case, and intervals, but of those
   # of two seeds, easily ten times as wide, no more than as much again.
-  figure = blank(WIDTH, 0.34 * len(shown) + 1.15)
+  figure = Figure((WIDTH, 0.34 * len(shown) + 1.15))
   axes = figure.subplots()
   for place, bar in enumerate(shown):
     _bar(axes, place, bar, dot)
   if null:
-    band: Any = {'color': ORANGE, 'alpha': 0.35, 'lw': 0, 'zorder': 0.5}
-    ends = 100 * min(null), 100 * max(null)
-    axes.axvspan(*ends, label='null (M, M′), range', **band)
-    mean: Any = {'color': ORANGE, 'ls': '--', 'lw': 1.2, 'zorder': 3}
-    axes.axvline(100 * float(np.mean(null)), label='its mean', **mean)
-  axes.axvline(0, color=BLACK, lw=0.7)
+    axes.axvspan(100 * min(null), 100 * max(null), **LOOKS['null'])
+    axes.axvline(100 * float(np.mean(null)), **LOOKS['null_mean'])
+  axes.axvline(0, **LOOKS['zero'])
   axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
   axes.tick_params(axis='y', length=0, labelsize=8)
   axes.set_ylim(len(shown) - 0.45, -0.55)
@@ -88,24 +86,18 @@ def bars(
 
 
 def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
-  own, mean = bar.mean, 100 * bar.mean.mean
-  looks = WORDS['bars']
-  look: Any = {'edgecolor': BLACK, 'lw': 0.6}
-  look |= looks.get(bar.role, looks['method'])
-  axes.barh(place, mean, 0.66, **look)
+  own, mean, looks = bar.mean, 100 * bar.mean.mean, WORDS['bars']
+  look = looks.get(bar.role, looks['method'])
+  axes.barh(place, mean, 0.66, **LOOKS['bar'], **look)
   if own.low is not None and own.high is not None:
     sides = [[mean - 100 * own.low], [100 * own.high - mean]]
-    look = {'color': BLACK, 'capsize': 3, 'lw': 1.1, 'fmt': 'none', 'zorder': 4}
-    what = '95 % interval of the mean'
-    axes.errorbar(mean, place, xerr=sides, label=what, **look)
+    axes.errorbar(mean, place, xerr=sides, **LOOKS['interval'])
   if bar.marked:
-    what = 'mean of plain fine-tuning (K = 0)'
-    axes.axvline(mean, color=BLACK, ls='--', lw=0.9, zorder=3, label=what)
-    axes.axhspan(place - 0.5, place + 0.5, color=PALE, zorder=0)
+    axes.axvline(mean, **LOOKS['control'])
+    axes.axhspan(place - 0.5, place + 0.5, **LOOKS['shade'])
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
-  look = {'ms': 4, 'mfc': 'white', 'mec': BLACK, 'mew': 0.8, 'zorder': 5}
-  axes.plot(dots, place + spread, 'o', label=dot, **look)
+  axes.plot(dots, place + spread, label=dot, **LOOKS['dot'])
 
 
 @style.context(STYLE)
@@ -115,7 +107,7 @@ def panels(
   """So many axes in rows of `across`, each so high, with one scale of y."""
   across = max(1, min(across, count))
   down = math.ceil(count / across)
-  figure = blank(WIDTH, height * down + 0.7)
+  figure = Figure((WIDTH, height * down + 0.7))
   grid = figure.subplots(down, across, sharey=True, squeeze=False)
   for axes in grid.flat[count:]:
     axes.remove()
@@ -174,7 +166,7 @@ def image_grid(
   rows['difference × 10,\ngrey = none'] = 127.5 + 10 * (perturbed - images)
   count, (height, width) = len(images), images.shape[1:3]
   cell = (WIDTH - 0.9) / max(count, 4)
-  figure = blank(0.9 + cell * count, 3 * cell * height / width + 0.45)
+  figure = Figure((0.9 + cell * count, 3 * cell * height / width + 0.45))
   grid = figure.subplots(3, count, squeeze=False)
   for line, (name, row) in zip(grid, rows.items()):
     line[0].set_ylabel(name, rotation=0, ha='right', va='center')
@@ -189,17 +181,10 @@ def image_grid(
   return figure
 
 
-def blank(width: float, height: float) -> Figure:
-  """An empty figure, in inches, that no global state knows."""
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure
-
-
 @style.context(STYLE)
 def message(text: str) -> Figure:
   """A small picture that says why there is no picture."""
-  figure = blank(WIDTH, 0.7)
+  figure = Figure((WIDTH, 0.7))
   figure.text(0.5, 0.5, text, ha='center', va='center')
   return figure
 
@@ -207,7 +192,55 @@ def message(text: str) -> Figure:
 @style.context(STYLE)
 def encoded(figure: Figure, form: str = 'png') -> bytes:
   """A figure as PNG or PDF, the same bytes for the same figure."""
-  buffer, metadata = io.BytesIO(), {'CreationDate': None}
-  more: Any = {'metadata': metadata} if form == 'pdf' else {}
-  figure.savefig(buffer, format=form, dpi=DPI, **more)
+  buffer, undated = io.BytesIO(), {'CreationDate': None}
+  metadata = undated if form == 'pdf' else None
+  figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)
   return buffer.getvalue()
+
+
+def gap_bars(report: Report) -> Figure:
+  """Gap to Retrain per strategy: bar of the mean, interval, a dot a seed."""
+  shown = [
+    Bar(
+      *(row.label, known(row.values.get(GAP)), row.role, gap),
+      marked=row is report.control,
+    )
+    for row in sorted(report.rows, key=lambda row: row.role != 'source')
+    if row.role != 'reference' and (gap := estimate(row, GAP))
+  ]
+  if not shown:
+    return message(say('pictures', 'no_gap'))
+  return bars(shown, say('pictures', 'gap_axis'))
+
+
+@style.context(STYLE)
+def accuracy_curves(report: Report) -> Figure:
+  """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
+  rows = [row for row in report.rows if any(own.epoch for own in row.curves)]
+  if not rows:
+    return message(say('pictures', 'no_curves'))
+  labels = 'epoch of unlearning', 'accuracy, %'
+  figure, grid = panels(len(rows), 3, 1.85, *labels)
+  retrained = estimate(report.row(REFERENCE), 'forget_accuracy')
+  for axes, row in zip(grid, rows):
+    for metric, look in CURVES.items():
+      every = [getattr(curve, metric) for curve in row.curves]
+      columns = [  # By epoch, the shares of those seeds that came so far.
+        {seed: share for seed, share in enumerate(shares) if finite(share)}
+        for shares in itertools.zip_longest(*every)
+      ]
+      line(axes, range(len(columns)), columns, look)
+    if retrained:
+      axes.axhline(100 * retrained.mean, **LOOKS['retrain'])
+    axes.set_title(label(row.label), loc='left')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.grid(axis='y')
+  ends = [v for row in rows for m in CURVES for v in known(row.values.get(m))]
+  grid[0].set_ylim(max(0, 100 * min(ends, default=0) - 5), 103)
+  return legend(figure)
+
+
+PICTURES: dict[str, Callable[[Report], Figure]] = {
+  'gap_to_retrain': gap_bars,
+  'accuracy_curves': accuracy_curves,
+}

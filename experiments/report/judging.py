@@ -6,12 +6,10 @@ import re
 from typing import TypeGuard
 
 from experiments.report.model import Estimate, Row
-from unlearn_jax.metrics import paired_interval
+from unlearn_jax.metrics import Interval, paired_interval
 
 GAP = 'gap_to_retrained'
 GAP_MINUS = 'gap_minus_control'  # Its paired difference to the control.
-LOWEST = '↓'
-LEVEL = '(↓)'
 
 
 def finite(value: float | None) -> TypeGuard[float]:
@@ -32,19 +30,13 @@ def number(value: float, digits: int) -> str:
   return text.replace('-', '−')
 
 
-def half_width(value: Estimate) -> float | None:
-  """Half the interval; where it is not symmetric, the longer side."""
-  if value.low is None or value.high is None:
-    return None
-  return max(value.high - value.mean, value.mean - value.low)
-
-
 def plus_minus(value: Estimate, scale: float, digits: int) -> str:
   """Mean and half-width, '50.0 ± 25.0'; no ± where there is no interval."""
-  text, half = number(scale * value.mean, digits), half_width(value)
-  if half is None:
+  text = number(scale * value.mean, digits)
+  if value.low is None or value.high is None:
     return text
-  return f'{text} ± {number(abs(scale) * half, digits)}'
+  half = max(value.high - value.mean, value.mean - value.low)
+  return f'{text} ± {number(scale * half, digits)}'
 
 
 def estimate(row: Row | None, metric: str) -> Estimate | None:
@@ -58,33 +50,24 @@ def estimate(row: Row | None, metric: str) -> Estimate | None:
   return found if ends else Estimate(found.mean)
 
 
-def pairs(row: Row, other: Row) -> list[tuple[float, float]]:
-  """The gaps of the seeds for which both rows have one."""
-  every = zip(row.values.get(GAP, ()), other.values.get(GAP, ()))
-  return [(a, b) for a, b in every if finite(a) and finite(b)]
-
-
-def paired_difference(row: Row, other: Row) -> Estimate | None:
+def paired_difference(row: Row, other: Row) -> Interval | None:
   """`row - other` in the gap, over the seeds of both; None where none are."""
-  if not (both := pairs(row, other)):
+  every = zip(row.values.get(GAP, ()), other.values.get(GAP, ()))
+  both = [(a, b) for a, b in every if finite(a) and finite(b)]
+  if not both:
     return None
   own, its = zip(*both)
-  return Estimate.of(paired_interval(own, its))
+  return paired_interval(own, its)
 
 
 def gap_marks(rows: Sequence[Row]) -> dict[str, str]:
   """By strategy ↓ (lowest gap but for Retrain) or (↓) (not resolvably more)."""
-  gaps = [
-    (gap.mean, row)
-    for row in rows
-    if row.role != 'reference' and (gap := estimate(row, GAP))
-  ]
-  if not gaps:
+  own = [r for r in rows if r.role != 'reference' and estimate(r, GAP)]
+  if not own:
     return {}
-  _, best = min(gaps, key=lambda pair: pair[0])
-  marks = {best.strategy: LOWEST}
-  for _, row in gaps:
-    above = None if row is best else paired_difference(row, best)
-    if above and above.low is not None and above.low <= 0:
-      marks[row.strategy] = LEVEL
-  return marks
+  best = min(own, key=lambda row: row.mean[GAP].mean)
+  above = {row.strategy: paired_difference(row, best) for row in own}
+  level = [
+    n for n, a in above.items() if a and a.low is not None and a.low <= 0
+  ]
+  return {**dict.fromkeys(level, '(↓)'), best.strategy: '↓'}

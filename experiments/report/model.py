@@ -8,7 +8,6 @@ import msgspec
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import Interval
 
-SCHEMA = 2
 # The rows that others are held against.
 SOURCE, REFERENCE, CONTROL = 'source', 'retrain', 'finetune'
 SCRATCH = 'scratch'  # The control that is exact.
@@ -55,7 +54,7 @@ class Row:
   mean: dict[str, Estimate] = field(default_factory=dict)
   paired: dict[str, Estimate] = field(default_factory=dict)
   curves: list[Curve] = field(default_factory=list)  # Of all seeds, or none.
-  # When the stop rule held first; None: never.
+  # When the stop rule held first, None: never; empty where there is no rule.
   stop_epoch: list[int | None] = field(default_factory=list)
   by_tensor: dict[str, float] = field(default_factory=dict)  # Scalars changed.
   warnings: list[str] = field(default_factory=list)
@@ -143,7 +142,7 @@ class Report:
   tuned: str = ''  # What was tuned elsewhere, and how.
   warnings: list[str] = field(default_factory=list)
   degree: list[DegreeFacts] = field(default_factory=list)
-  schema: int = SCHEMA
+  schema: int = 2
 
   def row(self, name: str) -> Row | None:
     """The first row of that factory, or None where it was not run."""

@@ -1,6 +1,6 @@
 """The report: its page, its files, and its summary on a terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 import dataclasses
 import json
 import pathlib
@@ -8,66 +8,60 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.report import degree, rendering, tables, wording
+from experiments.report import degree, figures, rendering, tables, wording
 from experiments.report.model import REFERENCE, Report, to_json
-from experiments.report.pictures import PICTURES
 from experiments.report.sections import Section
 from experiments.report.wording import say
 
-Grids = Mapping[str, Figure] | None  # Images, by `degree.name_of`.
-
 
 def write(
-  report: Report, root: pathlib.Path, grids: Grids = None
+  report: Report, root: pathlib.Path, grids: Mapping[str, Figure]
 ) -> pathlib.Path:
-  """Writes report.{json,md,html,csv,tex} and its pictures; returns the HTML."""
+  """Writes report.{json,md,html,csv,tex} and its pictures; returns the HTML.
+
+  `grids`: pictures of images, by `degree.name_of`.
+  """
+  words = wording.title(report), wording.what_was_done(report)
+  contents: dict[str, bytes | str] = {
+    'report.json': to_json(report),
+    'report.csv': tables.csv(report),
+    'report.tex': tables.tex(report),
+  }
+  pictures = {**drawn(report), **grids}
   return rendering.save(
-    root,
-    'report',
-    wording.title(report),
-    wording.what_was_done(report),
-    page(report, grids or {}),
-    drawn(report, grids),
-    {
-      'report.json': to_json(report),
-      'report.csv': tables.csv(report),
-      'report.tex': tables.tex(report),
-    },
+    root, 'report', *words, page(report), pictures, contents
   )
 
 
-def drawn(report: Report, grids: Grids = None) -> dict[str, Figure]:
-  """All pictures that `page` shows, by name."""
-  found = {name: draw(report) for name, draw in PICTURES.items()}
-  for facts in report.degree:
-    name = degree.name_of(facts, 'bars')
-    found[name] = degree.bars(facts, report.dataset.classes)
-  return found | dict(grids or {})
+def drawn(report: Report) -> dict[str, Figure]:
+  """The pictures that `page` shows, by name, but for those of images."""
+  found = {name: draw(report) for name, draw in figures.PICTURES.items()}
+  return found | degree.pictures(report.degree, report.dataset.classes)
 
 
-def page(report: Report, grids: Iterable[str] = ()) -> list[Section]:
-  """What the page shows below its title; `grids`: names of such pictures."""
+def page(report: Report) -> list[Section]:
+  """What the page shows below its title."""
   judged = {'method', 'baseline'} & {row.role for row in report.rows}
   question = [say('intro', 'question')] if report.row(REFERENCE) else []
-  further = [part for part in tables.parts(report) if part != 'main']
+  main, *further = (
+    Section(own.title, tables=[dataclasses.replace(own, title='')])
+    for own in tables.every(report)
+  )
   return _filled(
     _found(report, question if judged else []),
-    _table(report, 'main'),
+    main,
     _warnings(report),
     Section('How to read this', definitions=wording.how_to_read(report)),
     Section('Pictures', pictures=wording.pictures(report)),
-    *(_table(report, part) for part in further),
-    *(
-      degree.section(facts, degree.name_of(facts, 'images') in grids)
-      for facts in report.degree
-    ),
+    *further,
+    *map(degree.section, report.degree),
     _how_it_was_run(report),
   )
 
 
 def summary(report: Report) -> list[Section]:
   """What the terminal shows: tables, their signs, verdicts, warnings."""
-  made = [tables.table(report, part) for part in tables.parts(report)]
+  made = tables.every(report)
   notes = dict.fromkeys(note for table in made for note in table.notes)
   bare = [dataclasses.replace(table, notes=()) for table in made]
   degrees = map(degree.section, report.degree)
@@ -90,12 +84,6 @@ def _filled(*sections: Section) -> list[Section]:
 def _found(report: Report, paragraphs: list[str]) -> Section:
   sentences = [*wording.verdicts(report), *wording.yardsticks(report)]
   return Section('What was found', paragraphs, sentences, kind='verdicts')
-
-
-def _table(report: Report, part: str) -> Section:
-  made = tables.table(report, part)
-  bare = [dataclasses.replace(made, title='')]
-  return Section(made.title, tables=bare if made.columns[1:] else [])
 
 
 def _warnings(report: Report) -> Section:

@@ -57,15 +57,12 @@ def latex_text(text: str) -> str:
 
 
 def _latex_character(character: str) -> str:
-  if character in WORDS['latex']:
-    return WORDS['latex'][character]
   # Besides ASCII the letters that fonts in the encoding T1 have.
-  if ' ' <= character <= '~':
-    return character
-  if 'À' <= character <= 'ſ' and character not in '÷ĿŀŉſĦħŦŧĸ':
-    return character
+  known = ' ' <= character <= '~' or 'À' <= character <= 'ſ'
+  known = known and character not in '÷ĿŀŉſĦħŦŧĸ'
   # What pdflatex cannot set, as [U+0416].
-  return f'{{[}}U+{ord(character):04X}{{]}}'
+  spelled = character if known else f'{{[}}U+{ord(character):04X}{{]}}'
+  return WORDS['latex'].get(character, spelled)
 
 
 def save(
@@ -158,13 +155,11 @@ _ENDLESS = 100_000  # Where the output is no terminal.
 _RULED = Box('    \n' * 2 + ' ─  \n' + '    \n' * 5)  # Below the heads only.
 
 
-def show(sections: Sequence[Section]) -> None:
-  """Prints them to standard output, whatever that is."""
-  terminal(sections, Console())
-
-
-def terminal(sections: Sequence[Section], console: Console) -> None:
+def terminal(
+  sections: Sequence[Section], console: Console | None = None
+) -> None:
   """Prints all but the pictures; a number is never cut, nor is it folded."""
+  console = console or Console()
   if not console.is_terminal:
     console.width = _ENDLESS
   for section in sections:

@@ -25,11 +25,6 @@ class Table:
   title: str = ''  # Where the section's does not say enough.
   notes: Sequence[str] = ()
 
-  @property
-  def judged(self) -> bool:
-    """Whether these are sentences and verdicts rather than numbers."""
-    return len(self.columns) > 1 and self.columns[1] == 'Verdict'
-
   @classmethod
   def of(cls, head: Sequence[str], body: Sequence[Sequence[str]]) -> 'Table':
     """A table of rows of cells, labels first."""

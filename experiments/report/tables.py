@@ -18,8 +18,9 @@ from unlearn_jax.evaluation import METRICS, Metric
 
 MISSING = '–'
 RULE_MET = 'stop_epoch'
-PARTS: dict[str, dict[str, Any]] = WORDS['parts']  # Titles and metrics.
-FURTHER = 'further'
+# Titles and metrics; of the last all that no other names.
+PARTS: dict[str, dict[str, Any]] = WORDS['parts']
+FURTHER = [*PARTS][-1]
 
 
 def _shown(name: str) -> Metric:
@@ -28,16 +29,11 @@ def _shown(name: str) -> Metric:
   return METRICS.get(name) or METRICS[GAP]._replace(**own)
 
 
-def parts(report: Report) -> list[str]:
-  """Those of `PARTS`, and `FURTHER` where there is any further metric."""
-  return [*PARTS, *([FURTHER] if shown(report, FURTHER) else [])]
-
-
 def shown(report: Report, part: str) -> list[Metric]:
   """The columns of a part that any row can fill."""
   placed = {name for own in PARTS.values() for name in own['metrics']}
   further = [name for name in METRICS if name not in placed]
-  names = PARTS[part]['metrics'] if part in PARTS else further
+  names = further if part == FURTHER else PARTS[part]['metrics']
   return [
     metric
     for metric in map(_shown, names)
@@ -92,8 +88,13 @@ def _range(metric: Metric, column: Sequence[float | None]) -> str:
   return '–'.join(texts) + more
 
 
+def every(report: Report) -> list[Table]:
+  """All parts that have columns."""
+  return [own for part in PARTS if (own := table(report, part)).columns[1:]]
+
+
 def table(report: Report, part: str = 'main') -> Table:
-  """One of `parts`; the signs that occur in it are explained in its notes."""
+  """One of `PARTS`; the signs that occur in it are explained in its notes."""
   columns = shown(report, part)
   made = lines(report.rows, columns, report.control)
   notes = [by_seeds(report, 'interval_note')] if part == 'main' else []
@@ -104,8 +105,7 @@ def table(report: Report, part: str = 'main') -> Table:
   signs = [sign for sign in WORDS['signs'] if sign in words]
   notes += [f'{sign}: {say("signs", sign)}.' for sign in signs]
   heads = [f'{own.label}, {own.unit}'.removesuffix(', ') for own in columns]
-  above = PARTS[part]['title'] if part in PARTS else 'Further metrics'
-  return Table(['Strategy', *heads], made, above, notes)
+  return Table(['Strategy', *heads], made, PARTS[part]['title'], notes)
 
 
 def lines(
@@ -126,8 +126,7 @@ def lines(
 
 def tex(report: Report) -> str:
   """All parts as a LaTeX document that pdflatex compiles."""
-  made = [table(report, part) for part in parts(report)]
-  return rendering.latex(title(report), made)
+  return rendering.latex(title(report), every(report))
 
 
 def csv(report: Report) -> str:

@@ -59,7 +59,7 @@ def by_seeds(report: Report, group: str) -> str:
 
 
 def pictures(report: Report) -> list[Picture]:
-  """The pictures of `pictures.PICTURES` with what stands below each."""
+  """The pictures of `figures.PICTURES` with what stands below each."""
   seeds = len(report.seeds) > 1
   others = [row for row in report.rows if row.role != 'reference']
   drawn = any(estimate(row, GAP) for row in others)
@@ -102,7 +102,7 @@ def _verdict(row: Row, control: Row) -> str:
   if high < 0:
     mean, low, high = -mean, -high, -low
   numbers = [judging.number(100 * share, 2) for share in (mean, low, high)]
-  seeds = len(judging.pairs(row, control))
+  seeds = len(row.values[GAP])
   return say('verdicts', kind, numbers=numbers, seeds=seeds, **facts)
 
 

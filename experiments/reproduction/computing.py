@@ -55,20 +55,14 @@ def compute(
 ) -> dict[Name, Results]:
   """Carries out what is not done, and measures what came out."""
   setups = {name.problem: plan.setup for name, plan in plans.items()}
-  claimed = [workdir] + [
-    Workdir(workdir.root / name, identity(setup))
-    for name, setup in setups.items()
-  ]
-  for own in claimed:
+  held = [Workdir(workdir.root / n, identity(own)) for n, own in setups.items()]
+  for own in (workdir, *held):
     own.claim()
   errors: dict[str, str] = {}
   if wanted:
     asked = next(iter(plans.values())).study
     errors = engine.run([*wanted.values()], asked)
-  found = {name: results.measured(plan, errors) for name, plan in plans.items()}
-  for own in claimed[::-1]:
-    own.release()
-  return found
+  return {name: results.measured(plan, errors) for name, plan in plans.items()}
 
 
 def stage_records(

@@ -245,7 +245,7 @@ def _accelerations(found: Numbers, grid: Sequence[Axes]) -> None:
       axes.plot(place, np.exp(np.mean(np.log(own))), marker, **look)
       axes.vlines(place, min(own), max(own), color, lw=1.0)
     axes.set_xticklabels([at.share for at in problem.places])
-    axes.axhline(1, color=figures.BLACK, lw=0.7, ls=':')
+    axes.axhline(1, ls=':', **figures.LOOKS['zero'])
     axes.set_yscale('log')
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda y, _: f'{y:g}')
@@ -256,7 +256,8 @@ def _figure_4(found: Numbers) -> dict[str, Figure]:
   """Images of D_UL before and after the generator of one pair."""
   for at in found.places('fig4'):
     for stage in found.pairs(at, 'top_k').values():
-      return {'fig4': degrees.grid(stage, found.classes(at))}
+      names = found.found[at.name('degree')].plan.setup.dataset.class_names
+      return {'fig4': degrees.grid(stage, names)}
   return {}
 
 
@@ -264,13 +265,14 @@ def _figure_9(found: Numbers) -> dict[str, Figure]:
   """Unlearning degrees, a figure for each share; none if not whole."""
   made = {}
   for at in found.places('fig9'):
-    own = found.found.get(at.name('degree'))
+    if (own := found.found.get(at.name('degree'))) is None:
+      continue
+    classes = len(own.plan.setup.dataset.class_names)
     names = {found.text(at, r): row.label for r, row in paper.ROWS.items()}
-    for facts in degree_facts(own.plan, own.errors) if own else ():
+    for facts in degree_facts(own.plan, own.errors):
       rows = [replace(row, label=names[row.strategy]) for row in facts.rows]
       facts = replace(facts, rows=rows)
-      figure = degree.bars(facts, len(found.classes(at)))
-      made[f'fig9_{100 * at.fraction:g}'] = figure
+      made[f'fig9_{100 * at.fraction:g}'] = degree.bars(facts, classes)
   return made
 
 
@@ -284,10 +286,12 @@ def _sweeps(found: Numbers) -> dict[str, Figure]:
     for point in statements.points(found, sweep):
       role = 'default' if point.default else 'tried'
       rows.append((f'{sweep.name}: {point.text}', role, point.columns[GAP]))
-  shown = []
-  for name, role, own in rows:
-    if mean := series.interval(own):
-      bar = name, [*own.values()], role, Estimate.of(mean)
-      shown.append(figures.Bar(*bar, marked=role == 'control'))
+  shown = [
+    figures.Bar(
+      name, [*own.values()], role, Estimate.of(mean), role == 'control'
+    )
+    for name, role, own in rows
+    if (mean := series.interval(own))
+  ]
   text = 'gap to Retrain, points (0 = same numbers as Retrain)'
   return {'sweeps': figures.bars(shown, text)}

@@ -41,10 +41,6 @@ class Numbers:
     """A row, the source or `NULL` as the studies name it."""
     return self.preset.spelled(at.problem, row) if row in ROWS else row
 
-  def classes(self, at: Place) -> Sequence[str]:
-    """Names of what its images show."""
-    return self.found[at.name('degree')].plan.setup.dataset.class_names
-
   def of(
     self, kind: str, at: Place, row: str, metric: str, epoch: int | None = None
   ) -> Series:
@@ -76,7 +72,7 @@ class Numbers:
   def stop_epochs(self, at: Place, row: str) -> list[int | None]:
     """When the stop rule held in each seed of a row of tables; None: never."""
     found = self._outcomes(at.name('table'), self.text(at, row))
-    return [own.stop_epoch for own in found.values()]
+    return [own.values['stop_epoch'] for own in found.values()]
 
   def cut_off(self, at: Place, *rows: str) -> bool:
     """Whether a seed of a row never met the stop rule: a bound is all then."""

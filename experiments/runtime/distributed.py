@@ -102,9 +102,8 @@ def _join(processes: Processes, kind: str | None) -> None:
   address, seconds = processes.coordinator, processes.join_seconds
   # JAX has no name for Kubernetes. What the flags tell is not looked for, and
   # not every interface of the machine is listened at.
-  options: dict[str, Any] = {'cluster_detection_method': kind or 'deactivate'}
-  if kind == 'k8s':
-    del options['cluster_detection_method']
+  method = None if kind == 'k8s' else kind or 'deactivate'
+  options: dict[str, Any] = {'cluster_detection_method': method}
   if not kind:
     options |= {flag: getattr(processes, flag) for flag in _FLAGS[1:]}
     options |= {'coordinator_address': address}

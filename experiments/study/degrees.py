@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from matplotlib.figure import Figure
 import numpy as np
@@ -14,9 +15,9 @@ from experiments.study.stages import Output, Stage, StageFailedError
 from experiments.workdir import finished
 from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, degree, spd_gan
-from unlearn_jax.base import InputError, TrainState, shown
+from unlearn_jax.base import InputError
 from unlearn_jax.degree import Run
-from unlearn_jax.snapshots import Epoch, Snapshot
+from unlearn_jax.snapshots import Epoch
 from unlearn_jax.spd_gan import GeneratorSettings
 
 SHOWN = 8  # Images of a grid.
@@ -62,24 +63,20 @@ def measure_degree(
       settings,
       seeds=study.generators.degree_seeds,
       on_epoch=on_epoch,
-      keeper=lambda number: _Keeper(number, epochs, partial, progress),
+      keeper=lambda number: partial.part(number, epochs, progress.goes_on),
     )
   except InputError as error:
     raise StageFailedError(f'{stage.title}: {error}') from error
   # Numbers, and images before and after the first generator.
-  held_out = sets.part('held_out')
+  held_out, first = sets.part('held_out'), found.runs[0].generator
   few = held_out.take(np.arange(min(SHOWN, held_out.size)))
-  first = found.runs[0].generator
   tree = {
     'images': np.asarray(few.images)[np.asarray(few.indices)],
     'perturbed': spd_gan.perturb_images(first, few, settings),
   }
-  measured = Measured(
-    [
-      dataclasses.replace(own, history=(), generator=None) for own in found.runs
-    ],
-    few.own_labels.tolist(),
-  )
+  bare: Any = {'history': (), 'generator': None}
+  runs = [dataclasses.replace(own, **bare) for own in found.runs]
+  measured = Measured(runs, few.own_labels.tolist())
   manifest = {
     'source_sha256': source.manifest.state_sha256,
     'other_sha256': other.manifest.state_sha256,
@@ -88,34 +85,6 @@ def measure_degree(
   mean = 100 * float(np.mean(found.values))
   note = f'{mean:.1f} points on the held-out half'
   return Output(tree, manifest, finished.contents(measured), note)
-
-
-class _Keeper:
-  """Keeps one generator of a pair, in a folder of its own.
-
-  One that is trained is saved before the next begins, so that what is gone on
-  with is never trained twice.
-  """
-
-  def __init__(
-    self, number: int, epochs: int, partial: Partial, progress: Progress
-  ):
-    self._before, self._epochs = number * epochs, epochs
-    self._partial, self._progress = partial, progress
-    self._own = partial.part(f'generator{number}')
-
-  def load(self, like: TrainState) -> Snapshot | None:
-    found = self._own.load(like)
-    if found is not None:
-      self._partial.wall_seconds += self._own.wall_seconds
-      epoch = found.course.epoch
-      self._progress.goes_on(self._before + epoch, epoch)
-    return found
-
-  def save(self, snapshot: Snapshot) -> None:
-    self._own.save(snapshot)
-    if snapshot.course.epoch == self._epochs:
-      self._own.flush()
 
 
 def read(stage: Stage) -> Measured:
@@ -127,7 +96,4 @@ def grid(stage: Stage, class_names: Sequence[str]) -> Figure:
   """Fig. 4: images that were not fitted on, and what became of them."""
   tree, _ = checkpoints.restore_tree(stage.path)
   labels = [class_names[label] for label in read(stage).labels]
-  images, perturbed = (np.asarray(tree[n]) for n in ('images', 'perturbed'))
-  return figures.image_grid(
-    images, perturbed, [shown(label, 24) for label in labels]
-  )
+  return figures.image_grid(tree['images'], tree['perturbed'], labels)

@@ -114,11 +114,8 @@ def _dask(engine: config.Engine) -> Iterator[futures.Executor]:
   try:
     import distributed
   except ImportError as error:
-    raise FlagError(
-      'engine',
-      'dask',
-      "local, or dask after pip install 'unlearn_jax[cluster]'",
-    ) from error
+    allowed = "local, or dask after pip install 'unlearn_jax[cluster]'"
+    raise FlagError('engine', 'dask', allowed) from error
   with contextlib.ExitStack() as stack:
     if engine.scheduler is None:
       cluster = stack.enter_context(_local_cluster(engine.workers))

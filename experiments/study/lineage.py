@@ -11,7 +11,7 @@ from experiments.study import setup as setups
 from experiments.study.setup import Setup
 from experiments.study.stages import Stage
 from experiments.workdir import finished
-from experiments.workdir.finished import Facts, Finished, Manifest
+from experiments.workdir.finished import Finished, Manifest
 from unlearn_jax.base import Dataset, InputError, Splits
 
 
@@ -68,18 +68,16 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   retrained = _relative(
     setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
   )
-  if retrained is not None and source.manifest.recipe is not None:
-    planning.require_recipe(
-      retrained.manifest, source.manifest.recipe, str(retrained.path)
-    )
+  if retrained is not None:
+    its, recipe = retrained.manifest, source.manifest.recipe
+    planning.require_recipe(its, recipe, str(retrained.path))
+  first, second = source.manifest.seed or 0, said.seed or 0
   study = dataclasses.replace(
     asked,
     data=which,
     network=config.Network(said.model, said.width, said.dtype),
     forget=config.Forget(f'ids({file})'),
-    draws=config.Seeds(
-      source_seed=source.manifest.seed or 0, unlearn_seed=said.seed or 0
-    ),
+    draws=config.Seeds(source_seed=first, unlearn_seed=second),
     seeds=1,
   )
   return Lineage(study, setup, splits, own, source, retrained)
@@ -93,13 +91,10 @@ def _setup(path: pathlib.Path, said: Manifest, dataset: Dataset) -> Setup:
     num_classes=len(dataset.class_names),
     image_shape=list(dataset.image_shape),
   )
-  names = [field.name for field in dataclasses.fields(Facts)]
   try:
     if {len(said.pixel_mean), len(said.pixel_std)} != {said.image_shape[-1]}:
       raise InputError('pixel_mean and pixel_std, allowed: one a channel')
-    return setups.assemble(
-      dataset, Facts(**{name: getattr(said, name) for name in names})
-    )
+    return setups.assemble(dataset, said)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
 
@@ -150,8 +145,7 @@ def twin(lineage: Lineage, null_dir: str | None) -> Stage:
     model = setups.load_model(setup, path, strategy='source')
     if model.manifest.state_sha256 == own.state_sha256:
       raise FlagError('null_dir', null_dir, 'not the source itself')
-    if own.recipe is not None:
-      planning.require_recipe(model.manifest, own.recipe, null_dir)
+    planning.require_recipe(model.manifest, own.recipe, null_dir)
     return stages.given(model, 'null')
   alike = {'strategy': 'source', 'recipe': own.recipe, 'dtype': own.dtype}
   for path, said in _beside(setup, source.path, **alike).items():

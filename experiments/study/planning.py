@@ -46,6 +46,17 @@ class Plan:
   runs: list[Run]  # one a seed
 
   @property
+  def drawn(self) -> dict[int, Splits]:
+    """The forget set of each seed."""
+    return {run.seed: run.splits for run in self.runs}
+
+  @property
+  def reference(self) -> str:
+    """The spelling of Retrain; '' where it is not among the strategies."""
+    every = (c.text for c in self.chosen if c.strategy.role == REFERENCE)
+    return next(every, '')
+
+  @property
   def stages(self) -> list[Stage]:
     """Each once and after its parents; none that are given."""
     found: dict[str, Stage] = {}
@@ -116,9 +127,8 @@ class Planner:
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
     study, recipe = self.study, self.study.training.resolved
-    own = self.setup.facts
-    facts = [own.model, own.width, own.num_classes]
-    facts += [own.data_fingerprint, own.dtype]
+    names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
+    facts = [getattr(self.setup.facts, name) for name in names]
     seed = study.draws.seed + run
     return Stage(
       self.root,
@@ -285,9 +295,9 @@ def _require_siblings(
   require_recipe(its, wanted, flag)
 
 
-def require_recipe(its: Manifest, wanted: Recipe, path: str) -> None:
-  """Refuses a model that was not trained as the source was."""
-  if its.recipe is None:
+def require_recipe(its: Manifest, wanted: Recipe | None, path: str) -> None:
+  """Refuses a model that was not trained as the source was, where both say."""
+  if its.recipe is None or wanted is None:
     return
   for field in dataclasses.fields(wanted):
     own, other = (getattr(r, field.name) for r in (its.recipe, wanted))

@@ -11,7 +11,7 @@ import pathlib
 import platform
 import re
 import subprocess
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -28,14 +28,22 @@ def code() -> Code:
   sha, root = hashlib.sha256(), pathlib.Path(unlearn_jax.__file__).parent
   for path in sorted(root.rglob('*.py')):
     sha.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
+  first, own = parallel.devices()[0], cast(Any, jax.config)
+  kind = first.device_kind
+  if first.platform == 'cpu':
+    kind = f'{cpu_name()}, {cores()} cores'
+  # Of XLA; a CPU's last bits depend on them.
+  threads = os.environ.get('NPROC', '')
+  precision = own.jax_default_matmul_precision or 'default'
+  wide = ', x64' * own.jax_enable_x64
   return Code(
     version=unlearn_jax.__version__,
     commit=_commit(),
     source_sha256=sha.hexdigest(),
     jax=jax.__version__,
-    device=_device(),
-    threads=_threads(),
-    numerics=_numerics(),
+    device=f'{first.platform}: {kind}',
+    threads=int(threads) if threads.isdecimal() else cores(),
+    numerics=f'{own.jax_default_prng_impl}, {precision} matmul{wide}',
   )
 
 
@@ -53,27 +61,6 @@ def environment() -> dict[str, Any]:
     **made,
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
   }
-
-
-def _threads() -> int:
-  """Those that XLA computes with; a CPU's last bits depend on them."""
-  told = os.environ.get('NPROC', '')
-  return int(told) if told.isdecimal() else cores()
-
-
-def _numerics() -> str:
-  own: Any = jax.config
-  precision = own.jax_default_matmul_precision or 'default'
-  wide = ', x64' * own.jax_enable_x64
-  return f'{own.jax_default_prng_impl}, {precision} matmul{wide}'
-
-
-def _device() -> str:
-  """Platform and kind of the devices."""
-  first = parallel.devices()[0]
-  own = f'{cpu_name()}, {cores()} cores'
-  kind = own if first.platform == 'cpu' else first.device_kind
-  return f'{first.platform}: {kind}'
 
 
 def cores() -> int:

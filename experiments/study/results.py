@@ -1,8 +1,9 @@
 """From finished stages to numbers, and from numbers to a report."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import sys
+from typing import Any
 
 from matplotlib.figure import Figure
 import msgspec
@@ -12,6 +13,7 @@ from experiments import config, settings
 from experiments.report import degree
 from experiments.report import model as reports
 from experiments.report.model import DegreeFacts, Estimate
+from experiments.report.wording import say
 from experiments.study import degrees, provenance, stages
 from experiments.study import setup as setups
 from experiments.study.planning import Plan, Run
@@ -23,21 +25,21 @@ from unlearn_jax import metrics
 from unlearn_jax.calibration import calibrated_degree
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.evaluation import Cost, Evidence, measure
-from unlearn_jax.strategies import METHOD, REFERENCE, Chosen
+from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
 from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
 
-# For each seed, its generators.
-Generators = list[list[Generator]]
+_SOURCE = Chosen(
+  reports.SOURCE, {}, Strategy('Source (untouched)', reports.SOURCE), {}
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
   """One model of one run."""
 
-  values: dict[str, float | None]  # by metric; None where one does not apply
+  values: dict[str, Any]  # by metric, numbers; None where one does not apply
   record: Record  # how the model came about
-  stop_epoch: int | None  # when the stop rule held first; None if it never did
   stage: Stage  # it is the result of
 
 
@@ -66,10 +68,8 @@ class Results:
 
 def measured(plan: Plan, errors: Mapping[str, str]) -> Results:
   """Measures every model of a study whose stages are carried out."""
-  outcomes: dict[str, list[Outcome | None]] = {'source': []}
-  for run in plan.runs:
-    for name, own in _measured_run(plan, run, errors).items():
-      outcomes.setdefault(name, []).append(own)
+  every = [_measured_run(plan, run, errors) for run in plan.runs]
+  outcomes = {name: [own[name] for own in every] for name in every[0]}
   return Results(plan, outcomes, errors)
 
 
@@ -92,38 +92,28 @@ def _measured_run(
     for name, model in models.items()
     if name != 'source' and model.record.history
   }
-  roles = {own.text: own.strategy.role for own in plan.chosen}
-  reference = next((n for n, r in roles.items() if r == REFERENCE), '')
   found: dict[str, Outcome | None] = dict.fromkeys(every)
   for name, model in models.items():
-    cost = costs.get(name)
     evidence = Evidence(
       predictions[name],
       predictions['source'],
       run.splits,
-      predictions.get(reference),
-      cost,
-      costs.get(reference),
+      predictions.get(plan.reference),
+      costs.get(name),
+      costs.get(plan.reference),
     )
-    stop = cost.stop_epoch if cost else None
-    found[name] = Outcome(measure(evidence), model.record, stop, every[name])
+    found[name] = Outcome(measure(evidence), model.record, every[name])
   return found
 
 
 def _cost(study: config.Study, record: Record) -> Cost:
   """What a model took until the stop rule held first, or in all if never."""
   rows = record.history
-  names = 'js_to_source', 'retain_accuracy'
-  history = [
-    Epoch(
-      row.epoch,
-      row.loss,
-      row.seconds,
-      # Of None NaN, by which no rule holds.
-      {name: float(np.array(getattr(row, name), float)) for name in names},
-    )
-    for row in rows
-  ]
+  history = []
+  for row in rows:
+    # Of None NaN, by which no rule holds.
+    known = {n: np.nan if v is None else v for n, v in vars(row).items()}
+    history.append(Epoch(row.epoch, row.loss, row.seconds, known))
   budget = study.methods.budget(study.training.resolved.batch_size)
   stop = budget.stop_rule(record.source_retain_accuracy).epoch(history)
   return Cost(
@@ -141,13 +131,12 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
   setup, splits = plan.setup, plan.runs[0].splits
   methods, facts = study.methods, plan.setup.facts
   control = next((c for c in plan.chosen if c.name == reports.CONTROL), None)
-  titles = {
-    own.stage.path: own.stage.title
+  made = {
+    own.stage.title: finished.manifest(own.stage.path)
     for column in results.outcomes.values()
     for own in column
     if own is not None
   }
-  made = {title: finished.manifest(path) for path, title in titles.items()}
   return reports.Report(
     command=command(),
     config=settings.flat(study),
@@ -177,17 +166,12 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       js_change=methods.stop_js_change,
       retain_share=methods.stop_retain_share,
       max_epochs=methods.epochs,
-      text=_rule_text(methods),
+      text=say('stop_rule', 'held' if methods.ruled else 'none', own=methods),
     ),
     seeds=[run.seed for run in plan.runs],
-    rows=[_row(results, own, control) for own in (None, *plan.chosen)],
+    rows=[_row(results, own, control) for own in (_SOURCE, *plan.chosen)],
     tuned=str(methods.found or ''),
-    warnings=[
-      warning
-      for run in plan.runs
-      for warning in setups.lost_classes(setup, run.splits, run.seed)
-    ]
-    + _stage_warnings(made),
+    warnings=setups.lost_classes(setup, plan.drawn) + _stage_warnings(made),
     degree=degree_facts(plan, results.errors),
   )
 
@@ -196,19 +180,6 @@ def command() -> str:
   """What was typed, as it can be typed again."""
   name = sys.argv[0].rpartition('/')[2].removesuffix('.py')
   return ' '.join([f'python -m experiments.{name}', *sys.argv[1:]])
-
-
-def _rule_text(methods: config.Methods) -> str:
-  if methods.stop_retain_share > 1:
-    return f'There is none: every fine-tuning runs all {methods.epochs} epochs.'
-  return (
-    'The clock stops after the first epoch in which the mean JS divergence to'
-    f' the source on D_UL moved by at most {methods.stop_js_change:g} bits and'
-    f' the accuracy on D_RE was at least {methods.stop_retain_share:g} of the'
-    " source's (both on at most 2,048 evenly spaced examples). It ends every"
-    f' fine-tuning, at most {methods.epochs} epochs; Retrain runs its whole'
-    ' recipe, and the rule only says when its clock stops.'
-  )
 
 
 def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
@@ -225,17 +196,15 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
     f' {value}, here {str(now[name])[:40]}), such as {titles[0]}'
     for (name, value), titles in other.items()
   ] + [
-    f'{title}: its process was stopped meanwhile, and its seconds count that'
+    say('warnings', 'stopped', title=title)
     for title, said in made.items()
     if said.stopped
   ]
 
 
-def _row(
-  results: Results, own: Chosen | None, control: Chosen | None
-) -> reports.Row:
-  """One strategy over all runs; the source, where there is none."""
-  name = own.text if own else reports.SOURCE
+def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
+  """One strategy over all runs, or the source."""
+  name, label, role = own.text, own.label, own.strategy.role
   column = results.outcomes[name]
   known = [outcome for outcome in column if outcome is not None]
   values = {
@@ -243,32 +212,30 @@ def _row(
     for metric in (known[0].values if known else ())
     if any(outcome.values[metric] is not None for outcome in known)
   }
-  curved = own is not None and all(o.record.history for o in known)
-  curved = curved and len(known) == len(column)
-  label = own.label if own else 'Source (untouched)'
-  errors = [
-    results.errors.get(stage.key)
+  # How it came about: of all seeds, or of none.
+  made = known if role != reports.SOURCE and None not in column else []
+  made = made if all(o.record.history for o in made) else []
+  ruled = results.plan.study.methods.ruled
+  stops = [o.values['stop_epoch'] for o in made if ruled]
+  failed = [
+    results.errors[stage.key]
     for run in results.plan.runs
-    if (stage := run.strategies.get(name))
+    if (stage := run.strategies.get(name)) and stage.key in results.errors
   ]
-  failed = [error for error in errors if error]
   if failed:
     # Means over the seeds that came through would flatter it: there are none.
     label += f' (diverged: {len(failed)} of {len(column)} seeds)'
   paired = {}
-  if own and control and own.text != control.text:
+  if control and role != reports.SOURCE and name != control.text:
     for metric in values:
       mine, its = (results.whole(n, metric) for n in (name, control.text))
       if mine and its:
         paired[metric] = Estimate.of(metrics.paired_interval(mine, its))
-  # Above 1 there is no rule: seconds are those of all epochs.
-  ruled = results.plan.study.methods.stop_retain_share <= 1
-  stops = [o.stop_epoch for o in known] if ruled else []
   return reports.Row(
     strategy=name,
-    name=own.name if own else reports.SOURCE,
+    name=own.name,
     label=label,
-    role=own.strategy.role if own else reports.SOURCE,
+    role=role,
     parameters=known[0].stage.depends.get('training', {}) if known else {},
     values=values,
     mean={
@@ -277,13 +244,13 @@ def _row(
       if (whole := results.whole(name, metric))
     },
     paired=paired,
-    curves=[_curve(o.record) for o in known] if curved else [],
-    stop_epoch=stops if curved else [],
+    curves=[_curve(o.record) for o in made],
+    stop_epoch=stops,
     by_tensor={
-      path: float(np.mean([o.record.by_tensor.get(path, 0) for o in known]))
-      for path in (results.plan.setup.tensor_sizes if curved else ())
+      path: float(np.mean([o.record.by_tensor.get(path, 0) for o in made]))
+      for path in (results.plan.setup.tensor_sizes if made else ())
     },
-    warnings=failed or (_warnings(own, known, stops) if curved and own else []),
+    warnings=failed or _warnings(own, made, stops),
     checkpoints=[str(outcome.stage.path) for outcome in known],
   )
 
@@ -301,23 +268,17 @@ def _warnings(
   if changed and own.strategy.role != REFERENCE:
     bits = float(np.mean([o.record.perturbation_js for o in known]))
     if bits < NOTHING:
-      found.append(
-        f'{own.label}: the perturbation moved held-out outputs by only'
-        f' {bits:.2g} bits; what follows is plain fine-tuning'
-      )
-  if missed := sum(stop is None for stop in stops):
-    found.append(
-      f'{own.label}: the stop rule was not met in {missed} of'
-      f' {len(known)} run(s); the seconds are a lower bound'
-    )
+      found.append(say('warnings', 'nothing', label=own.label, bits=bits))
+  if missed := stops.count(None):
+    facts = {'label': own.label, 'missed': missed, 'runs': len(known)}
+    found.append(say('warnings', 'cut_off', **facts))
   return found
 
 
 def degree_facts(plan: Plan, errors: Mapping[str, str]) -> list[DegreeFacts]:
   """The degrees of a study, one entry a bound; none where none were asked."""
   places = range(len(plan.runs[0].degrees))
-  found = [_within(plan, place, errors) for place in places]
-  return [facts for facts in found if facts is not None]
+  return [own for place in places if (own := _within(plan, place, errors))]
 
 
 def _within(
@@ -325,7 +286,7 @@ def _within(
 ) -> DegreeFacts | None:
   """The degrees of one bound; None where the null could not be measured."""
 
-  def read(name: str, unseen: bool = False) -> Generators:
+  def read(name: str, unseen: bool = False) -> list[list[Generator]]:
     """Of each run; nothing unless there is one of every run."""
     own = [run.degrees[place].get((name, unseen)) for run in plan.runs]
     if any(stage is None or stage.key in errors for stage in own):
@@ -335,18 +296,16 @@ def _within(
   null = read('null')
   if not null:
     return None
-  roles = {own.text: own.strategy.role for own in plan.chosen if read(own.text)}
-  target = next((name for name in roles if roles[name] == REFERENCE), '')
   rows = []
   for own in plan.chosen:
     known, unseen = read(own.text), read(own.text, True)
     if not known:
       continue
-    goal = read(target) if target != own.text else None
+    goal = read(plan.reference) if plan.reference != own.text else None
     calibrated = calibrated_degree(
-      _units(known, _degree),
-      _units(null, _degree),
-      _units(goal, _degree) if goal else None,
+      degree.units(known),
+      degree.units(null),
+      degree.units(goal) if goal else None,
     )
     rows.append(
       reports.DegreeRow(
@@ -355,10 +314,10 @@ def _within(
         role=own.strategy.role,
         generators=known,
         unseen=unseen,
-        degree=_estimate(known, _degree),
-        gap=_estimate(known, lambda own: own.held_out.gap),
-        excess=_estimate(known, lambda own: own.held_out.excess),
-        unseen_degree=_estimate(unseen, _degree) if unseen else None,
+        degree=degree.estimate(known),
+        gap=degree.estimate(known, 'held_out.gap'),
+        excess=degree.estimate(known, 'held_out.excess'),
+        unseen_degree=degree.estimate(unseen) if unseen else None,
         difference=Estimate.of(calibrated.difference),
         p_value=calibrated.p_value,
         verdict=calibrated.verdict,
@@ -371,7 +330,7 @@ def _within(
     generators=len(null[0]),
     seeds=len(null),
     null=null,
-    null_degree=_estimate(null, _degree),
+    null_degree=degree.estimate(null),
     rows=rows,
   )
 
@@ -389,23 +348,3 @@ def grids(plan: Plan, every: Sequence[DegreeFacts]) -> dict[str, Figure]:
         pairs[row.strategy, False], plan.setup.dataset.class_names
       )
   return found
-
-
-def _degree(generator: Generator) -> float:
-  return generator.held_out.degree
-
-
-def _units(
-  runs: Generators, value: Callable[[Generator], float]
-) -> list[float]:
-  """One value a seed, the mean over its generators; of one seed, all."""
-  columns = [[value(generator) for generator in own] for own in runs]
-  if len(columns) == 1:
-    return columns[0]
-  return [float(np.mean(column)) for column in columns]
-
-
-def _estimate(
-  runs: Generators, value: Callable[[Generator], float]
-) -> Estimate:
-  return Estimate.of(metrics.mean_interval(_units(runs, value)))

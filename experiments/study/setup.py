@@ -75,10 +75,8 @@ def _set_up(
       image_shape=list(dataset.image_shape),
       pixel_mean=mean,
       pixel_std=std,
-      dataset=which.dataset,
-      train_subset=which.train_subset,
-      test_fraction=which.test_fraction,
       data_fingerprint=dataset.fingerprint,
+      **vars(which),
     ),
   )
 
@@ -110,6 +108,7 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
   be prepared, once.
   """
 
+  @functools.cache
   def read() -> Dataset:
     try:
       dataset = data.load(
@@ -128,20 +127,13 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
       raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
     return data.subset(dataset, size)
 
-  made: list[Dataset] = []
-
-  def first() -> str:
-    made.append(read())
-    return made[0].fingerprint
-
-  told = parallel.by_first(first)
-  dataset = made[0] if made else read()
-  if dataset.fingerprint != told:
+  told = parallel.by_first(lambda: read().fingerprint)
+  if read().fingerprint != told:
     raise InputError(
       f'--dataset={which.dataset}: its data differ from those of process 0;'
       ' allowed is the same data set in all processes'
     )
-  return dataset
+  return read()
 
 
 def assemble(dataset: Dataset, facts: Facts) -> Setup:
@@ -267,11 +259,13 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
   return lines
 
 
-def lost_classes(setup: Setup, splits: Splits, seed: int) -> list[str]:
-  """A warning where of a class, or of several, nothing is retained."""
-  names: Any = setup.dataset.class_names
-  lost = data.classes_lost(splits, len(names))
-  few = ', '.join(shown(repr(names[c])) for c in lost[:3])
-  few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
-  text = f'nothing is retained of class {few} (seed {seed})'
-  return [text] if len(lost) else []
+def lost_classes(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
+  """A warning for each seed that retains nothing of some classes."""
+  names, found = setup.dataset.class_names, []
+  for seed, splits in drawn.items():
+    lost = data.classes_lost(splits, len(names))
+    few = ', '.join(shown(repr(names[c])) for c in lost[:3])
+    few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
+    if len(lost):
+      found.append(f'nothing is retained of class {few} (seed {seed})')
+  return found

@@ -105,10 +105,14 @@ def carry_out(stage: Stage, progress: Progress) -> str:
     try:
       output = stage.work(stage, partial, progress)
     except training.DivergedError as error:
-      raise diverged(stage, error.epoch) from error
+      raise StageFailedError(
+        f'{stage.title} diverged in epoch {error.epoch}: a loss, a parameter or'
+        ' an output is not finite; allowed: smaller learning rates and ε'
+      ) from error
     wall = partial.wall_seconds + time.monotonic() - start
     facts = {'wall_seconds': wall, 'stopped': signals.continued() > stops}
-    _save(stage, output, facts)
+    code = {'code': provenance.code(), 'depends': dict(stage.depends)}
+    _save(stage, output, facts | msgspec.to_builtins(code))
   partial.remove()
   return output.note
 
@@ -119,20 +123,8 @@ def _forget_programs(group: Any) -> None:
   jax.clear_caches()
 
 
-def diverged(stage: Stage, epoch: int) -> StageFailedError:
-  """What to raise where numbers of a stage are not finite."""
-  return StageFailedError(
-    f'{stage.title} diverged in epoch {epoch}: a loss, a parameter or an output'
-    ' is not finite; allowed: smaller learning rates and ε'
-  )
-
-
 def _save(stage: Stage, output: Output, facts: dict[str, Any]) -> None:
   manifest = msgspec.to_builtins(output.manifest) | facts
-  manifest |= {
-    'code': msgspec.to_builtins(provenance.code()),
-    'depends': msgspec.to_builtins(dict(stage.depends)),
-  }
   directory.require_claimed(stage.root)
   try:
     checkpoints.save_tree(stage.path, output.tree, manifest, files=output.files)

@@ -45,8 +45,7 @@ def identity(setup: Setup) -> Identity:
 def compute(study: config.Study, plan: Plan, workdir: Workdir) -> Results:
   """Carries out all stages of a plan, and measures what came out."""
   parallel.by_first(workdir.claim)
-  drawn = {run.seed: run.splits for run in plan.runs}
-  say(*setups.describe(plan.setup, drawn))
+  say(*setups.describe(plan.setup, plan.drawn))
   return results.measured(plan, engine.run(plan.stages, study))
 
 
@@ -60,7 +59,7 @@ def run(study: config.Study) -> None:
   images = results.grids(plan, report.degree)
   directory.require_claimed(root)
   parallel.by_first(lambda: str(pages.write(report, root, images)))
-  rendering.show(pages.summary(report))
+  rendering.terminal(pages.summary(report))
   say(f'Report: {root / "report.html"}')
 
 
@@ -96,33 +95,22 @@ def measure_degree(
     say(f'warning: {error}')
   # What was found, as a page.
   found = results.degree_facts(plan, errors)
-  images = results.grids(plan, found)
-  sections, drawn = [], dict(images)
-  for own in found:
-    drawn[degree.name_of(own, 'bars')] = degree.bars(
-      own, len(setup.dataset.class_names)
-    )
-    has_images = degree.name_of(own, 'images') in images
-    sections.append(degree.section(own, has_images))
+  drawn = degree.pictures(found, len(setup.dataset.class_names))
+  drawn |= results.grids(plan, found)
+  sections = [degree.section(own) for own in found]
   record = {
     'command': results.command(),
     'checkpoint': str(family.own.path),
     'environment': provenance.environment(),
     'degree': found,
   }
-  page = parallel.by_first(
-    lambda: str(
-      rendering.save(
-        root,
-        'degree',
-        f'Unlearning degree of {label}',
-        f'{shown(setup.dataset.name)},'
-        f' {splits.forget.size:,} images forgotten.',
-        sections,
-        drawn,
-        {'degree.json': to_json(record)},
-      )
-    )
+  title = f'Unlearning degree of {label}'
+  intro = (
+    f'{shown(setup.dataset.name)}, {splits.forget.size:,} images forgotten.'
   )
-  rendering.show([Section(own.title, own.sentences) for own in sections])
+  contents = sections, drawn, {'degree.json': to_json(record)}
+  page = parallel.by_first(
+    lambda: str(rendering.save(root, 'degree', title, intro, *contents))
+  )
+  rendering.terminal([Section(own.title, own.sentences) for own in sections])
   say(f'Report: {page}')

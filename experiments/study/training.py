@@ -16,11 +16,11 @@ from experiments.workdir import finished
 from experiments.workdir.finished import Finished, Manifest, Recipe, Record
 from experiments.workdir.partials import Partial
 from unlearn_jax import training
-from unlearn_jax.base import ModelState, Splits
+from unlearn_jax.base import Splits
 from unlearn_jax.data import images
 from unlearn_jax.evaluation import Predictions, predict_splits
 from unlearn_jax.strategies import Chosen
-from unlearn_jax.unlearning import unlearn
+from unlearn_jax.unlearning import Unlearning, unlearn
 
 
 def train_source(
@@ -45,15 +45,12 @@ def train_source(
   # order of the data set.
   every = splits._replace(retain=splits.train)
   return _output(
-    stage,
     setup,
-    fit.state,
-    Record(_history(fit.history), fit.compile_seconds),
+    fit,
     every,
     f'{fit.history[-1].seconds:.1f} s',
     strategy='source',
     recipe=Recipe.of(recipe),
-    given_labels=setups.given_labels(splits),
     seed=seed,
   )
 
@@ -81,14 +78,6 @@ def unlearn_source(
     on_epoch=progress.epoch,
     keeper=partial,
   )
-  record = Record(
-    _history(result.history),
-    result.compile_seconds,
-    result.selection_seconds,
-    result.source_retain_accuracy,
-    result.by_tensor,
-    result.perturbation_js,
-  )
   last, follows_recipe = result.history[-1], chosen.strategy.follows == 'recipe'
   parts = [
     f'forget {100 * last.measured["forget_accuracy"]:.1f} %',
@@ -96,10 +85,8 @@ def unlearn_source(
     f'{last.seconds + result.selection_seconds:.1f} s',
   ]
   output = _output(
-    stage,
     setup,
-    result.state,
-    record,
+    result,
     splits,
     ', '.join(parts),
     strategy=chosen.text,
@@ -107,7 +94,6 @@ def unlearn_source(
     parameters=dict(stage.depends['training']),
     parent_sha256=source.manifest.state_sha256,
     forget_sha256=setups.forget_hash(setup, splits),
-    given_labels=setups.given_labels(splits),
     seed=seed,
   )
   ids = '\n'.join(setups.forget_ids(setup, splits)) + '\n'
@@ -148,32 +134,32 @@ def predictions_of(
   )
 
 
-def _history(history: tuple[training.Epoch, ...]) -> list[finished.Epoch]:
-  return [
-    finished.Epoch(row.epoch, row.loss, row.seconds, **row.measured)
-    for row in history
-  ]
-
-
 def _output(
-  stage: Stage,
   setup: Setup,
-  state: ModelState,
-  record: Record,
+  made: training.Fit | Unlearning,
   splits: Splits,
   note: str,
   **said: Any,
 ) -> Output:
   """What is kept of a model; its outputs may overflow where it does not."""
+  # What is kept of how it came about has the same names here and there.
+  names = Record.__dataclass_fields__.keys() & {*made._fields}
+  own = {name: getattr(made, name) for name in names}
+  own['history'] = [
+    finished.Epoch(row.epoch, row.loss, row.seconds, **row.measured)
+    for row in made.history
+  ]
+  record = Record(**own)
   for row in record.history:
     numbers = [v for v in dataclasses.astuple(row) if v is not None]
     if not np.isfinite(numbers).all():
-      raise stages.diverged(stage, row.epoch)
+      raise training.DivergedError(row.epoch)
   if not np.isfinite(record.perturbation_js):
-    raise stages.diverged(stage, 0)
-  predictions = predict_splits(setup.model, state, splits)
+    raise training.DivergedError(0)
+  predictions = predict_splits(setup.model, made.state, splits)
   if not all(np.isfinite(part).all() for part in predictions):
-    raise stages.diverged(stage, record.history[-1].epoch)
+    raise training.DivergedError(record.history[-1].epoch)
   files = finished.contents(record, **predictions._asdict())
+  said |= {'given_labels': setups.given_labels(splits)}
   manifest = Manifest(**dataclasses.asdict(setup.facts), **said)
-  return Output(state._asdict(), manifest, files, note)
+  return Output(made.state._asdict(), manifest, files, note)

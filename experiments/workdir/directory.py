@@ -85,12 +85,10 @@ class Workdir:
       self._lock.release()
 
   def _check_identity(self) -> None:
-    root = self.root
+    root, path = self.root, self.root / _IDENTITY
     try:
-      require_file(root / _IDENTITY)
-      found = msgspec.json.decode(
-        (root / _IDENTITY).read_bytes(), type=Identity
-      )
+      require_file(path)
+      found = msgspec.json.decode(path.read_bytes(), type=Identity)
     except (OSError, ValueError, RecursionError):
       raise InputError(
         f'--workdir={root}, allowed: an empty directory or one of this'

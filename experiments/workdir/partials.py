@@ -6,8 +6,7 @@ lies beside where the finished stage will be, and goes when that is there. The
 two last saves are kept, so that one can be damaged.
 """
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import pathlib
 import shutil
 import sys
@@ -32,20 +31,33 @@ class Partial:
     save_seconds: float,
     tell: Callable[[int], None] = lambda epoch: None,
     advance: Callable[[float], None] = lambda epochs: None,
+    last: int | None = None,
   ):
     """Writes and reads nothing yet."""
     self.folder = finished.with_name(f'.{finished.name}.partial')
     self.wall_seconds = 0.0
     self._finished, self._tell, self._advance = finished, tell, advance
+    self._last = last  # An epoch that is saved in any case.
     self._save_seconds, self._pause = save_seconds, save_seconds
     self._start = self.saved_at = time.monotonic()
     self._held: snapshots.Packed | None = None
     self._saved: snapshots.Course | None = None
 
-  def part(self, name: str) -> 'Partial':
-    """Keeps a training that is one of several of the stage."""
-    part = Partial(self._finished, self._save_seconds)
-    part.folder = self.folder / name
+  def part(
+    self, number: int, epochs: int, tell: Callable[[int, int], None]
+  ) -> 'Partial':
+    """Keeps one of several generators, in a folder of its own.
+
+    One that is trained is saved before the next begins, so that what is gone on
+    with is never trained twice.
+    """
+
+    def goes_on(epoch: int) -> None:
+      self.wall_seconds += part.wall_seconds
+      tell(number * epochs + epoch, epoch)
+
+    part = Partial(self._finished, self._save_seconds, goes_on, last=epochs)
+    part.folder = self.folder / f'generator{number}'
     return part
 
   def load(self, like: TrainState) -> snapshots.Snapshot | None:
@@ -90,6 +102,7 @@ class Partial:
     if course.step:
       self._advance(course.epoch + course.step / course.steps)
     due = time.monotonic() - self.saved_at >= self._pause
+    due = due or course.epoch == self._last
     # Several processes save and stop together: process 0 has the clock, and a
     # signal to any of them counts.
     told = parallel.gathered((signals.requested() or 0, due))
@@ -113,30 +126,22 @@ class Partial:
       'step': course.step,
       'wall_seconds': self.wall_seconds + start - self._start,
     }
-    with self._forgiven():
+    try:
       snapshots.save(self.folder / name, self._held, facts)
       self._saved = course
-      if parallel.is_first():
-        for old in self._saves()[:-_KEPT]:
-          shutil.rmtree(old, ignore_errors=True)
+    except InputError as error:
+      # The saves before are still there. Only several processes end, because
+      # one alone may have failed.
+      if parallel.processes() > 1:
+        raise
+      _warn(f'{error}; training goes on without this save')
+    if parallel.is_first():
+      for old in sorted(self.folder.glob('epoch-*'))[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
     self.saved_at = time.monotonic()
     if self._save_seconds:
       cost = self.saved_at - start
       self._pause = max(self._save_seconds, _RARITY * cost)
-
-  @contextlib.contextmanager
-  def _forgiven(self) -> Iterator[None]:
-    """Lets training go on where the disk refuses a save.
-
-    It ends nothing: the saves before are still there. Only several processes
-    end, because one alone may have failed.
-    """
-    try:
-      yield
-    except InputError as error:
-      if parallel.processes() > 1:
-        raise
-      _warn(f'{error}; training goes on without this save')
 
   def note(self) -> str:
     """What is saved of the stage, in words."""
@@ -156,10 +161,6 @@ class Partial:
     if parallel.is_first():
       self._sweep()
       shutil.rmtree(self.folder, ignore_errors=True)
-
-  def _saves(self) -> list[pathlib.Path]:
-    """The saves, oldest first."""
-    return sorted(self.folder.glob('epoch-*'))
 
   def _sweep(self) -> None:
     """Removes what a process that was killed in a save left half written."""
