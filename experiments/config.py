@@ -5,7 +5,6 @@ A field says its default, its help, and what it may be.
 
 import contextlib
 import dataclasses
-import math
 import pathlib
 from typing import Annotated, Any, Literal, get_args
 
@@ -259,8 +258,7 @@ class Methods:
 
   def budget(self, batch_size: int) -> Budget:
     """What a fine-tuning may cost."""
-    share = self.stop_retain_share if self.ruled else math.inf
-    rule = self.stop_js_change, share
+    rule = self.stop_js_change, self.stop_retain_share
     how = self.optimizer, self.schedule
     return Budget(self.epochs, self.learning_rate, batch_size, *rule, *how)
 

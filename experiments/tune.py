@@ -17,9 +17,9 @@ import numpy as np
 from experiments import config, files
 from experiments.config import Trial, Tuned
 from experiments.runtime import binary
-from experiments.settings import Range, setting
+from experiments.settings import FlagError, Range, setting
 from unlearn_jax.base import InputError
-from unlearn_jax.strategies import Chosen, parse
+from unlearn_jax.strategies import Chosen, closest, parse
 
 # Seeds that `experiments.unlearn` does not reach.
 FIRST_SEED = 1000
@@ -46,6 +46,17 @@ def variants(own: Chosen, asked: Tune) -> list[Chosen]:
   return [parse(own._replace(changed=new).text)[0] for new in changes]
 
 
+def check(asked: Tune, every: list[Chosen]) -> None:
+  """Refuses what no strategy has, and what is for another binary."""
+  known = {name for own in every for name in own.parameters}
+  if asked.knob not in known:
+    raise FlagError('knob', asked.knob, closest(asked.knob, sorted(known)))
+  if asked.highest < asked.lowest:
+    raise FlagError('highest', asked.highest, f'--lowest={asked.lowest:g} up')
+  if asked.degree:
+    raise FlagError('degree', 'true', 'only with experiments.unlearn')
+
+
 def main(asked: Tune) -> None:
   """From strategies to a file of their values."""
   from experiments.runtime.progress import say
@@ -53,14 +64,14 @@ def main(asked: Tune) -> None:
   from experiments.workdir.directory import Workdir
   from unlearn_jax import parallel
 
-  draws = asked.draws
+  chosen, draws = asked.methods.chosen, asked.draws
+  check(asked, chosen)
   if draws.seed == config.Seeds().seed:
     draws = dataclasses.replace(draws, seed=FIRST_SEED)
   names = [field.name for field in dataclasses.fields(config.Study)]
   own = config.Study(**{n: getattr(asked, n) for n in names})
   own = dataclasses.replace(own, draws=draws)
-  tried = {c.text: variants(c, asked) for c in own.methods.chosen}
-  tried.pop('retrain', None)
+  tried = {c.text: variants(c, asked) for c in chosen if c.name != 'retrain'}
   every = [*parse('retrain'), *(v for own in tried.values() for v in own)]
   root = study.root_of(own)
   plan = planning.plan(own, root, every)
@@ -73,15 +84,19 @@ def main(asked: Tune) -> None:
     if not known:
       raise InputError(f'{text}: no value of {asked.knob} gave a gap')
     best[text] = sorted(known, key=lambda trial: trial.gap)
-    first = best[text][0]
-    ends = {several[0].text, several[-1].text} if len(several) > 1 else set()
-    more = ', at an end of its range' if first.strategy in ends else ''
-    say(f'{first.strategy}: gap {100 * first.gap:.2f} points{more}')
+    say(told(best[text][0], several))
   made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
   path = root / 'tuned.json'
   parallel.by_first(lambda: str(files.replace(path, content)))
   say(f'Tuned: {path}')
+
+
+def told(best: Trial, several: list[Chosen]) -> str:
+  """The best of several values, and whether others might be better."""
+  ends = {several[0].text, several[-1].text} if len(several) > 1 else ()
+  more = ', at an end of its range' if best.strategy in ends else ''
+  return f'{best.strategy}: gap {100 * best.gap:.2f} points{more}'
 
 
 if __name__ == '__main__':

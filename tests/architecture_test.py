@@ -13,9 +13,9 @@ import unlearn_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {'unlearn_jax': r'\d+', 'experiments': '[a-z]'}
-# Lines of Python, and of one module. Before fifteen methods and the tuning of
-# them came they were 10,500 and 6,500, which are to be won back.
-MOST = {'unlearn_jax': 11_350, 'experiments': 6_680, 'benchmarks': 1_000}
+# Lines of Python, and of one module. Of the library 10,500 before fifteen
+# methods came, which are to be won back.
+MOST = {'unlearn_jax': 11_320, 'experiments': 6_500, 'benchmarks': 1_000}
 MOST_OF_ONE = 450
 # Of our modules that the main job loads before its flags are known.
 MOST_AT_START = 45

@@ -99,6 +99,27 @@ def test_what_it_cannot_tune_is_one_line(data_file, tmp_path):
   assert 'random_k: ratio=2.0, allowed: above 0 and at most 1' in line
 
 
+@pytest.mark.parametrize(
+  'flag, said',
+  [
+    (
+      '--knob=learning',
+      '--knob=learning, allowed: did you mean learning_rate?',
+    ),
+    ('--highest=1e-5', '--highest=1e-05, allowed: --lowest=0.0003 up'),
+    ('--degree', '--degree=true, allowed: only with experiments.unlearn'),
+    ('--trials=1', '--trials=1, allowed: 2 to 20'),
+    ('--lowest=0', '--lowest=0.0, allowed: '),
+    ('--optimizer=adm', '--optimizer=adm, allowed: did you mean adam?'),
+    ('--schedule=cos', '--schedule=cos, allowed: '),
+  ],
+)
+def test_a_bad_flag_is_one_line(flag, said, data_file, tmp_path):
+  line = running.refused('tune', *quick(data_file, tmp_path / 'r', flag))
+  assert said in line
+  assert not (tmp_path / 'r').exists()
+
+
 def test_values_are_spread_evenly_by_ratio():
   asked = tune.Tune(trials=4, lowest=1e-3, highest=1.0, knob='alpha')
   (own,) = parse('neggrad_plus(bounded=False)')
@@ -114,7 +135,7 @@ def test_values_are_spread_evenly_by_ratio():
   [
     (b'', 'truncated'),
     (b'[]', 'Expected `object`'),
-    (b'{"knob": "a", "seeds": [1], "tried": {"x": []}}', 'without a trial'),
+    (b'{"knob": "a", "seeds": [1], "tried": {"x": []}}', 'length >= 1'),
     (b'{"knob": "a", "seeds": ["b"], "tried": {}}', 'Expected `int`'),
     (b'\xff\xfe', 'malformed'),
   ],

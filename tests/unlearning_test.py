@@ -377,6 +377,9 @@ def test_the_stop_rule_asks_for_a_share_of_the_sources_own_accuracy():
   result = run(finetune(), Budget(4, 0.001, 5, 1.0, 0.98))
   assert result.source_retain_accuracy == pytest.approx(0.4)
   assert result.stop_epoch == 1 and len(result.history) == 2
+  # A source that knows little could be surpassed by so much, and is.
+  assert Budget(stop_retain_share=1.0).stop_rule(0.4).retain_accuracy == 0.4
+  assert Budget(stop_retain_share=1.01).stop_rule(0.4).retain_accuracy > 1
   never = run(finetune(), Budget(2, 0.001, 5, 1.0, 1.01))
   assert never.stop_epoch is None and len(never.history) == 3
 

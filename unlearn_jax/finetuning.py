@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import math
 from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
@@ -85,8 +86,8 @@ class Budget:
 
   def stop_rule(self, source_retain_accuracy: float) -> StopRule:
     """The rule, for a source of this accuracy on D_RE."""
-    least = self.stop_retain_share * source_retain_accuracy
-    return StopRule(self.stop_js_change, least)
+    share = self.stop_retain_share if self.stop_retain_share <= 1 else math.inf
+    return StopRule(self.stop_js_change, share * source_retain_accuracy)
 
 
 @functools.lru_cache(maxsize=64)

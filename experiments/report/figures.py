@@ -61,7 +61,9 @@ def bars(
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
   # unless something is beyond: dots in any case, and intervals, but of those
   # of two seeds, easily ten times as wide, no more than as much again.
-  figure = Figure((WIDTH, 0.34 * len(shown) + 1.15))
+  names = [label(bar.label) for bar in shown]
+  lines = max((name.count('\n') for name in names), default=0) + 1
+  figure = Figure((WIDTH, max(0.34, 0.15 * lines) * len(shown) + 1.15))
   axes = figure.subplots()
   for place, bar in enumerate(shown):
     _bar(axes, place, bar, dot)
@@ -69,7 +71,7 @@ def bars(
     axes.axvspan(100 * min(null), 100 * max(null), **LOOKS['null'])
     axes.axvline(100 * float(np.mean(null)), **LOOKS['null_mean'])
   axes.axvline(0, **LOOKS['zero'])
-  axes.set_yticks(range(len(shown)), [label(bar.label) for bar in shown])
+  axes.set_yticks(range(len(shown)), names)
   axes.tick_params(axis='y', length=0, labelsize=8)
   axes.set_ylim(len(shown) - 0.45, -0.55)
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
@@ -216,7 +218,7 @@ def gap_bars(report: Report) -> Figure:
 @style.context(STYLE)
 def accuracy_curves(report: Report) -> Figure:
   """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
-  rows = [row for row in report.rows if any(own.epoch for own in row.curves)]
+  rows = [row for row in report.rows if any(own.epoch[1:] for own in row.curves)]
   if not rows:
     return message(say('pictures', 'no_curves'))
   labels = 'epoch of unlearning', 'accuracy, %'

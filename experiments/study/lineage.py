@@ -61,6 +61,7 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
     raise FlagError(
       'source_dir', '', 'a checkpoint of the source; none is beside this one'
     )
+  setups.require_trained(setup, splits, source.path)
   if asked.retrained_dir is None:
     wanted['parent_sha256'] = origin
     if said.strategy == 'retrain':

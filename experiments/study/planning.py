@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import msgspec
 
@@ -153,7 +154,9 @@ class Planner:
     forget = setups.forget_hash(self.setup, splits)
     source = self.source(run, [forget, *labels] if labels else ())
     if study.source_dir is not None:
-      source = self._given('source_dir', 'source', given_labels=labels)
+      wrong = {'forget_sha256': forget} if labels else {}
+      source = self._given('source_dir', 'source', given_labels=labels, **wrong)
+      setups.require_trained(self.setup, splits, source.path)
     strategies: dict[str, Stage] = {}
     # Retrain first: it may teach the others.
     for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):
@@ -169,7 +172,7 @@ class Planner:
     ordered = {own.text: strategies[own.text] for own in chosen}
     return Run(study.draws.seed + run, splits, source, ordered)
 
-  def _given(self, flag: str, strategy: str, **expected: object) -> Stage:
+  def _given(self, flag: str, strategy: str, **expected: Any) -> Stage:
     """A checkpoint that a flag names, refused if it does not fit."""
     path = pathlib.Path(getattr(self.study, flag))
     try:

@@ -17,6 +17,7 @@ from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (
   Dataset,
+  Examples,
   InputError,
   Key,
   Model,
@@ -226,14 +227,28 @@ def given_labels(splits: Splits) -> list[int]:
   return [] if splits.truth is None else splits.forget.own_labels.tolist()
 
 
-def forget_ids(setup: Setup, splits: Splits) -> list[str]:
-  """Identifiers of the forget set, in the order of its indices."""
-  return [str(i) for i in setup.dataset.ids[np.asarray(splits.forget.indices)]]
+def require_trained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
+  """Refuses a forget set that a source, where it says so, never learned."""
+  if not (file := path / finished.TRAINED).exists():
+    return
+  rows = data.read_ids(file, setup.dataset)
+  never = np.setdiff1d(np.asarray(splits.forget.indices), rows)
+  if never.size:
+    raise InputError(
+      f'{path} was not trained on {shown(str(setup.dataset.ids[never[0]]))} and'
+      f' {never.size - 1} others that are to be forgotten; allowed: what is in'
+      f' its {finished.TRAINED}'
+    )
+
+
+def ids_of(setup: Setup, examples: Examples) -> list[str]:
+  """Identifiers, in the order of the indices."""
+  return [str(i) for i in setup.dataset.ids[np.asarray(examples.indices)]]
 
 
 def forget_hash(setup: Setup, splits: Splits) -> str:
   """Hex SHA-256 of the identifiers of the forget set."""
-  text = '\n'.join(forget_ids(setup, splits))
+  text = '\n'.join(ids_of(setup, splits.forget))
   return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -250,7 +265,7 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
     f' {len(sizes)} tensors',
   ]
   for seed, splits in drawn.items():
-    ids = forget_ids(setup, splits)
+    ids = ids_of(setup, splits.forget)
     few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
     lines.append(
       f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'

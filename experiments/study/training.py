@@ -44,15 +44,19 @@ def train_source(
   # A source serves every forget set, so all of D is kept in `retain`, in the
   # order of the data set.
   every = splits._replace(retain=splits.train)
-  return _output(
+  forget = setups.forget_hash(setup, splits)
+  output = _output(
     setup,
     fit,
     every,
     f'{fit.history[-1].seconds:.1f} s',
     strategy='source',
     recipe=Recipe.of(recipe),
+    # With wrong labels it serves this one only.
+    forget_sha256=None if splits.truth is None else forget,
     seed=seed,
   )
+  return _with_ids(output, finished.TRAINED, setups.ids_of(setup, splits.train))
 
 
 def unlearn_source(
@@ -96,9 +100,12 @@ def unlearn_source(
     forget_sha256=setups.forget_hash(setup, splits),
     seed=seed,
   )
-  ids = '\n'.join(setups.forget_ids(setup, splits)) + '\n'
-  files = {**output.files, finished.FORGET: ids.encode()}
-  return output._replace(files=files)
+  return _with_ids(output, finished.FORGET, setups.ids_of(setup, splits.forget))
+
+
+def _with_ids(output: Output, name: str, ids: list[str]) -> Output:
+  content = '\n'.join([*ids, '']).encode()
+  return output._replace(files={**output.files, name: content})
 
 
 def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from unlearn_jax.base import InputError, ModelState, require_file, shown
 from unlearn_jax.evaluation import Predictions
 
 T = TypeVar('T')
-FORGET, RECORD, PREDICTIONS = 'forget.txt', 'record.json', 'logits.npz'
+FORGET, TRAINED = 'forget.txt', 'trained.txt'  # An id a line.
+RECORD, PREDICTIONS = 'record.json', 'logits.npz'
 
 
 @dataclasses.dataclass(frozen=True)
