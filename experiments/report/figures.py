@@ -218,7 +218,9 @@ def gap_bars(report: Report) -> Figure:
 @style.context(STYLE)
 def accuracy_curves(report: Report) -> Figure:
   """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
-  rows = [row for row in report.rows if any(own.epoch[1:] for own in row.curves)]
+  rows = [
+    row for row in report.rows if any(own.epoch[1:] for own in row.curves)
+  ]
   if not rows:
     return message(say('pictures', 'no_curves'))
   labels = 'epoch of unlearning', 'accuracy, %'
