@@ -93,11 +93,13 @@ class Network:
 class Training:
   """How source and Retrain are trained."""
 
-  recipe: str = setting(
-    'paper',
+  recipe: str | None = setting(
+    None,
     'How source and Retrain are trained: paper (Adam, nothing augmented, the'
-    ' training set remembered) or standard (SGD with momentum, cosine, flips'
-    ' and crops). It sets the four flags that follow where they are not given.',
+    ' training set remembered; the default), standard (SGD with momentum,'
+    ' cosine, flips and crops) or digits (as paper, but wrong labels of digits'
+    ' remembered as well; the default for digits without --forget). It sets the'
+    ' four flags that follow where they are not given.',
     tuple(RECIPES),
   )
   train_epochs: int | None = setting(
@@ -117,7 +119,7 @@ class Training:
   def resolved(self) -> Recipe:
     """The recipe with what was given in place of its own numbers."""
     own = {n.removeprefix('train_'): value for n, value in vars(self).items()}
-    name = own.pop('recipe')
+    name = own.pop('recipe') or 'paper'
     given = {n: value for n, value in own.items() if value is not None}
     return RECIPES[name]._replace(**given)
 
@@ -126,10 +128,11 @@ class Training:
 class Forget:
   """What is to be forgotten."""
 
-  forget: str = setting(
-    'random(0.1)',
+  forget: str | None = setting(
+    None,
     'random(SHARE of D), class(NAME), class(NAME, SHARE), ids(FILE with an id a'
-    ' line), or mislabelled(SHARE), whose labels are wrong from the beginning.',
+    ' line), or mislabelled(SHARE), whose labels are wrong from the beginning;'
+    ' default: random(0.1), but of digits mislabelled(0.1).',
   )
 
 
@@ -200,8 +203,8 @@ class Methods:
   """What is compared, and what each of it may cost."""
 
   strategies: str = setting(
-    'retrain, finetune, random_scalars, top_k, random_k, random_top_k, eu_k,'
-    ' cf_k',
+    'retrain, finetune, scratch, top_k, random_k, eu_k, cf_k, neggrad_plus,'
+    ' salun, scrub, msg',
     _factories(),
   )
   epochs: int = setting(
@@ -386,6 +389,12 @@ class Study:
   seeds: int = setting(
     3, 'Independent runs behind each number.', Range(1, 1000)
   )
+  references: int = setting(
+    0,
+    'More Retrains a seed, by which a stronger attack judges the strategies and'
+    ' Retrain itself; 0: Retrain alone judges the others.',
+    Range(0, 1000),
+  )
   source_dir: str | None = setting(None, 'Checkpoint of the source model.')
   retrained_dir: str | None = setting(None, 'Checkpoint of the reference.')
   degree: bool = setting(
@@ -398,6 +407,26 @@ class Study:
   )
   execution: Engine = Engine()
   processes: Processes = Processes()
+
+  @property
+  def bundled(self) -> bool:
+    """Whether this is the problem that is there without any flags."""
+    return self.data.dataset == 'digits' and self.forget.forget is None
+
+  @property
+  def forgotten(self) -> str:
+    """The forget set, as `data.forget_set` takes it."""
+    # Of digits a model that never saw them gets random ones right as well.
+    default = 'mislabelled(0.1)' if self.bundled else 'random(0.1)'
+    return self.forget.forget or default
+
+  @property
+  def recipe(self) -> Recipe:
+    """How source and Retrain are trained."""
+    own = self.training
+    if self.bundled and own.recipe is None:
+      own = dataclasses.replace(own, recipe='digits')
+    return own.resolved
 
   @property
   def group(self) -> tuple[Any, ...]:

@@ -62,6 +62,7 @@ def main(asked: Evaluate) -> None:
     family.source.state,
     family.splits,
     family.retrained.state if family.retrained else None,
+    [own.state for own in family.references],
   )
   print(json.dumps(found, indent=2))
 

@@ -289,9 +289,38 @@ def test_evaluate_gives_the_numbers_of_the_report_again(name, main):
     more = [f'--forget_ids={ids}']
   got = json.loads(running.done('evaluate', f'--checkpoint={path}', *more))
   assert {'forget_accuracy', 'mia_auc', 'similarity'} <= set(got)
-  for metric, value in got.items():
+  # Ids alone do not say that they were drawn from all classes alike.
+  drawn = {'mia_auc', 'rmia_auc', 'gap_to_retrained'}
+  for metric in {*got} - (drawn if name == 'source' else set()):
     wanted = row['values'].get(metric, [None, None])[1]
-    assert value == pytest.approx(wanted, abs=1e-6), metric
+    assert got[metric] == pytest.approx(wanted, abs=1e-6), metric
+
+
+def test_references_judge_retrain_too_and_evaluate_finds_them(
+  main, data_file, tmp_path
+):
+  own = '--seeds=1', '--strategies=retrain, finetune', '--epochs=1'
+  forget = '--forget=class(1, 0.5)'
+  args = *quick(data_file, tmp_path, *own), forget
+  out = running.done('unlearn', *args, '--references=2')
+  assert out.count('retrain, reference ') == 2
+  found = {row['strategy']: row for row in report_of(tmp_path)['rows']}
+  for name, row in found.items():
+    assert 0 <= row['values']['rmia_auc'][0] <= 1
+    if name != 'source':
+      path = row['checkpoints'][0]
+      got = json.loads(running.done('evaluate', f'--checkpoint={path}'))
+      for metric in ('mia_auc', 'rmia_auc', 'gap_to_retrained'):
+        wanted = row['values'].get(metric, [None])[0]
+        assert got[metric] == pytest.approx(wanted, abs=1e-6), metric
+  models = {row['checkpoints'][0] for row in found.values()}
+  others = [kept.load(p) for p in (tmp_path / 'checkpoints').iterdir()]
+  digests = {own.manifest.state_sha256 for own in others}
+  assert len(digests) == len(others) == len(models) + 2
+  # By itself alone Retrain is not judged.
+  rows = {row['strategy']: row for row in main[2]['rows']}
+  assert 'rmia_auc' not in rows['retrain']['values']
+  assert 'rmia_auc' in rows['finetune']['values']
 
 
 @pytest.fixture(scope='module')

@@ -130,10 +130,10 @@ def test_keys_are_of_values_not_of_their_order():
 
 
 def test_a_recipe_gives_way_to_what_is_given():
-  assert running.study().training.resolved == recipes.RECIPES['paper']
+  assert running.study(forget='random(0.1)').recipe == recipes.RECIPES['paper']
   own = running.study(recipe='standard', augment=False, train_epochs=3)
   wanted = recipes.RECIPES['standard']._replace(augment=False, epochs=3)
-  assert own.training.resolved == wanted and wanted.learning_rate == 0.1
+  assert own.recipe == wanted and wanted.learning_rate == 0.1
 
 
 def test_settings_of_the_generators_are_what_the_flags_say():

@@ -415,6 +415,38 @@ def test_mislabelled_examples_have_wrong_labels_everywhere_but_in_the_truth():
   assert plain.truth is None and splits.test is dataset.test
 
 
+def test_attacks_compare_a_class_with_itself_and_wrong_labels_with_wrong_ones():
+  dataset = make_dataset(total=400)
+  drawn = data.forget_set(key(3), dataset, 'random(0.3)')
+  assert drawn.unseen is None  # All of the test set is like it.
+  unseen = data.forget_set(key(3), dataset, 'class(c, 0.5)').unseen
+  test = dataset.test.own_labels
+  np.testing.assert_array_equal(unseen.own_labels, test[test == 2])
+  wrong = data.forget_set(key(3), dataset, 'mislabelled(0.3)')
+  unseen = wrong.unseen
+  np.testing.assert_array_equal(unseen.indices, dataset.test.indices)
+  assert (unseen.own_labels != test).all()
+  # They are wrong in the way that D_UL is.
+  given = wrong.forget.own_labels
+  only = data.relabelled(drawn, np.where(wrong.truth == 1, 3, given))
+  assert set(only.unseen.own_labels[test == 1]) == {3}
+
+
+def test_class_matched_is_as_much_as_there_is_in_the_same_proportions():
+  def of(*counts):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    return base.Examples.of(np.zeros((len(labels), 1)), labels)
+
+  def matched(own, others):
+    found = data.class_matched(of(*own), of(*others))
+    return np.bincount(found.own_labels, minlength=len(others)).tolist()
+
+  assert matched([1, 2, 0], [10, 10, 10]) == [5, 10, 0]
+  assert matched([3, 30], [7, 7]) == [0, 7]
+  assert matched([2, 2], [5, 0]) == [0, 0]
+  assert matched([5], [3]) == [3]
+
+
 @pytest.mark.parametrize(
   'text, said',
   [

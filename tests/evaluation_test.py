@@ -45,7 +45,7 @@ def made(forget, retain, test):
 WRONG = SPLITS._replace(truth=(LABELS[:10] + (np.arange(10) < 5)) % 3)
 OWN, SOURCE, RETRAINED = made(2, 1, 5), made(1, 0, 4), made(4, 0, 4)
 COST = Cost(3.0, 1.5, 2, {'a': 4, 'b': 0, 'c': 1}, 0.125)
-EVIDENCE = Evidence(OWN, SOURCE, WRONG, RETRAINED, COST,
+EVIDENCE = Evidence(OWN, SOURCE, WRONG, RETRAINED, [RETRAINED], COST,
                     COST._replace(seconds=12.0))  # fmt: skip
 
 
@@ -66,6 +66,9 @@ def js_where_one_is_wrong():
     # Two of ten forget and five of ten test losses are high, all others
     # equal: P(low, high) + half the ties = 0.8·0.5 + 0.5·(0.8·0.5 + 0.2·0.5).
     ('mia_auc', 0.65),
+    # By the reference, wrong on four of each, two members are likelier than
+    # all others, six than five and as five, two than one and as four.
+    ('rmia_auc', (2 * 10 + 6 * 7.5 + 2 * 3) / 100),
     # Retrain: 0.6, 1.0, 0.6 and an AUC of 0.5.
     ('gap_to_retrained', (0.2 + 0.1 + 0.1 + 0.15) / 4),
     # The source has 0.9 of D_UL right, and all of D_RE.
@@ -88,7 +91,8 @@ def test_every_metric_by_hand(name, value):
 
 def test_no_metric_escapes():
   (mark,) = test_every_metric_by_hand.pytestmark
-  assert [name for name, _ in mark.args[1]] == list(METRICS)
+  others = {'other_test_accuracy', 'rmia_tpr'}  # Tested below.
+  assert {name for name, _ in mark.args[1]} | others == {*METRICS}
   assert set(evaluation.measure(EVIDENCE)) == set(METRICS)
 
 
@@ -101,18 +105,26 @@ def test_a_perfect_copy_of_retrain_has_no_gap():
     assert same[name] == METRICS[name].measure(alone)
 
 
-@pytest.mark.parametrize('name', METRICS)
+RARE = {'lost classes', 'many others'}
+
+
+@pytest.mark.parametrize(
+  'name', [name for name, row in METRICS.items() if not RARE & {*row.needs}]
+)
 def test_a_metric_says_none_without_what_it_needs_and_needs_no_more(name):
   row, missing = METRICS[name], {'retrained': None, 'cost': None}
   for need, changes in (
     ('retrained', {'retrained': None, 'retrained_cost': None}),
+    ('references', {'own': RETRAINED, 'references': ()}),
     ('cost', {'cost': None, 'retrained_cost': None}),
     ('truth', {'splits': SPLITS}),
   ):
     found = row.measure(EVIDENCE._replace(**changes))
     assert (found is None) == (need in row.needs), f'{name} without {need}'
-  bare = row.measure(EVIDENCE._replace(**missing, retrained_cost=None))
-  assert (bare is None) == bool(set(row.needs) & set(missing))
+  bare = row.measure(
+    EVIDENCE._replace(**missing, references=(), retrained_cost=None)
+  )
+  assert (bare is None) == bool({*row.needs} & {*missing, 'references'})
   worse = EVIDENCE._replace(source=made(7, 7, 7))
   changed = row.measure(worse) != row.measure(EVIDENCE)
   assert changed == ('source' in row.needs), f'{name} and the source'
@@ -187,7 +199,8 @@ def test_evaluate_predicts_every_example_of_every_split(devices):
   assert got['gap_to_retrained'] == pytest.approx((0.25 * 2 + 0.5 + 0.125) / 4)
   assert 0 < got['similarity'] < 1
   assert {n for n in got if alone[n] is None} == {
-    *('gap_to_retrained', 'similarity', 'true_label_accuracy')
+    *('gap_to_retrained', 'similarity', 'true_label_accuracy'),
+    *('rmia_auc', 'rmia_tpr', 'other_test_accuracy'),
   }
 
 

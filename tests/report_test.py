@@ -390,7 +390,7 @@ def test_csv_and_json_hold_every_number_under_its_name(tmp_path):
 
 def test_speed_up_is_the_time_of_retrain_divided_by_the_strategy_s():
   cost, slow = (evaluation.Cost(s, 1.0, 1, {}, 0.0) for s in (2.0, 8.0))
-  evidence = evaluation.Evidence(*[None] * 4, cost, slow)
+  evidence = evaluation.Evidence(*[None] * 4, (), cost, slow)
   assert evaluation.METRICS['acceleration'].measure(evidence) == 4.0
 
 
@@ -528,6 +528,34 @@ def test_lowest_gap_and_ties_with_it_are_marked_by_paired_differences():
     label: c for (label, h), c in table.items() if h.startswith('Gap to')
   }
   assert shown['Top-K'].endswith('± 4.97 ↓') and 'Retrain' in shown
+
+
+def test_damage_is_never_the_lowest_gap_nor_useful():
+  made = gaps(source=[0.05] * 3, finetune=PLAIN, top_k=[0.001] * 3,
+              eu_k=[0.002] * 3, scratch=[0.003] * 3)  # fmt: skip
+  rows = {row.name: row for row in made.rows}
+  kept = rows['retrain'].values['retain_accuracy']
+
+  def marks(lost, stops=(1, 2, 3), spread=0.0):
+    its = [share + spread * n for n, share in enumerate(kept)]
+    rows['retrain'].values['retain_accuracy'] = its
+    low = [float(np.mean(its)) - lost] * 3
+    rows['top_k'].values['retain_accuracy'] = low
+    rows['top_k'].stop_epoch[:] = stops
+    for name in ('eu_k', 'finetune', 'scratch'):
+      rows[name].values['retain_accuracy'] = its
+    found = judging.gap_marks(made.rows)
+    return found['top_k'], found.get('eu_k')
+
+  assert marks(lost=0.0)[0] == '↓'
+  spread = max(kept) - min(kept)
+  assert marks(lost=spread + 0.006)[0] == '†'
+  assert marks(lost=spread + 0.006)[1] == '↓'
+  assert marks(lost=0.0, stops=(1, None, 3))[0] == '†'
+  assert marks(lost=0.03, spread=0.1)[0] == '↓'
+  marks(lost=0.5)
+  *_, worth = wording.yardsticks(made)
+  assert 'Top-K' not in worth and 'EU-K' in worth
 
 
 def test_cells_show_half_widths_bounds_and_gaps_in_the_data():

@@ -148,7 +148,14 @@ DEPENDS = {
 }
 # Tested on their own: they make other stages.
 OTHERS = {
-  *('seed', 'strategies', 'source_dir', 'retrained_dir', 'test_fraction'),
+  *(
+    'references',
+    'seed',
+    'strategies',
+    'source_dir',
+    'retrained_dir',
+    'test_fraction',
+  ),
   'tuned',
 }
 PARENTS = {
@@ -365,7 +372,7 @@ def test_a_strategy_is_told_all_that_it_depends_on(augment, asked, monkeypatch):
   assert strategy == stage.work.keywords['chosen'].strategy
   assert budget == study.methods.budget(24) and budget.learning_rate == 0.25
   assert (named['augment'] is not None) == augment
-  assert named['recipe'] == study.training.resolved
+  assert named['recipe'] == study.recipe
   wanted = setups.draw(own, study, 0)
   for part, its in zip(splits[:4], wanted):
     np.testing.assert_array_equal(part.indices, its.indices)

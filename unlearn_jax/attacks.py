@@ -62,3 +62,29 @@ def loss_threshold_auc(
     require(name, 'NaN', not np.isnan(losses).any(), 'numbers')
   statistic = stats.mannwhitneyu(others, members).statistic
   return float(statistic / (members.size * others.size))
+
+
+def true_class_log_probability(
+  logits: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+  """log p_y of each row, float64 `[M]`."""
+  return -np.logaddexp(0, -true_class_margin(logits, labels))
+
+
+def auc(members: np.ndarray, others: np.ndarray) -> float:
+  """AUC of scores that are higher of members."""
+  return loss_threshold_auc(-np.asarray(members), -np.asarray(others))
+
+
+def tpr_at_fpr(members: np.ndarray, others: np.ndarray, fpr: float) -> float:
+  """Share of members above what at most `fpr` of the others are above."""
+  threshold = np.sort(others)[::-1][int(fpr * len(others))]
+  return float((np.asarray(members) > threshold).mean())
+
+
+def rmia(
+  log_p: np.ndarray, references: np.ndarray, a: float = 0.3
+) -> np.ndarray:
+  """RMIA's log ratio of `log_p` `[M]` to `references` `[R, M]`, offline."""
+  out = np.exp(references).mean(0)
+  return log_p - np.log(0.5 * ((1 + a) * out + 1 - a))

@@ -288,7 +288,9 @@ class Splits(NamedTuple):
 
   `heldout` is what methods may look at that need data from outside of D; they
   are judged by `test`, so it must be no part of that. `truth` are the true
-  labels of `forget`, int32 `[M]`, where those that D has are wrong.
+  labels of `forget`, int32 `[M]`, where those that D has are wrong. `unseen`
+  are those of `test` that `forget` is held against by attacks, which are to be
+  like it in all but membership; None: all of `test`.
   """
 
   train: Examples
@@ -297,6 +299,7 @@ class Splits(NamedTuple):
   test: Examples
   heldout: Examples | None = None
   truth: Array | None = None
+  unseen: Examples | None = None
 
   @classmethod
   def of(cls, train: Examples, forget: Array, test: Examples) -> 'Splits':

@@ -4,7 +4,7 @@ A new metric is one function and one row of `METRICS`; reports in every format
 are made from that table.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -55,6 +55,7 @@ class Evidence(NamedTuple):
     source: those of M.
     splits: what was predicted.
     retrained: those of M_RE, or None.
+    references: of more models that never saw D_UL, Retrains of other seeds.
     cost: what the model took; None of the source and of foreign models.
     retrained_cost: what M_RE took, or None.
   """
@@ -63,8 +64,17 @@ class Evidence(NamedTuple):
   source: Predictions
   splits: Splits
   retrained: Predictions | None = None
+  references: Sequence[Predictions] = ()
   cost: Cost | None = None
   retrained_cost: Cost | None = None
+
+
+# Of `Evidence`; or classes lost of which the test set has some, or a thousand
+# test images that D_UL is held against.
+Need = Literal[
+  *('source', 'retrained', 'references', 'cost', 'truth'),
+  *('lost classes', 'many others'),
+]
 
 
 class Metric(NamedTuple):
@@ -91,7 +101,7 @@ class Metric(NamedTuple):
   scale: float = 1.0
   digits: int = 0
   better: Literal['', 'nearer to Retrain', 'lower', 'higher'] = ''
-  needs: tuple[Literal['source', 'retrained', 'cost', 'truth'], ...] = ()
+  needs: tuple[Need, ...] = ()
   of_retrained: bool = True
   shown: Literal['mean', 'range'] = 'mean'
   docs: str = ''
@@ -112,16 +122,74 @@ def _true_label_accuracy(evidence: Evidence) -> float | None:
   return metrics.accuracy(evidence.own.forget, np.asarray(truth))
 
 
-def _attack_auc(evidence: Evidence) -> float:
+def _other_test_accuracy(evidence: Evidence) -> float | None:
+  splits = evidence.splits
+  kept = np.isin(splits.test.own_labels, splits.retain.own_labels)
+  if kept.all() or not kept.any():
+    return None
+  labels = splits.test.own_labels[kept]
+  return metrics.accuracy(evidence.own.test[kept], labels)
+
+
+def _compared_by_attacks(
+  own: Predictions, splits: Splits
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Logits and labels of D_UL, and of the test images that are held against.
+
+  Nothing where there are none of these.
+  """
+  forget, test = (own.forget, splits.forget.own_labels), splits.test
+  if splits.unseen is None:
+    return [forget, (own.test, test.own_labels)]
+  if not splits.unseen.size:
+    return []
+  place = {row: n for n, row in enumerate(np.asarray(test.indices).tolist())}
+  rows = [place[row] for row in np.asarray(splits.unseen.indices).tolist()]
+  return [forget, (own.test[rows], splits.unseen.own_labels)]
+
+
+def _loss_attack(evidence: Evidence) -> float | None:
   # The margin falls as the loss rises, and is not 0 where the model is sure.
-  margins = [
-    attacks.true_class_margin(getattr(evidence.own, part), examples.own_labels)
-    for part, examples in (
-      ('forget', evidence.splits.forget),
-      ('test', evidence.splits.test),
-    )
+  both = _compared_by_attacks(evidence.own, evidence.splits)
+  margins = [attacks.true_class_margin(*part) for part in both]
+  return attacks.auc(*margins) if margins else None
+
+
+def _likelihood_ratios(evidence: Evidence) -> list[np.ndarray]:
+  """RMIA's, of D_UL and of what it is held against; [] without references."""
+  own, retrained = evidence.own, evidence.retrained
+  references = list(evidence.references)
+  if not references and retrained is not None:
+    # By itself Retrain cannot be told from a model that never saw D_UL.
+    alone = np.array_equal(own.forget, retrained.forget)
+    references = [] if alone else [retrained]
+  if not references:
+    return []
+  target, *others = (
+    [
+      attacks.true_class_log_probability(*part)
+      for part in _compared_by_attacks(every, evidence.splits)
+    ]
+    for every in (own, *references)
+  )
+  return [
+    attacks.rmia(part, np.stack([other[n] for other in others]))
+    for n, part in enumerate(target)
   ]
-  return attacks.loss_threshold_auc(*(-margin for margin in margins))
+
+
+def _reference_attack(evidence: Evidence) -> float | None:
+  ratios = _likelihood_ratios(evidence)
+  return attacks.auc(*ratios) if ratios else None
+
+
+def _reference_attack_tpr(evidence: Evidence) -> float | None:
+  ratios = _likelihood_ratios(evidence)
+  # Of fewer, one per cent is less than ten.
+  if not ratios or ratios[1].size < 1000:
+    return None
+  members, others = ratios
+  return attacks.tpr_at_fpr(members, others, 0.01)
 
 
 def _gap(evidence: Evidence) -> float | None:
@@ -205,11 +273,34 @@ METRICS = {
       docs='on data that no model has seen',
     ),
     Metric(
+      'other_test_accuracy',
+      'Test accuracy, other classes',
+      _other_test_accuracy,
+      *('%', 100, 1, 'nearer to Retrain', ('lost classes',)),
+      docs='on test data of classes of which anything is retained',
+    ),
+    Metric(
       'mia_auc',
       'Attack AUC',
-      _attack_auc,
+      _loss_attack,
       *('0.5 = chance', 1, 3, 'nearer to Retrain'),
-      docs='loss-threshold membership inference, D_UL against test data',
+      docs='membership inference by the loss, D_UL against test data like it',
+    ),
+    Metric(
+      'rmia_auc',
+      'RMIA AUC',
+      _reference_attack,
+      *('0.5 = chance', 1, 3, 'nearer to Retrain', ('references',)),
+      docs='robust membership inference (Zarifzadeh et al., ICML 2024, offline,'
+      ' a = 0.3), by the likelihood relative to models that never saw D_UL',
+    ),
+    Metric(
+      'rmia_tpr',
+      'RMIA TPR at 1 % FPR',
+      _reference_attack_tpr,
+      *('%', 100, 1, 'nearer to Retrain', ('references', 'many others')),
+      docs='members that it finds where it accuses 1 % of others; of 1,000'
+      ' others or more',
     ),
     Metric(
       'gap_to_retrained',
@@ -319,6 +410,7 @@ def evaluate(
   source: ModelState,
   splits: Splits,
   retrained: ModelState | None = None,
+  references: Sequence[ModelState] = (),
 ) -> dict[str, float | None]:
   """Evaluates a model on every example of every split.
 
@@ -328,6 +420,8 @@ def evaluate(
     source: M.
     splits: D_UL, D_RE and test.
     retrained: M_RE, or None where there is no reference.
+    references: more models that never saw D_UL, for RMIA; without them M_RE is
+      the only one.
 
   Returns:
     By the names of `METRICS`, those that need no costs: shares in [0, 1];
@@ -352,6 +446,7 @@ def evaluate(
     predict_splits(model, source, splits),
     splits,
     None if retrained is None else predict_splits(model, retrained, splits),
+    [predict_splits(model, own, splits) for own in references],
   )
   found = measure(evidence)
   return {n: v for n, v in found.items() if 'cost' not in METRICS[n].needs}

@@ -5,11 +5,15 @@ import math
 import re
 from typing import TypeGuard
 
+import numpy as np
+
 from experiments.report.model import Estimate, Row
 from unlearn_jax.metrics import Interval, paired_interval
 
 GAP = 'gap_to_retrained'
 GAP_MINUS = 'gap_minus_control'  # Its paired difference to the control.
+RETAIN = 'retain_accuracy'
+NO_DAMAGE = 0.005  # Of retain accuracy: what no one would call damage.
 
 
 def finite(value: float | None) -> TypeGuard[float]:
@@ -60,14 +64,36 @@ def paired_difference(row: Row, other: Row) -> Interval | None:
   return paired_interval(own, its)
 
 
+def damaged(row: Row, reference: Row | None) -> bool:
+  """Whether a model lost what it should have kept, or did not settle.
+
+  Its retain accuracy lies below Retrain's by more than half a point and than
+  Retrain's own range over seeds, or the stop rule was not met.
+  """
+  if row.role in ('source', 'reference'):
+    return False
+  its = known(reference.values.get(RETAIN)) if reference else []
+  own = known(row.values.get(RETAIN))
+  lost = float(np.mean(its) - np.mean(own)) if its and own else 0.0
+  spread = max(its) - min(its) if its else 0.0
+  return None in row.stop_epoch or lost > max(spread, NO_DAMAGE)
+
+
 def gap_marks(rows: Sequence[Row]) -> dict[str, str]:
-  """By strategy ↓ (lowest gap but for Retrain) or (↓) (not resolvably more)."""
-  own = [r for r in rows if r.role != 'reference' and estimate(r, GAP)]
+  """By strategy ↓ (lowest gap but for Retrain) or (↓) (not resolvably more).
+
+  † of what is `damaged`, which is lowest in no case: the gap alone would
+  reward it.
+  """
+  reference = next((row for row in rows if row.role == 'reference'), None)
+  every = [r for r in rows if r.role != 'reference' and estimate(r, GAP)]
+  marks = {r.strategy: '†' for r in every if damaged(r, reference)}
+  own = [row for row in every if row.strategy not in marks]
   if not own:
-    return {}
+    return marks
   best = min(own, key=lambda row: row.mean[GAP].mean)
   above = {row.strategy: paired_difference(row, best) for row in own}
   level = [
     n for n, a in above.items() if a and a.low is not None and a.low <= 0
   ]
-  return {**dict.fromkeys(level, '(↓)'), best.strategy: '↓'}
+  return {**marks, **dict.fromkeys(level, '(↓)'), best.strategy: '↓'}

@@ -47,9 +47,18 @@ def how_to_read(report: Report) -> list[tuple[str, str]]:
     'control': say('control', control, drawn=drawn),
     'rule': report.stop_rule.text.strip().rstrip('.'),
     'intervals': by_seeds(report, 'intervals'),
+    'references': _references(report),
   }
-  claims = WORDS['how_to_read']
+  claims = dict(WORDS['how_to_read'])
+  if not any(row.mean.get('rmia_auc') for row in report.rows):
+    del claims['RMIA.']
   return [(claim, say('how_to_read', claim, **facts)) for claim in claims]
+
+
+def _references(report: Report) -> str:
+  count = report.config.get('references') or 0
+  others = 'other Retrains of each seed, which never saw it'
+  return f'{count} {others}' if count else 'Retrain, which never saw it'
 
 
 def by_seeds(report: Report, group: str) -> str:
@@ -143,7 +152,8 @@ def _worth(report: Report) -> dict[str, str]:
   found = [
     row.label
     for row in judged
-    if (gain := estimate(row, judging.GAP_MINUS))
+    if not judging.damaged(row, report.row(REFERENCE))
+    and (gain := estimate(row, judging.GAP_MINUS))
     and (gain.high is not None and gain.high < 0)
     and (loss := judging.paired_difference(row, scratch))
     and (loss.low is not None and loss.low <= 0)

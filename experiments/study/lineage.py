@@ -26,6 +26,7 @@ class Lineage:
   own: Finished  # the model
   source: Finished  # M
   retrained: Finished | None  # M_RE, or None where there is none
+  references: list[Finished]  # more like it, beside the model
 
 
 def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
@@ -49,7 +50,9 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
     allowed = 'nothing' if beside.exists() else 'a file'
     raise FlagError('forget_ids', ids, f'{allowed}, {path} {has}')
   file = pathlib.Path(ids) if ids else beside
-  splits = setups.read_forget(setup, file, said.given_labels)
+  # Without one beside it, nothing says how the forget set came about.
+  matched = said.class_matched or ids is not None
+  splits = setups.read_forget(setup, file, said.given_labels, matched)
   wanted = {'forget_sha256': setups.forget_hash(setup, splits)}
 
   # Who is related: the source by its digest, Retrain by source and forget set.
@@ -69,6 +72,9 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   retrained = _relative(
     setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
   )
+  more = {'parent_sha256': origin, 'forget_sha256': wanted['forget_sha256']}
+  kept = _beside(setup, path, strategy=finished.REFERENCE, **more)
+  references = [setups.load_model(setup, own) for own in kept]
   if retrained is not None:
     its, recipe = retrained.manifest, source.manifest.recipe
     planning.require_recipe(its, recipe, str(retrained.path))
@@ -81,7 +87,7 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
     draws=config.Seeds(source_seed=first, unlearn_seed=second),
     seeds=1,
   )
-  return Lineage(study, setup, splits, own, source, retrained)
+  return Lineage(study, setup, splits, own, source, retrained, references)
 
 
 def _setup(path: pathlib.Path, said: Manifest, dataset: Dataset) -> Setup:

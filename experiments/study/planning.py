@@ -31,6 +31,8 @@ class Run:
   splits: Splits  # its forget set
   source: Stage  # M
   strategies: dict[str, Stage]  # by spelling
+  # More Retrains, by which attacks judge.
+  references: list[Stage] = dataclasses.field(default_factory=list)
   # By the place of the bound, and (spelling or 'null', unseen).
   degrees: list[dict[tuple[str, bool], Stage]] = dataclasses.field(
     default_factory=list
@@ -69,7 +71,7 @@ class Plan:
           found.setdefault(stage.key, stage)
 
     for run in self.runs:
-      add([run.source, *run.strategies.values()])
+      add([run.source, *run.strategies.values(), *run.references])
     for run in self.runs:
       for pairs in run.degrees:
         add(pairs.values())
@@ -89,7 +91,7 @@ def plan(
   planner = Planner(study, setups.set_up(study), root)
   setup = planner.setup
   splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
-  size, retained = study.training.resolved.batch_size, splits[0].retain.size
+  size, retained = study.recipe.batch_size, splits[0].retain.size
   _require_devices('batch_size', size)
   if size > retained:
     allowed = f'at most the {retained} retained examples'
@@ -127,7 +129,7 @@ class Planner:
 
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
-    study, recipe = self.study, self.study.training.resolved
+    study, recipe = self.study, self.study.recipe
     names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
     facts = [getattr(self.setup.facts, name) for name in names]
     seed = study.draws.seed + run
@@ -170,7 +172,12 @@ class Planner:
         made = self._strategy(run, forget, own, parents)
       strategies[own.text] = made
     ordered = {own.text: strategies[own.text] for own in chosen}
-    return Run(study.draws.seed + run, splits, source, ordered)
+    retrain, parents = parse('retrain')[0], {'source': source}
+    references = [
+      self._strategy(run, forget, retrain, parents, number)
+      for number in range(1, study.references + 1)
+    ]
+    return Run(study.draws.seed + run, splits, source, ordered, references)
 
   def _given(self, flag: str, strategy: str, **expected: Any) -> Stage:
     """A checkpoint that a flag names, refused if it does not fit."""
@@ -185,17 +192,24 @@ class Planner:
     return stages.given(model, strategy)
 
   def _strategy(
-    self, run: int, forget: str, own: Chosen, parents: dict[str, Stage]
+    self,
+    run: int,
+    forget: str,
+    own: Chosen,
+    parents: dict[str, Stage],
+    reference: int = 0,
   ) -> Stage:
+    """What a strategy makes; `reference`: of another seed, from 1."""
     study, epochs = self.study, own.strategy.epochs
+    which = f', reference {reference}' if reference else ''
     if epochs is None:
       follows = own.strategy.follows == 'recipe'
-      epochs = (study.training.resolved if follows else study.methods).epochs
+      epochs = (study.recipe if follows else study.methods).epochs
     seed = study.draws.seed + run
     return Stage(
       self.root,
       f'seed{seed}-{own.name.replace(":", ".")}',
-      f'seed {seed} · {own.text}',
+      f'seed {seed} · {own.text}{which}',
       {
         'kind': 'strategy',
         'strategy': own.name,
@@ -203,11 +217,14 @@ class Planner:
         'code': own.source_sha256,
         'forget': forget,
         'seed': study.draws.of('unlearn', run),
+        **({'reference': reference} if reference else {}),
       },
-      functools.partial(training.unlearn_source, run=run, chosen=own),
+      functools.partial(
+        training.unlearn_source, run=run, chosen=own, reference=reference
+      ),
       parents,
       epochs=epochs,
-      required=own.strategy.role == REFERENCE,
+      required=own.strategy.role == REFERENCE and not reference,
       study=study,
     )
 
@@ -283,7 +300,7 @@ def _require_siblings(
 ) -> None:
   """Refuses a Retrain that belongs to another source or recipe."""
   its = finished.manifest(retrained.path)
-  wanted = Recipe.of(study.training.resolved)
+  wanted = Recipe.of(study.recipe)
   flag = f'--retrained_dir={study.retrained_dir}'
   if source.given is not None:
     own = finished.manifest(source.path)

@@ -92,6 +92,11 @@ def _measured_run(
     for name, model in models.items()
     if name != 'source' and model.record.history
   }
+  references = [
+    predictions_of(plan.setup, stages.load(stage), run.splits, False)
+    for stage in run.references
+    if stage.key not in errors
+  ]
   found: dict[str, Outcome | None] = dict.fromkeys(every)
   for name, model in models.items():
     evidence = Evidence(
@@ -99,6 +104,7 @@ def _measured_run(
       predictions['source'],
       run.splits,
       predictions.get(plan.reference),
+      references,
       costs.get(name),
       costs.get(plan.reference),
     )
@@ -114,7 +120,7 @@ def _cost(study: config.Study, record: Record) -> Cost:
     # Of None NaN, by which no rule holds.
     known = {n: np.nan if v is None else v for n, v in vars(row).items()}
     history.append(Epoch(row.epoch, row.loss, row.seconds, known))
-  budget = study.methods.budget(study.training.resolved.batch_size)
+  budget = study.methods.budget(study.recipe.batch_size)
   stop = budget.stop_rule(record.source_retain_accuracy).epoch(history)
   return Cost(
     record.selection_seconds + rows[stop or -1].seconds,
@@ -171,7 +177,11 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     seeds=[run.seed for run in plan.runs],
     rows=[_row(results, own, control) for own in (_SOURCE, *plan.chosen)],
     tuned=str(methods.found or ''),
-    warnings=setups.lost_classes(setup, plan.drawn) + _stage_warnings(made),
+    warnings=[
+      *setups.lost_classes(setup, plan.drawn),
+      *setups.unmatched(setup, plan.drawn),
+      *_stage_warnings(made),
+    ],
     degree=degree_facts(plan, results.errors),
   )
 

@@ -197,18 +197,23 @@ def draw(setup: Setup, study: config.Study, run: int) -> Splits:
   """The forget set of run number `run`."""
   key = key_of('split', study.draws.of('split', run))
   try:
-    return data.forget_set(key, setup.dataset, study.forget.forget)
+    return data.forget_set(key, setup.dataset, study.forgotten)
   except InputError as error:
-    raise InputError(f'--forget={study.forget.forget}: {error}') from error
+    raise InputError(f'--forget={study.forgotten}: {error}') from error
 
 
 def read_forget(
-  setup: Setup, path: pathlib.Path, labels: Sequence[int] = ()
+  setup: Setup,
+  path: pathlib.Path,
+  labels: Sequence[int] = (),
+  class_matched: bool = True,
 ) -> Splits:
   """The forget set that a file names, with the labels that it was given."""
   try:
     rows = data.read_ids(path, setup.dataset)
     splits = data.split_forget(None, setup.dataset, ids=rows)
+    if not class_matched:
+      splits = splits._replace(unseen=None)
     if not labels:
       return splits
     most = len(setup.dataset.class_names)
@@ -272,6 +277,19 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
       f' ({few})'
     )
   return lines
+
+
+def unmatched(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
+  """A warning where no test images are like the forget set, of any seed."""
+  missing = [
+    str(seed)
+    for seed, splits in drawn.items()
+    if splits.unseen is not None and not splits.unseen.size
+  ]
+  return missing and [
+    'no attack was made: the test set has no images of some class that is to be'
+    f' forgotten (seeds {", ".join(missing)}); the gap leaves it out'
+  ]
 
 
 def lost_classes(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import msgspec
 import numpy as np
 
@@ -28,7 +29,7 @@ def train_source(
 ) -> Output:
   """Trains M on D; see `stages.Work`."""
   study, setup, splits = stages.problem(stage, run)
-  recipe, seed = study.training.resolved, study.draws.of('source', run)
+  recipe, seed = study.recipe, study.draws.of('source', run)
   steps = recipe.epochs * (splits.train.size // recipe.batch_size)
   fit = training.train(
     setups.key_of('source', seed),
@@ -60,17 +61,25 @@ def train_source(
 
 
 def unlearn_source(
-  stage: Stage, partial: Partial, progress: Progress, run: int, chosen: Chosen
+  stage: Stage,
+  partial: Partial,
+  progress: Progress,
+  run: int,
+  chosen: Chosen,
+  reference: int = 0,
 ) -> Output:
   """Makes M forget by one strategy; see `stages.Work`."""
   study, setup, splits = stages.problem(stage, run)
-  recipe, seed = study.training.resolved, study.draws.of('unlearn', run)
+  recipe, seed = study.recipe, study.draws.of('unlearn', run)
   source, retrained = stages.load(stage.parents['source']), None
   if 'retrained' in stage.parents:
     retrained = stages.load(stage.parents['retrained']).state
+  key = setups.key_of('unlearn', seed)
+  if reference:
+    key = jax.random.fold_in(key, reference)
   result = unlearn(
     # The same for every strategy: what is compared sees the same batches.
-    setups.key_of('unlearn', seed),
+    key,
     setup.model,
     source.state,
     splits,
@@ -93,11 +102,12 @@ def unlearn_source(
     result,
     splits,
     ', '.join(parts),
-    strategy=chosen.text,
+    strategy=finished.REFERENCE if reference else chosen.text,
     recipe=Recipe.of(recipe) if follows_recipe else None,
     parameters=dict(stage.depends['training']),
     parent_sha256=source.manifest.state_sha256,
     forget_sha256=setups.forget_hash(setup, splits),
+    class_matched=splits.unseen is not None,
     seed=seed,
   )
   return _with_ids(output, finished.FORGET, setups.ids_of(setup, splits.forget))
@@ -110,7 +120,7 @@ def _with_ids(output: Output, name: str, ids: list[str]) -> Output:
 
 def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
   """All that a strategy's result depends on beside data, model and source."""
-  recipe = study.training.resolved
+  recipe = study.recipe
   own: dict[str, Any] = {
     **chosen.parameters,
     'augment': recipe.augment,

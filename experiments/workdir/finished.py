@@ -15,6 +15,7 @@ from unlearn_jax.evaluation import Predictions
 
 T = TypeVar('T')
 FORGET, TRAINED = 'forget.txt', 'trained.txt'  # An id a line.
+REFERENCE = 'reference'  # A Retrain by which attacks judge.
 RECORD, PREDICTIONS = 'record.json', 'logits.npz'
 
 
@@ -69,7 +70,7 @@ class Facts:
 class Manifest(Facts):
   """What a manifest says of a stage; a foreign one may lack all of it."""
 
-  strategy: str | None = None  # as it is spelled, or 'source'
+  strategy: str | None = None  # as it is spelled, 'source' or REFERENCE
   recipe: Recipe | None = None  # of source and Retrain
   # Of the strategy.
   parameters: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -77,6 +78,8 @@ class Manifest(Facts):
   forget_sha256: str | None = None  # of the ids of the forget set
   # Of the forget set, in the order of its rows, where they are wrong.
   given_labels: list[int] = dataclasses.field(default_factory=list)
+  # Whether attacks hold it against test images of its classes, or all of them.
+  class_matched: bool = False
   seed: int | None = None  # of source or unlearning
   state_sha256: str = ''  # of its own tensors
   code: Code | None = None  # what made it

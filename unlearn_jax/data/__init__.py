@@ -16,6 +16,7 @@ import numpy as np
 from unlearn_jax import base
 from unlearn_jax.data.images import augment, pixel_statistics
 from unlearn_jax.data.splits import (
+  class_matched,
   classes_lost,
   forget_set,
   read_ids,
@@ -26,6 +27,7 @@ from unlearn_jax.data.splits import (
 __all__ = [
   'NAMES',
   'augment',
+  'class_matched',
   'classes_lost',
   'forget_set',
   'fingerprint',

@@ -43,7 +43,8 @@ def split_forget(
       mask of all.
 
   Returns:
-    The splits; `indices` of `forget` and `retain` are sorted int32.
+    The splits; `indices` of `forget` and `retain` are sorted int32; with `ids`
+    `unseen` is `class_matched`.
 
   Raises:
     ValueError: the fraction is outside (0, 1), no example or every example
@@ -69,7 +70,41 @@ def split_forget(
       f'ids: {len(rows)} of {total} training examples; allowed is a forget set'
       f' of 1..{total - 1}'
     )
-  return base.Splits.of(dataset.train, np.sort(rows), dataset.test)
+  splits = base.Splits.of(dataset.train, np.sort(rows), dataset.test)
+  if ids is None:
+    return splits
+  return splits._replace(unseen=class_matched(splits.forget, splits.test))
+
+
+def class_matched(
+  examples: base.Examples, others: base.Examples
+) -> base.Examples:
+  """Those of `others` whose classes are as frequent as in `examples`.
+
+  Membership inference compares like with like: a model may know one class
+  better than the next, whoever was trained on. As many as there are: floor(s
+  · n_c) of class c, which `examples` has n_c times, for the largest s that
+  every class allows; by the same lot for the same arguments.
+
+  Args:
+    examples: M of them.
+    others: to be drawn from, without replacement.
+
+  Returns:
+    Some of `others`, in their order; none where a class has none there.
+
+  Example:
+    >>> every = base.Examples.of(np.zeros((5, 1)), np.array([0, 1, 0, 1, 1]))
+    >>> class_matched(every.take([0, 1]), every.take([2, 3, 4])).size
+    2
+  """
+  classes, counts = np.unique(examples.own_labels, return_counts=True)
+  lot, labels = np.random.default_rng(0), others.own_labels
+  found = [lot.permutation(np.flatnonzero(labels == c)) for c in classes]
+  share = min(len(rows) / n for rows, n in zip(found, counts))
+  # Of a product that should be whole, rounding must not cost one.
+  drawn = [r[: int(share * n + 1e-9)] for r, n in zip(found, counts)]
+  return others.take(np.sort(np.concatenate(drawn)))
 
 
 _KINDS = 'random(SHARE), class(NAME[, SHARE]), mislabelled(SHARE), ids(FILE)'
@@ -125,6 +160,10 @@ def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
 def relabelled(splits: base.Splits, labels: Any) -> base.Splits:
   """D in which D_UL has these labels; `truth` keeps those that it had.
 
+  `unseen` is mislabelled likewise: a test image of class c has the label of an
+  example of D_UL that is of class c in truth, by the same lot for the same
+  arguments.
+
   Example:
     >>> whole = base.Examples.of(np.zeros((3, 1)), np.array([0, 1, 1]))
     >>> splits = relabelled(base.Splits.of(whole, [1], whole.take([0])), [5])
@@ -135,8 +174,15 @@ def relabelled(splits: base.Splits, labels: Any) -> base.Splits:
   every[np.asarray(splits.forget.indices)] = labels
   parts = splits.train, splits.forget, splits.retain
   train, forget, retain = (part._replace(labels=every) for part in parts)
-  return splits._replace(
-    train=train, forget=forget, retain=retain, truth=splits.forget.own_labels
+  truth, lot = splits.forget.own_labels, np.random.default_rng(0)
+  given, own = forget.own_labels, splits.test.own_labels
+  rows = np.flatnonzero(np.isin(own, truth))
+  wrong = np.array(splits.test.labels)
+  places = np.asarray(splits.test.indices)[rows]
+  wrong[places] = [lot.choice(given[truth == label]) for label in own[rows]]
+  unseen = splits.test.take(rows)._replace(labels=wrong)
+  return base.Splits(
+    *(train, forget, retain, splits.test, splits.heldout, truth, unseen)
   )
 
 
