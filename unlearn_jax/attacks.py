@@ -67,7 +67,7 @@ def loss_threshold_auc(
 def true_class_log_probability(
   logits: np.ndarray, labels: np.ndarray
 ) -> np.ndarray:
-  """log p_y of each row, float64 `[M]`."""
+  """Log p_y of each row, float64 `[M]`."""
   return -np.logaddexp(0, -true_class_margin(logits, labels))
 
 

@@ -72,8 +72,13 @@ class Evidence(NamedTuple):
 # Of `Evidence`; or classes lost of which the test set has some, or a thousand
 # test images that D_UL is held against.
 Need = Literal[
-  *('source', 'retrained', 'references', 'cost', 'truth'),
-  *('lost classes', 'many others'),
+  'source',
+  'retrained',
+  'references',
+  'cost',
+  'truth',
+  'lost classes',
+  'many others',
 ]
 
 
