@@ -276,7 +276,7 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
       f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
       f' ({few})'
     )
-  return lines
+  return lines + [f'warning: {text}' for text in lost_classes(setup, drawn)]
 
 
 def unmatched(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
@@ -293,12 +293,17 @@ def unmatched(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
 
 
 def lost_classes(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
-  """A warning for each seed that retains nothing of some classes."""
-  names, found = setup.dataset.class_names, []
+  """A warning for all seeds that retain nothing of the same classes."""
+  names = setup.dataset.class_names
+  seeds_of: dict[str, list[str]] = {}
   for seed, splits in drawn.items():
     lost = data.classes_lost(splits, len(names))
     few = ', '.join(shown(repr(names[c])) for c in lost[:3])
     few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
-    if len(lost):
-      found.append(f'nothing is retained of class {few} (seed {seed})')
-  return found
+    if lost:
+      seeds_of.setdefault(few, []).append(str(seed))
+  return [
+    f'nothing is retained of class {few} (seed{"s" * (len(own) > 1)}'
+    f' {", ".join(own)})'
+    for few, own in seeds_of.items()
+  ]
