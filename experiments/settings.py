@@ -122,6 +122,8 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
       value.encode()  # As reports and keys have it.
     except UnicodeEncodeError:
       raise FlagError(field.name, value, 'text in UTF-8') from None
+    if '://' in value and field.name != 'scheduler':
+      raise FlagError(field.name, value, 'no URL, but a path of this machine')
   allowed = field.metadata['allowed']
   if value is None or allowed is None:
     return value

@@ -181,6 +181,13 @@ def test_an_unwritable_place_is_named(state):
     checkpoints.save(pathlib.Path('/proc/nowhere'), state, {})
 
 
+def test_a_url_makes_no_folder(tmp_path, state, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match='a URL, allowed: a path'):
+    checkpoints.save('gs://bucket/it', state, {})
+  assert not list(tmp_path.iterdir())
+
+
 def test_the_digest_sees_paths_types_and_shapes():
   trees = [
     {'a': np.zeros(4, np.float32)},

@@ -59,6 +59,8 @@ def wrong_values():
       found += [(name, 'maybe', '')]
     else:
       assert name in FREE | PARSED, name
+      if name != 'scheduler':
+        found += [(name, 'gs://bucket/it', 'no URL, but a path of this ')]
   return found
 
 
@@ -66,7 +68,7 @@ def wrong_values():
 def test_what_is_not_allowed_is_one_line_that_says_what_is(
   name, value, allowed, tmp_path
 ):
-  told = f'--{name}={value}', f'--workdir={tmp_path / "run"}'
+  told = f'--workdir={tmp_path / "run"}', f'--{name}={value}'
   line = running.refused('unlearn', *told, status=2)
   assert f'--{name}=' in line and str(value) in line, line
   if allowed:

@@ -323,7 +323,7 @@ def test_labels_are_taken_from_lists_and_columns(labels):
     (np.zeros(4, int), r'int64\[4\], allowed: integers \[6\]'),
     (np.eye(6, 3), r'float64\[6, 3\], allowed: integers \[6\]'),
     (np.zeros(6), r'float64\[6\], allowed: integers'),
-    (np.array([0, 1, -1, 0, 1, 0]), 'labels=-1, allowed: 0 or more'),
+    (np.array([0, 1, -1, 0, 1, 0]), 'labels=-1, allowed: 0 to 2147483647'),
     (['cat'] * 6, r'<U3\[6\], allowed: integers'),
   ],
 )

@@ -172,6 +172,19 @@ def test_npz_of_gray_images(tmp_path):
   assert dataset.image_shape == (5, 4, 1)
 
 
+def test_npz_as_medmnist_has_it(tmp_path):
+  file, arrays = tmp_path / 'med.npz', npz_arrays()
+  own = {f'val_{name}': np.zeros(1) for name in ('images', 'labels')}
+  for part in ('train', 'test'):
+    own[f'{part}_images'] = arrays[f'x_{part}']
+    own[f'{part}_labels'] = arrays[f'y_{part}'][:, None]
+  np.savez_compressed(file, **own)
+  dataset = data.load(f'npz:{file}')
+  check(dataset)
+  np.testing.assert_array_equal(dataset.train.images, arrays['x_train'])
+  assert dataset.test.labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
   ('changes', 'words'),
   [
@@ -192,7 +205,7 @@ def test_npz_of_gray_images(tmp_path):
       {'y_test': np.array([True, False])},
       ['y_test: labels are bool[2]', 'integers'],
     ),
-    ({'y_test': np.array([0, -1])}, ['y_test: labels=-1', '0 or more']),
+    ({'y_test': np.array([0, -1])}, ['y_test: labels=-1', '0 to 2147']),
     ({'y_test': np.array([0, 7])}, ['y_test has the label 7', 'y_train']),
     ({'y_train': np.full(6, 2**64 - 1, np.uint64)}, ['18446744073709551615']),
     ({'y_train': np.full(6, None)}, ['y_train', 'Object arrays']),

@@ -265,6 +265,19 @@ def test_what_does_not_fit_the_logits_is_refused(labels, classes, words):
       call()
 
 
+def test_nothing_to_train_on_or_to_test_by_is_refused():
+  model, splits = a_problem([0, 1, 0, 1], 2)
+  state, none = ModelState(jnp.zeros((4, 2))), splits.test.take([])
+  splits, key = splits._replace(test=none), jax.random.key(0)
+  for call in (
+    lambda: evaluation.evaluate(model, state, state, splits),
+    lambda: training.train(key, model, none, epochs=1, batch_size=1),
+    lambda: unlearn(key, model, state, splits, finetune()),
+  ):
+    with pytest.raises(ValueError, match='examples=0, allowed: 1 or more'):
+      call()
+
+
 def test_the_attack_sees_what_softmax_rounds():
   """Members have logits of 22, the others of 20: both are p = 1 in float32."""
   x = np.repeat([22.0, 20.0], 50).astype(np.float32)[:, None]

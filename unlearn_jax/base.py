@@ -229,7 +229,7 @@ class Examples(NamedTuple):
         f' [{length}], one for each row of images'
       )
     for label in (found.min(), found.max()):
-      require('labels', int(label), 0 <= label < 2**31, '0 or more')
+      require('labels', int(label), 0 <= label < 2**31, '0 to 2147483647')
     if not isinstance(labels, jax.Array) or labels.dtype != np.int32:
       labels = found.astype(np.int32)
     return cls(images, labels, np.arange(length, dtype=np.int32))

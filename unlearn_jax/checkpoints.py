@@ -142,6 +142,8 @@ def _unwritten(target: pathlib.Path, error: Exception) -> InputError:
 
 def _draft(target: pathlib.Path) -> str:
   """A new folder beside `target`, which must not exist."""
+  if ':/' in target.as_posix():
+    raise InputError(f'cannot write {target}: a URL, allowed: a path')
   if target.exists():
     raise InputError(f'checkpoint {target} exists; it is never overwritten')
   try:

@@ -118,7 +118,8 @@ def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
     *parts: examples that it is to be trained on or judged by.
 
   Raises:
-    ValueError: logits that are not `[B, C]` with C ≥ 2, or a label ≥ C.
+    ValueError: logits that are not `[B, C]` with C ≥ 2, a label ≥ C, or a part
+      without examples.
   """
   images = parts[0].images
   row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
@@ -130,5 +131,6 @@ def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
     )
   most = logits.shape[1] - 1
   for part in parts:
+    require('examples', part.size, part.size > 0, '1 or more')
     label = int(part.own_labels.max())
     require('labels', label, label <= most, f'0 to {most}, the classes')

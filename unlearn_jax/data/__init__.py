@@ -59,7 +59,7 @@ def load(
   | name | what is read |
   |---|---|
   | `digits` | scikit-learn's 8x8 digits, 1,437 for training, 360 for test |
-  | `npz:FILE` | arrays x_train, y_train, x_test, y_test |
+  | `npz:FILE` | arrays x_train, y_train, x_test, y_test, or MedMNIST's |
   | `folder:DIR` | DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE |
   | `cifar10`, `cifar100`, `mnist`, `fashion_mnist` | what TFDS prepared in \
 `data_dir`; if nothing is, their archives, downloaded or from `raw_dir` |

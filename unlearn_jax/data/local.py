@@ -29,7 +29,12 @@ Parts = tuple[
 
 _DIGITS_TEST = 360
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
-_NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
+# As Keras names them, and as MedMNIST does.
+_NPZ_ARRAYS = {
+  f'{own}_{part}': f'{part}_{other}'
+  for part in ('train', 'test')
+  for own, other in (('x', 'images'), ('y', 'labels'))
+}
 
 
 def read_digits() -> Parts:
@@ -74,6 +79,8 @@ def read_npz(
   file: str | os.PathLike[str], map_beyond: float = math.inf
 ) -> Parts:
   """An npz of four arrays: x_train, y_train, x_test, y_test.
+
+  MedMNIST's names are taken too, train_images and so on; its val_ is not used.
 
   Args:
     file: images are uint8 `[N, height, width]` or `[N, height, width,
@@ -223,12 +230,13 @@ def _npz_arrays(
   try:
     with zipfile.ZipFile(file) as archive:
       found = sorted(path.removesuffix('.npy') for path in archive.namelist())
-      for name in _NPZ_ARRAYS:
-        if name not in found:
+      for name, other in _NPZ_ARRAYS.items():
+        own = name if name in found else other
+        if own not in found:
           raise ValueError(f'missing; found: {", ".join(found) or "nothing"}')
         # Labels are read to be verified, and are small.
         beyond = map_beyond if name.startswith('x_') else math.inf
-        arrays[name] = npz.read(archive, name, beyond)
+        arrays[name] = npz.read(archive, own, beyond)
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
       f'{file}: {name} cannot be read ({reason(error)}); allowed is an npz of'
