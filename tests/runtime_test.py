@@ -71,6 +71,37 @@ def test_that_it_was_stopped_and_goes_on_is_counted(start):
   assert process.communicate(timeout=60)[0] == '1\n'
 
 
+PAUSED = """
+import os, signal, time
+from experiments.runtime import signals
+from unlearn_jax.timing import Stopwatch
+
+with signals.watched():
+  begin = time.perf_counter()
+  with Stopwatch() as watch:
+    print('ready', flush=True)
+    while not signals.continued():
+      time.sleep(0.01)
+    time.sleep(0.2)
+  whole = time.perf_counter() - begin
+  print(whole - watch.seconds, watch.seconds, watch.compile_seconds)
+"""
+
+
+def test_the_clock_stops_with_the_process(start):
+  process = start(PAUSED)
+  assert process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGTSTP)
+  status = pathlib.Path(f'/proc/{process.pid}/status')
+  while '\nState:\tT' not in status.read_text():
+    time.sleep(0.01)
+  time.sleep(1)
+  process.send_signal(signal.SIGCONT)
+  out, _ = process.communicate(timeout=60)
+  left_out, seconds, compiling = map(float, out.split())
+  assert left_out >= 1 and seconds >= 0.2 and abs(compiling) < 1e-6
+
+
 def test_a_platform_that_is_not_there_is_one_line(start):
   code = 'from experiments.runtime import process as p; p.require_devices()'
   _, err = start(code, JAX_PLATFORMS='abacus').communicate(timeout=60)

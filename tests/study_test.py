@@ -730,7 +730,7 @@ def test_paired_differences_are_its_own_minus_the_control_s(timed):
     assert got == pytest.approx(np.mean(np.subtract(own, its)))
 
 
-def test_seconds_in_which_the_process_was_stopped_are_a_warning(
+def test_that_the_process_was_stopped_is_a_warning(
   data_file, tmp_path, monkeypatch
 ):
   stops = iter([0, *(1 for _ in range(99))])  # In the first stage.
@@ -740,8 +740,9 @@ def test_seconds_in_which_the_process_was_stopped_are_a_warning(
     x for x in running.done('unlearn', *flags).split('\n') if 'was st' in x
   ]
   assert lines == [
-    'warning: seed 0 · source: its process was stopped meanwhile, and its'
-    ' seconds count that'
+    'warning: seed 0 · source: its process was stopped meanwhile; its seconds'
+    ' leave out Ctrl-Z, and with it what a GPU went on with, and count any'
+    ' other stop'
   ]
 
 

@@ -1,5 +1,7 @@
 """SIGTERM, SIGINT and SIGHUP: what is in flight is saved, then it ends.
 
+SIGTSTP (Ctrl-Z) stops the process, and its clock.
+
 A thread of its own hears the signals, because the main one can be inside a
 compiled program for long. No handler raises anything, so nothing swallows it.
 """
@@ -15,7 +17,7 @@ import threading
 import time
 from typing import NoReturn
 
-from unlearn_jax import parallel
+from unlearn_jax import parallel, timing
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NOTE = 'finished stages are kept, the same command goes on'
@@ -51,7 +53,7 @@ def requested() -> int | None:
 
 
 def continued() -> int:
-  """How often the process was stopped and went on: the clock knows nothing."""
+  """How often the process was stopped and went on."""
   return _state.continued
 
 
@@ -87,10 +89,10 @@ def watched() -> Iterator[None]:
   """Hears the signals inside a `with` block, in the main thread."""
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  before = {number: signal.getsignal(number) for number in SIGNALS}
+  heard = *SIGNALS, signal.SIGCONT, signal.SIGTSTP
+  before = {number: signal.getsignal(number) for number in heard}
   if before[signal.SIGHUP] == signal.SIG_IGN:  # `nohup` wants it so.
     del before[signal.SIGHUP]
-  before[signal.SIGCONT] = signal.getsignal(signal.SIGCONT)
   woken = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
   for number in before:
     signal.signal(number, lambda *_: None)
@@ -115,6 +117,11 @@ def _listen(reader: int) -> None:
     heard = os.read(reader, 1)
     if not heard:
       return
+    if heard[0] == signal.SIGTSTP:
+      start = time.perf_counter()
+      # To this thread, so that it does not read the clock before.
+      signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+      timing.leave_out(start, time.perf_counter())
     if heard[0] == signal.SIGCONT:
       _state.continued += 1
     if number and heard[0] in SIGNALS and time.monotonic() > began + _ECHO:

@@ -84,7 +84,7 @@ class Manifest(Facts):
   state_sha256: str = ''  # of its own tensors
   code: Code | None = None  # what made it
   wall_seconds: float = 0.0  # that went into it, those of killed processes too
-  # Whether somebody stopped the process meanwhile: its seconds count that too.
+  # Whether somebody stopped the process meanwhile.
   stopped: bool = False
 
 

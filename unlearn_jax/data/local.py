@@ -29,12 +29,8 @@ Parts = tuple[
 
 _DIGITS_TEST = 360
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
-# As Keras names them, and as MedMNIST does.
-_NPZ_ARRAYS = {
-  f'{own}_{part}': f'{part}_{other}'
-  for part in ('train', 'test')
-  for own, other in (('x', 'images'), ('y', 'labels'))
-}
+_NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
+_MEDMNIST = {'x': 'images', 'y': 'labels'}  # 'train_images' for 'x_train'.
 
 
 def read_digits() -> Parts:
@@ -121,16 +117,13 @@ def read_npz(
       f'{file}: x_test has images of {_size(test_size)}; allowed is that of'
       f' x_train, {_size(size)}'
     )
-  for split in ('train', 'test'):
-    x, y = f'x_{split}', f'y_{split}'
+  for x, y in (('x_train', 'y_train'), ('x_test', 'y_test')):
     try:
       parts[y] = base.Examples.of(parts[x], arrays[y]).own_labels
     except ValueError as error:
-      raise base.InputError(f'{file}: y_{split}: {error}') from None
-  known, unseen = (
-    np.unique(parts['y_train']).tolist(),
-    np.setdiff1d(parts['y_test'], parts['y_train']).tolist(),
-  )
+      raise base.InputError(f'{file}: {y}: {error}') from None
+  known = np.unique(parts['y_train']).tolist()
+  unseen = np.setdiff1d(parts['y_test'], known).tolist()
   if unseen:
     raise base.InputError(
       f'{file}: y_test has the label {unseen[0]}; allowed are those of y_train'
@@ -230,7 +223,8 @@ def _npz_arrays(
   try:
     with zipfile.ZipFile(file) as archive:
       found = sorted(path.removesuffix('.npy') for path in archive.namelist())
-      for name, other in _NPZ_ARRAYS.items():
+      for name in _NPZ_ARRAYS:
+        other = f'{name[2:]}_{_MEDMNIST[name[0]]}'
         own = name if name in found else other
         if own not in found:
           raise ValueError(f'missing; found: {", ".join(found) or "nothing"}')
@@ -278,20 +272,13 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
   found = [entry for entry in entries if not entry.name.startswith('.')]
   for entry in found:
     # Names become ids, which stand one a line in text files.
-    if entry.name.splitlines() != [entry.name] or not _is_utf8(entry.name):
+    text = entry.name.encode(errors='ignore').decode()
+    if text.splitlines() != [entry.name]:
       raise base.InputError(
         f'{folder}: the name {base.shown(entry.name)}; allowed are names in'
         ' UTF-8 without line breaks'
       )
   return found
-
-
-def _is_utf8(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 def _read_image(file: pathlib.Path) -> np.ndarray:
