@@ -13,6 +13,7 @@ import pytest
 
 from experiments.runtime import distributed, signals
 from experiments.runtime.distributed import Processes
+from unlearn_jax import timing
 from unlearn_jax.base import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -100,6 +101,16 @@ def test_the_clock_stops_with_the_process(start):
   out, _ = process.communicate(timeout=60)
   left_out, seconds, compiling = map(float, out.split())
   assert left_out >= 1 and seconds >= 0.2 and abs(compiling) < 1e-6
+
+
+def test_a_stop_in_the_midst_of_a_compilation_is_none_of_it(monkeypatch):
+  times = iter([10.0, 10.3, 11.0])
+  monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(times))
+  with timing.Stopwatch() as watch:
+    timing.leave_out(10.05, 10.25)
+    timing._record(timing._EVENTS[0], 0.28)
+  assert watch.compile_seconds == pytest.approx(0.08)
+  assert watch.seconds == pytest.approx(0.72)
 
 
 def test_a_platform_that_is_not_there_is_one_line(start):
