@@ -332,6 +332,11 @@ def test_labels_that_cannot_be(labels, words):
     base.Examples.of(IMAGES, labels)
 
 
+def test_examples_are_one_or_more():
+  with pytest.raises(ValueError, match=r'int64\[0\], .* integers \[N ≥ 1\]'):
+    base.Examples.of(IMAGES[:0], np.zeros(0, int))
+
+
 def test_a_forget_set_by_mask():
   mask = np.isin(np.arange(6), [1, 4])
   for forget in ([4, 1], mask, jax.numpy.asarray(mask)):

@@ -113,11 +113,13 @@ def test_a_stop_in_the_midst_of_a_compilation_is_none_of_it(monkeypatch):
   assert watch.seconds == pytest.approx(0.72)
 
 
-def test_a_platform_that_is_not_there_is_one_line(start):
+@pytest.mark.parametrize('name', ['abacus', 'cuda'])
+def test_a_platform_that_is_not_there_is_one_line(start, name):
   code = 'from experiments.runtime import process as p; p.require_devices()'
-  _, err = start(code, JAX_PLATFORMS='abacus').communicate(timeout=60)
+  no_gpu = {'JAX_PLATFORMS': name, 'CUDA_VISIBLE_DEVICES': ''}
+  _, err = start(code, **no_gpu).communicate(timeout=60)
   last = err.strip().split('\n')[-1]
-  assert 'InputError: JAX_PLATFORMS=abacus: ' in last
+  assert f'InputError: JAX_PLATFORMS={name}: ' in last and 'Error(' not in last
   assert last.endswith('; allowed: a platform of this machine, such as cpu')
 
 

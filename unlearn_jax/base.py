@@ -226,7 +226,7 @@ class Examples(NamedTuple):
     if found.dtype.kind not in 'iu' or found.shape != (length,) or not length:
       raise ValueError(
         f'labels are {found.dtype}{list(found.shape)}, allowed: integers'
-        f' [{length}], one for each row of images'
+        f' [{length or "N ≥ 1"}], one for each row of images'
       )
     for label in (found.min(), found.max()):
       require('labels', int(label), 0 <= label < 2**31, '0 to 2147483647')

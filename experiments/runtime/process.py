@@ -70,7 +70,7 @@ def require_devices() -> None:
   try:
     jax.devices()
   except (RuntimeError, AssertionError) as error:  # The latter of 'cuda'.
-    name, text = os.environ.get('JAX_PLATFORMS', ''), str(error) or repr(error)
+    name, text = os.environ.get('JAX_PLATFORMS', ''), str(error) or 'not here'
     raise InputError(
       f'JAX_PLATFORMS={shown(name)}: {shown(text.splitlines()[0])}; allowed: a'
       ' platform of this machine, such as cpu'
