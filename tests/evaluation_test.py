@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn import metrics as sklearn_metrics
 
-from unlearn_jax import attacks, evaluation, parallel, training
+from unlearn_jax import evaluation, parallel, training
 from unlearn_jax.base import Examples, ModelState, Splits, stateless
 from unlearn_jax.calibration import calibrated_degree
 from unlearn_jax.evaluation import METRICS, Cost, Evidence, Metric, Predictions
@@ -204,25 +203,6 @@ def test_evaluate_predicts_every_example_of_every_split(devices):
   }
 
 
-@pytest.mark.parametrize('seed', range(3))
-def test_auc_against_sklearn(seed):
-  rng = np.random.default_rng(seed)
-  members = rng.integers(0, 9, 40) / 4
-  others = rng.integers(2, 12, 25) / 4
-  truth = np.r_[np.ones(40), np.zeros(25)]
-  want = sklearn_metrics.roc_auc_score(truth, -np.r_[members, others])
-  got = attacks.loss_threshold_auc(members, others)
-  assert got == pytest.approx(want, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-  'members, others', [([], [1.0]), ([1.0], []), ([np.nan], [1.0])]
-)
-def test_auc_of_nothing_is_refused(members, others):
-  with pytest.raises(ValueError, match='allowed: (.M., M|numbers)'):
-    attacks.loss_threshold_auc(np.array(members), np.array(others))
-
-
 # Calibration.
 
 
@@ -288,9 +268,3 @@ def test_the_attack_sees_what_softmax_rounds():
   state = ModelState(jnp.float32(1))
   found = evaluation.evaluate(model, state, state, splits)
   assert found['mia_auc'] == 1.0
-
-
-def test_margins_by_hand():
-  logits = np.array([[2.0, 0, 0], [0, np.log(9), -np.inf], [1e4, 0, 0]])
-  got = attacks.true_class_margin(logits, [0, 1, 1])
-  np.testing.assert_allclose(got, [2 - np.log(2), np.log(9), -1e4], rtol=1e-12)

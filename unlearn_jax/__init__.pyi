@@ -1,5 +1,4 @@
-from . import strategies
-from .attacks import loss_threshold_auc
+from . import attacks, strategies
 from .base import (
   Batch,
   Context,
@@ -73,6 +72,7 @@ __all__ = [
   'Unlearning',
   'acceleration',
   'accuracy',
+  'attacks',
   'calibrated_degree',
   'count_scalars',
   'definition_order',
@@ -85,7 +85,6 @@ __all__ = [
   'gradient_sensitivity',
   'js_divergence',
   'last_k_mask',
-  'loss_threshold_auc',
   'mean_interval',
   'memory_retention_rate',
   'minimize',
