@@ -1,5 +1,10 @@
 """Attacks against hand-worked numbers, other formulas, and known truths."""
 
+import contextlib
+import io
+import pathlib
+import re
+
 import numpy as np
 import pytest
 import scipy.special
@@ -389,3 +394,12 @@ def test_compat_repeats_the_fault_of_the_papers_code():
   np.testing.assert_allclose(features['modified_entropy'][:, 0], want)
   right = svc._features(logits, labels, compat=False)
   assert abs(right['modified_entropy'][:, 0] - want).min() > 0.1
+
+
+def test_the_page_on_auditing_shows_what_runs():
+  page = pathlib.Path(__file__).parent.parent / 'docs' / 'auditing.md'
+  (code,) = re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S)
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    exec(compile(code, page.name, 'exec'), {})
+  assert 0.4 < float(out.getvalue().split()[0]) < 0.6
