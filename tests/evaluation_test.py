@@ -75,6 +75,9 @@ def js_where_one_is_wrong():
     ('memory_retention_rate', 1.0),
     # They differ on two of ten examples.
     ('similarity', 1 - 0.2 * js_where_one_is_wrong()),
+    # Sure or not: of the sure there are more members, of the others fewer.
+    ('svc_efficacy', 0.2),
+    ('svc_gap', (0.2 + 0.1 + 0.1 + 0.2) / 4),
     ('scalars_changed', 5),
     ('tensors_changed', 2),
     ('perturbation_js', 0.125),
@@ -149,8 +152,38 @@ def test_every_row_says_what_a_reader_needs_and_what_is_better():
   lower = {name for name, word in better.items() if word == 'lower'}
   assert higher == {'similarity', 'acceleration'}
   assert lower == {
-    *('gap_to_retrained', 'stop_epoch', 'seconds', 'compile_seconds')
+    *('gap_to_retrained', 'svc_gap'),
+    *('stop_epoch', 'seconds', 'compile_seconds'),
   }
+
+
+def test_without_a_class_test_data_are_judged_with_it_and_without():
+  labels = np.repeat(np.arange(3), 10)
+  every = Examples.of(np.zeros((30, 1)), labels)
+  splits = Splits.of(every, np.arange(10), every)  # Nothing is kept of class 0.
+  own = Predictions(one_hot(labels[:10], 10), one_hot(labels[10:]),
+                    one_hot(labels, 12))  # fmt: skip
+  found = evaluation.measure(Evidence(own, own, splits))
+  assert found['test_accuracy'] == pytest.approx(18 / 30)
+  assert found['other_test_accuracy'] == pytest.approx(18 / 20)
+  nobody = splits._replace(unseen=every.take([]))
+  found = evaluation.measure(Evidence(own, own, nobody, own))
+  assert found['mia_auc'] is found['rmia_auc'] is None
+  assert found['gap_to_retrained'] == 0  # Of the other three.
+
+
+def test_rmia_says_how_many_it_finds_where_it_accuses_one_per_cent():
+  labels = np.arange(2100, dtype=np.int32) % 3
+  every = Examples.of(np.zeros((2100, 1)), labels)
+  rows = np.split(np.arange(2100), [100, 1100])
+  splits = Splits(every, *map(every.take, rows))
+  # Of others none is likelier than to the reference, of members all but 30.
+  own = Predictions(*(one_hot(labels[r]) for r in rows))
+  its = own._replace(forget=one_hot(labels[:100], 70))
+  evidence = Evidence(own, own, splits, references=[its])
+  assert METRICS['rmia_tpr'].measure(evidence) == pytest.approx(0.7)
+  few = splits._replace(unseen=splits.test.take(np.arange(999)))
+  assert METRICS['rmia_tpr'].measure(evidence._replace(splits=few)) is None
 
 
 def test_a_metric_is_added_by_a_row(monkeypatch):
@@ -198,7 +231,7 @@ def test_evaluate_predicts_every_example_of_every_split(devices):
   assert got['gap_to_retrained'] == pytest.approx((0.25 * 2 + 0.5 + 0.125) / 4)
   assert 0 < got['similarity'] < 1
   assert {n for n in got if alone[n] is None} == {
-    *('gap_to_retrained', 'similarity', 'true_label_accuracy'),
+    *('gap_to_retrained', 'svc_gap', 'similarity', 'true_label_accuracy'),
     *('rmia_auc', 'rmia_tpr', 'other_test_accuracy'),
   }
 

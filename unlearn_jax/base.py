@@ -286,11 +286,9 @@ class Dataset:
 class Splits(NamedTuple):
   """D and its parts: `forget` and `retain` are disjoint and make up `train`.
 
-  `heldout` is what methods may look at that need data from outside of D; they
-  are judged by `test`, so it must be no part of that. `truth` are the true
-  labels of `forget`, int32 `[M]`, where those that D has are wrong. `unseen`
-  are those of `test` that `forget` is held against by attacks, which are to be
-  like it in all but membership; None: all of `test`.
+  `heldout`, no part of `test`, is for methods that need data from outside of D;
+  `truth`: the true labels of `forget`, int32 `[M]`, where D's are wrong;
+  `unseen`: those of `test`, or all, that attacks hold `forget` against.
   """
 
   train: Examples

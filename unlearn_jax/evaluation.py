@@ -4,70 +4,24 @@ A new metric is one function and one row of `METRICS`; reports in every format
 are made from that table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from unlearn_jax import attacks, metrics, parallel
+from unlearn_jax import metrics, parallel
 from unlearn_jax.base import Examples, Model, ModelState, Splits
 from unlearn_jax.divergences import similarity
+from unlearn_jax.evidence import (
+  Cost,
+  Evidence,
+  Predictions,
+  loss_attack,
+  reference_attack,
+  reference_attack_tpr,
+  svc_attack,
+)
 from unlearn_jax.prediction import predict, probabilities, require_classes
-
-
-class Predictions(NamedTuple):
-  """A model's logits.
-
-  Attributes:
-    forget: float32 `[|D_UL|, C]`.
-    retain: float32 `[|D_RE|, C]`.
-    test: float32 `[|test|, C]`.
-  """
-
-  forget: np.ndarray
-  retain: np.ndarray
-  test: np.ndarray
-
-
-class Cost(NamedTuple):
-  """What making a model took.
-
-  Attributes:
-    seconds: until the stop rule held, or of all epochs; no compilation.
-    compile_seconds: of compilation.
-    stop_epoch: when the stop rule held first; None if it never did.
-    by_tensor: scalars that were changed before the training, by tensor.
-    perturbation_js: bits by which that still moved held-out outputs.
-  """
-
-  seconds: float
-  compile_seconds: float
-  stop_epoch: int | None
-  by_tensor: Mapping[str, int]
-  perturbation_js: float
-
-
-class Evidence(NamedTuple):
-  """All that a metric of one model may look at.
-
-  Attributes:
-    own: the model's predictions.
-    source: those of M.
-    splits: what was predicted.
-    retrained: those of M_RE, or None.
-    references: of more models that never saw D_UL, Retrains of other seeds.
-    cost: what the model took; None of the source and of foreign models.
-    retrained_cost: what M_RE took, or None.
-  """
-
-  own: Predictions
-  source: Predictions
-  splits: Splits
-  retrained: Predictions | None = None
-  references: Sequence[Predictions] = ()
-  cost: Cost | None = None
-  retrained_cost: Cost | None = None
-
 
 # Of `Evidence`; or classes lost of which the test set has some, or a thousand
 # test images that D_UL is held against.
@@ -136,76 +90,15 @@ def _other_test_accuracy(evidence: Evidence) -> float | None:
   return metrics.accuracy(evidence.own.test[kept], labels)
 
 
-def _compared_by_attacks(
-  own: Predictions, splits: Splits
-) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Logits and labels of D_UL, and of the test images that are held against.
+def _gap(names: Sequence[str]) -> Callable[[Evidence], float | None]:
+  def measure(evidence: Evidence) -> float | None:
+    if evidence.retrained is None:
+      return None
+    both = evidence, evidence._replace(own=evidence.retrained)
+    own, its = ({n: METRICS[n].measure(e) for n in names} for e in both)
+    return metrics.gap(own, its, names)
 
-  Nothing where there are none of these.
-  """
-  forget, test = (own.forget, splits.forget.own_labels), splits.test
-  if splits.unseen is None:
-    return [forget, (own.test, test.own_labels)]
-  if not splits.unseen.size:
-    return []
-  place = {row: n for n, row in enumerate(np.asarray(test.indices).tolist())}
-  rows = [place[row] for row in np.asarray(splits.unseen.indices).tolist()]
-  return [forget, (own.test[rows], splits.unseen.own_labels)]
-
-
-def _loss_attack(evidence: Evidence) -> float | None:
-  # The margin falls as the loss rises, and is not 0 where the model is sure.
-  both = _compared_by_attacks(evidence.own, evidence.splits)
-  margins = [attacks.true_class_margin(*part) for part in both]
-  return attacks.auc(*margins) if margins else None
-
-
-def _likelihood_ratios(evidence: Evidence) -> list[np.ndarray]:
-  """RMIA's, of D_UL and of what it is held against; [] without references."""
-  own, retrained = evidence.own, evidence.retrained
-  references = list(evidence.references)
-  if not references and retrained is not None:
-    # By itself Retrain cannot be told from a model that never saw D_UL.
-    alone = np.array_equal(own.forget, retrained.forget)
-    references = [] if alone else [retrained]
-  if not references:
-    return []
-  target, *others = (
-    [
-      attacks.true_class_log_probability(*part)
-      for part in _compared_by_attacks(every, evidence.splits)
-    ]
-    for every in (own, *references)
-  )
-  return [
-    attacks.rmia(part, np.stack([other[n] for other in others]))
-    for n, part in enumerate(target)
-  ]
-
-
-def _reference_attack(evidence: Evidence) -> float | None:
-  ratios = _likelihood_ratios(evidence)
-  return attacks.auc(*ratios) if ratios else None
-
-
-def _reference_attack_tpr(evidence: Evidence) -> float | None:
-  ratios = _likelihood_ratios(evidence)
-  # Of fewer, one per cent is less than ten.
-  if not ratios or ratios[1].size < 1000:
-    return None
-  members, others = ratios
-  return attacks.tpr_at_fpr(members, others, 0.01)
-
-
-def _gap(evidence: Evidence) -> float | None:
-  if evidence.retrained is None:
-    return None
-  reference = evidence._replace(own=evidence.retrained)
-  return metrics.gap(*(_compared(e) for e in (evidence, reference)))
-
-
-def _compared(evidence: Evidence) -> dict[str, float | None]:
-  return {name: METRICS[name].measure(evidence) for name in metrics.COMPARED}
+  return measure
 
 
 def _source_accuracy(evidence: Evidence) -> float:
@@ -287,14 +180,14 @@ METRICS = {
     Metric(
       'mia_auc',
       'Attack AUC',
-      _loss_attack,
+      loss_attack,
       *('0.5 = chance', 1, 3, 'nearer to Retrain'),
       docs='membership inference by the loss, D_UL against test data like it',
     ),
     Metric(
       'rmia_auc',
       'RMIA AUC',
-      _reference_attack,
+      reference_attack,
       *('0.5 = chance', 1, 3, 'nearer to Retrain', ('references',)),
       docs='robust membership inference (Zarifzadeh et al., ICML 2024, offline,'
       ' a = 0.3), by the likelihood relative to models that never saw D_UL',
@@ -302,7 +195,7 @@ METRICS = {
     Metric(
       'rmia_tpr',
       'RMIA TPR at 1 % FPR',
-      _reference_attack_tpr,
+      reference_attack_tpr,
       *('%', 100, 1, 'nearer to Retrain', ('references', 'many others')),
       docs='members that it finds where it accuses 1 % of others; of 1,000'
       ' others or more',
@@ -310,7 +203,7 @@ METRICS = {
     Metric(
       'gap_to_retrained',
       'Gap to Retrain',
-      _gap,
+      _gap(metrics.COMPARED),
       *('points', 100, 2, 'lower', ('retrained',), False),
       docs='mean |difference| to Retrain over the three accuracies and the'
       ' attack AUC',
@@ -337,6 +230,24 @@ METRICS = {
       _similarity,
       *('%', 100, 1, 'higher', ('retrained',), False),
       docs='1 − mean JS divergence to Retrain on D_UL, in bits',
+    ),
+    Metric(
+      'svc_efficacy',
+      'MIA efficacy (SVC)',
+      svc_attack,
+      *('%', 100, 1, 'nearer to Retrain'),
+      docs='as SalUn and others have it: share of D_UL that a classifier of the'
+      ' confidence on retained and test images (at most 2,000 each) takes for'
+      ' unseen',
+    ),
+    Metric(
+      'svc_gap',
+      'AvgGap (SVC)',
+      _gap((*metrics.COMPARED[:3], 'svc_efficacy')),
+      *('points', 100, 2, 'lower', ('retrained',), False),
+      docs='as the literature has it: mean |difference| to Retrain over the'
+      ' three accuracies and the MIA efficacy; not to be mixed with the gap'
+      ' above',
     ),
     Metric(
       'scalars_changed',

@@ -135,16 +135,19 @@ def acceleration(retrain_seconds: float, seconds: float) -> float:
 
 
 def gap(
-  metrics_a: Mapping[str, float | None], metrics_b: Mapping[str, float | None]
+  metrics_a: Mapping[str, float | None],
+  metrics_b: Mapping[str, float | None],
+  names: Sequence[str] = COMPARED,
 ) -> float:
   """Mean absolute difference of two models' metrics, usually to Retrain's.
 
-  Runs over those of `forget_accuracy`, `retain_accuracy`, `test_accuracy` and
-  `mia_auc` that both have; None counts as not there, other keys are ignored.
+  Runs over those of `names` that both have; None counts as not there, other
+  keys are ignored.
 
   Args:
     metrics_a: one model's metrics, by name, each in [0, 1].
     metrics_b: the other's.
+    names: `forget_accuracy`, `retain_accuracy`, `test_accuracy` and `mia_auc`.
 
   Returns:
     The gap in [0, 1]; 0 if the two behave alike.
@@ -157,14 +160,14 @@ def gap(
     0.25
   """
   differences = []
-  for name in COMPARED:
+  for name in names:
     a, b = metrics_a.get(name), metrics_b.get(name)
     if a is not None and b is not None:
       _require_shares(**{f'metrics_a[{name!r}]': a, f'metrics_b[{name!r}]': b})
       differences.append(abs(a - b))
-  names = [sorted(metrics_a), sorted(metrics_b)]
-  allowed = f'mappings that share one of {", ".join(COMPARED)}'
-  require('metrics', names, bool(differences), allowed)
+  keys = [sorted(metrics_a), sorted(metrics_b)]
+  allowed = f'mappings that share one of {", ".join(names)}'
+  require('metrics', keys, bool(differences), allowed)
   return float(np.mean(differences))
 
 

@@ -1,10 +1,14 @@
 """The "MIA efficacy" of unlearning papers: five support vector classifiers."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.special
 
 from unlearn_jax.attacks import scores
 from unlearn_jax.base import Array
+
+FEATURES = 'correctness', 'confidence', 'entropy', 'modified_entropy', 'prob'
 
 
 def svc_efficacy(
@@ -12,6 +16,7 @@ def svc_efficacy(
   others: tuple[Array, Array],
   forget: tuple[Array, Array],
   *,
+  features: Sequence[str] = FEATURES,
   compat: bool = False,
 ) -> dict[str, float]:
   """Share of D_UL that a classifier of members and others calls no member.
@@ -25,6 +30,7 @@ def svc_efficacy(
       the first |test| of D_RE, in the data's order and without augmentation.
     others: those of test examples; where a class was forgotten, without it.
     forget: those of D_UL.
+    features: those of `FEATURES` that are wanted.
     compat: repeats their modified entropy: log p in place of log(1 − p), and
       1 − p in place of p for each class that is a label of *any* example.
 
@@ -44,7 +50,7 @@ def svc_efficacy(
   parts = [_features(*part, compat) for part in (members, others, forget)]
   truth = np.repeat([1, 0], [len(part['prob']) for part in parts[:2]])
   found = {}
-  for name in parts[0]:
+  for name in features:
     inside, outside, target = (part[name] for part in parts)
     classifier = SVC(C=3, kernel='rbf', gamma='auto')
     classifier.fit(np.concatenate([inside, outside]), truth)
