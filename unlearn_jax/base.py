@@ -18,12 +18,9 @@ import optax
 # The name of the one mapped axis: the data-parallel devices.
 AXIS = 'batch'
 
-# A pytree of float arrays.
-Params = Any
-# A pytree shaped like `Params` with boolean leaves: true where chosen.
-Mask = Any
-# A typed PRNG key, as `jax.random.key` makes it.
-Key = jax.Array
+Params = Any  # A pytree of float arrays.
+Mask = Any  # One shaped like it with boolean leaves: true where chosen.
+Key = jax.Array  # Typed, as `jax.random.key` makes it.
 # `jax.Array`, or a NumPy array where a function says that it takes both.
 Array = jax.Array | np.ndarray
 
@@ -286,9 +283,9 @@ class Dataset:
 class Splits(NamedTuple):
   """D and its parts: `forget` and `retain` are disjoint and make up `train`.
 
-  `heldout`, no part of `test`, is for methods that need data from outside of D;
-  `truth`: the true labels of `forget`, int32 `[M]`, where D's are wrong;
-  `unseen`: those of `test`, or all, that attacks hold `forget` against.
+  `heldout`, no part of `test`: for methods that need more than D. `truth`: true
+  labels of `forget`, int32 `[M]`, where D's are wrong. `unseen`: those of
+  `test`, or all, that attacks hold `forget` against.
   """
 
   train: Examples
