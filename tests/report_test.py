@@ -758,10 +758,30 @@ def test_curves_are_those_that_the_legend_names():
       assert ends[colors[name]] == pytest.approx(100 * row.mean[metric].mean)
 
 
-def test_bars_start_with_the_source_and_show_every_seed():
-  axes = figures.gap_bars(report_of()).axes[0]
-  labels = [tick.get_text() for tick in axes.get_yticklabels()]
-  assert labels[0] == 'Source (untouched)' and 'Retrain' not in labels
+def test_two_rulers_show_every_row_and_seed_beside_retrain():
+  made = report_of()
+  first, second = figures.rulers(made).axes
+  labels = [tick.get_text() for tick in first.get_yticklabels()]
+  assert labels[:2] == ['Source (untouched)', 'Retrain']
+  assert len(labels) == len(made.rows)
+  rows = {figures.label(row.label): row for row in made.rows}
+  goal = made.row('retrain')
+  for axes, name, scale in (
+    (first, 'forget_accuracy', 100),
+    (second, 'mia_auc', 1),
+  ):
+    own = [line for line in axes.lines if line.get_marker() == 'o']
+    at = {labels[int(y)]: x for o in own for x, y in zip(*o.get_data())}
+    wanted = {n: scale * row.mean[name].mean for n, row in rows.items()}
+    assert at == pytest.approx(wanted)
+    dots = [line for line in axes.lines if line.get_marker() == '.']
+    assert [len(line.get_xdata()) for line in dots] == [3] * len(rows)
+    assert axes.lines[0].get_xdata()[0] == scale * goal.mean[name].mean
+
+
+def test_bars_show_every_seed():
+  bar = figures.Bar('B', [0.1, 0.2], 'method', model.Estimate(0.15, 0.1, 0.2))
+  axes = figures.bars([bar], 'x').axes[0]
   dots = [line for line in axes.lines if line.get_marker() == 'o']
-  assert [len(line.get_xdata()) for line in dots] == [3] * 6
-  assert [round(bar.get_width(), 3) for bar in axes.patches[:2]] == [5.1, 4.3]
+  assert dots[0].get_xdata().tolist() == [10, 20]
+  assert axes.patches[0].get_width() == pytest.approx(15)

@@ -19,10 +19,11 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
-from experiments.report.judging import GAP, estimate, finite, known
-from experiments.report.model import REFERENCE, Estimate, Report
+from experiments.report.judging import estimate, finite, known
+from experiments.report.model import REFERENCE, Estimate, Report, Row
 from experiments.report.wording import WORDS, say
 from unlearn_jax.base import shown as printable
+from unlearn_jax.evaluation import METRICS, Metric
 from unlearn_jax.metrics import mean_interval
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
@@ -45,7 +46,6 @@ class Bar(NamedTuple):
   values: Sequence[float]  # Its dots, in shares of one.
   role: str  # Says its look, `bars` of words.toml.
   mean: Estimate  # Bar and whisker.
-  marked: bool = False  # It is shaded, and a dashed line continues it.
 
 
 @style.context(STYLE)
@@ -94,9 +94,6 @@ def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
   if own.low is not None and own.high is not None:
     sides = [[mean - 100 * own.low], [100 * own.high - mean]]
     axes.errorbar(mean, place, xerr=sides, **LOOKS['interval'])
-  if bar.marked:
-    axes.axvline(mean, **LOOKS['control'])
-    axes.axhspan(place - 0.5, place + 0.5, **LOOKS['shade'])
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
   axes.plot(dots, place + spread, label=dot, **LOOKS['dot'])
@@ -200,19 +197,49 @@ def encoded(figure: Figure, form: str = 'png') -> bytes:
   return buffer.getvalue()
 
 
-def gap_bars(report: Report) -> Figure:
-  """Gap to Retrain per strategy: bar of the mean, interval, a dot a seed."""
+@style.context(STYLE)
+def rulers(report: Report) -> Figure:
+  """Every row on two rulers, forget accuracy and attack, beside Retrain."""
+  rows = sorted(
+    report.rows, key=lambda row: row.role not in ('source', 'reference')
+  )
   shown = [
-    Bar(
-      *(row.label, known(row.values.get(GAP)), row.role, gap),
-      marked=row is report.control,
-    )
-    for row in sorted(report.rows, key=lambda row: row.role != 'source')
-    if row.role != 'reference' and (gap := estimate(row, GAP))
+    METRICS[name]
+    for name in ('forget_accuracy', 'mia_auc')
+    if any(estimate(row, name) for row in rows)
   ]
-  if not shown:
-    return message(say('pictures', 'no_gap'))
-  return bars(shown, say('pictures', 'gap_axis'))
+  names = [label(row.label) for row in rows]
+  lines = max((name.count('\n') for name in names), default=0) + 1
+  figure = Figure((WIDTH, max(0.26, 0.15 * lines) * len(rows) + 1.1))
+  grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+  for axes, metric in zip(grid, shown):
+    if goal := estimate(report.row(REFERENCE), metric.name):
+      axes.axvline(metric.scale * goal.mean, **LOOKS['goal'])
+    for place, row in enumerate(rows):
+      _point(axes, place, row, metric)
+    axes.set_xlim(-0.03 * metric.scale, 1.03 * metric.scale)
+    axes.set_xlabel(f'{metric.label}, {metric.unit}')
+    axes.grid(axis='x')
+    axes.tick_params(axis='y', length=0, labelsize=8)
+  grid[0].set_yticks(range(len(rows)), names)
+  grid[0].set_ylim(len(rows) - 0.45, -0.55)
+  return legend(figure)
+
+
+def _point(axes: Axes, place: int, row: Row, metric: Metric) -> None:
+  """A mean with its interval, and a dot a seed."""
+  mean, scale = estimate(row, metric.name), metric.scale
+  seeds = [scale * value for value in known(row.values.get(metric.name))]
+  axes.plot(seeds, [place] * len(seeds), **LOOKS['seed'])
+  if mean is None:
+    return
+  if mean.low is not None and mean.high is not None:
+    axes.plot(
+      scale * np.array([mean.low, mean.high]), [place] * 2, **LOOKS['whisker']
+    )
+  look = WORDS['bars'].get(row.role, WORDS['bars']['method'])
+  own = {'color': look['facecolor'], 'label': look['label']}
+  axes.plot(scale * mean.mean, place, **LOOKS['mean'], **own)
 
 
 @style.context(STYLE)
@@ -245,6 +272,6 @@ def accuracy_curves(report: Report) -> Figure:
 
 
 PICTURES: dict[str, Callable[[Report], Figure]] = {
-  'gap_to_retrain': gap_bars,
+  'rulers': rulers,
   'accuracy_curves': accuracy_curves,
 }

@@ -50,9 +50,9 @@ def page(report: Report) -> list[Section]:
   return _filled(
     _found(report, question if judged else []),
     main,
+    Section('Pictures', pictures=wording.pictures(report)),
     _warnings(report),
     Section('How to read this', definitions=wording.how_to_read(report)),
-    Section('Pictures', pictures=wording.pictures(report)),
     *further,
     *map(degree.section, report.degree),
     _how_it_was_run(report),

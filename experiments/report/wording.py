@@ -70,11 +70,8 @@ def by_seeds(report: Report, group: str) -> str:
 def pictures(report: Report) -> list[Picture]:
   """The pictures of `figures.PICTURES` with what stands below each."""
   seeds = len(report.seeds) > 1
-  others = [row for row in report.rows if row.role != 'reference']
-  drawn = any(estimate(row, GAP) for row in others)
-  distance = 'distance' if seeds else 'distance_one_seed'
   facts = {
-    'distance': say('pictures', distance) if drawn else '',
+    'few': say('pictures', 'several' if seeds else 'few'),
     'bands': say('pictures', 'bands') + ' ' if seeds else '',
     'goal': say('pictures', 'goal') + ' ' if report.row(REFERENCE) else '',
   }
