@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 
+import filelock
 import helpers
 import jax.numpy as jnp
 import numpy as np
@@ -449,6 +450,17 @@ def test_bad_flags(flag, main, data_file, tmp_path):
   own = quick(data_file, tmp_path / 'run', '--degree', flag)
   assert words in running.refused('unlearn', *own, status=2)
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('name', ['unlearn', 'train'])
+def test_a_directory_that_is_in_use_is_left_alone(name, data_file, tmp_path):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  with filelock.FileLock(workdir / '.unlearn_jax.lock'):
+    own = running.training(data_file, workdir)
+    line = running.refused(name, *own, status=1)
+  assert f'--workdir={workdir} is in use' in line
+  assert len(helpers.files(workdir)) <= 1  # The lock.
 
 
 def test_a_batch_that_the_devices_cannot_share(data_file, tmp_path):

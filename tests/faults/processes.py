@@ -1,4 +1,4 @@
-"""Real processes of the binaries that start fast enough to be killed often.
+"""Real processes of the binaries, which can end themselves where a test wants.
 
 A server imports the binaries once; each process is forked from it and then does
 what `python -m` would, its own JAX backend included.
@@ -8,14 +8,17 @@ import json
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import time
+from typing import NamedTuple
 
 import devices
 import jax
 
-from experiments.runtime import process
+from experiments.runtime import process, signals
+from unlearn_jax import checkpoints, snapshots, training
 
 # What all files here compute: seconds, of which most are compilation. The two
 # share the source.
@@ -26,7 +29,7 @@ TRAIN = (
 UNLEARN = (
   *TRAIN,
   *('--epochs=3', '--stop_retain_share=2', '--seeds=1'),
-  '--strategies=retrain, top_k(examples=24)',
+  '--strategies=top_k(examples=24)',
 )
 # What depends on the clock, in a report's rows.
 TIMED = ('seconds', 'compile_seconds', 'acceleration')
@@ -36,22 +39,29 @@ _context.set_forkserver_preload(
 )
 
 
+class End(NamedTuple):
+  """A process sends itself a signal: where is the same in each run."""
+
+  number: signal.Signals
+  stage: str  # Part of its name.
+  saves: int  # With this one of its saves,
+  inside: bool = False  # after it, or while it is half written.
+  short: bool = False  # Each step is a call, and saved.
+
+
 class Processes:
   """Runs of one binary with one compilation cache."""
 
   def __init__(self, module, arguments, cache):
     self.module, self.arguments, self.cache = module, arguments, cache
 
-  def start(self, log, workdir, *more, changed=(), **environment):
-    """The running process; it writes to `log`.
-
-    `changed` holds (module, name, value) of private constants to be changed.
-    """
+  def start(self, log, workdir, *more, end=None, **environment):
+    """The running process; it writes to `log`."""
     arguments = (*self.arguments, f'--workdir={workdir}', *more)
     environment = {'JAX_COMPILATION_CACHE_DIR': self.cache} | environment
     process = _context.Process(
       target=_run,
-      args=(self.module, arguments, str(log), changed, environment),
+      args=(self.module, arguments, str(log), end, environment),
     )
     process.start()
     return process
@@ -63,8 +73,11 @@ class Processes:
     process.join(300)
     return process.exitcode, log.read_text()
 
-  def pair(self, folder, workdir, *more):
-    """Two processes of one run on loopback, with two devices each."""
+  def pair(self, folder, workdir, *more, end=None):
+    """Two processes of one run on loopback, with two devices each.
+
+    The second ends itself. Returns both exit statuses, and what both wrote.
+    """
     with socket.socket() as probe:
       probe.bind(('127.0.0.1', 0))
       here = f'--coordinator=127.0.0.1:{probe.getsockname()[1]}'
@@ -78,18 +91,43 @@ class Processes:
         'XLA_FLAGS': devices.flags(2),
         'http_proxy': 'http://127.0.0.1:9',
       }
-      started.append(self.start(log, workdir, *more, *flags, **environment))
-    return started, logs
+      own = {'end': end if index else None, **environment}
+      started.append(self.start(log, workdir, *more, *flags, **own))
+    for process in started:
+      process.join(300)
+    return [p.exitcode for p in started], [log.read_text() for log in logs]
 
 
-def _run(module, arguments, log, changed, environment):
+def _plan(end):
+  save, count = snapshots.save, 0
+  if end.short:
+    training._CALL_SECONDS = 0.0
+
+  def send():
+    os.kill(os.getpid(), end.number)
+    while signals.requested() is None:  # Its thread hears it.
+      time.sleep(0.001)
+
+  def saving(path, *rest):
+    nonlocal count
+    count += end.stage in str(path)
+    if count == end.saves and end.inside:
+      checkpoints._digests = lambda folder: send()
+    save(path, *rest)
+    if count == end.saves:
+      send()
+
+  snapshots.save = saving
+
+
+def _run(module, arguments, log, end, environment):
   os.environ['XLA_FLAGS'] = devices.flags(1)
   os.environ.update({name: str(value) for name, value in environment.items()})
   file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   os.dup2(file, 1)
   os.dup2(file, 2)
-  for room, name, value in changed:
-    setattr(sys.modules[room], name, value)
+  if end:
+    _plan(end)
   prepare = process.prepare
 
   def prepared():
@@ -101,21 +139,6 @@ def _run(module, arguments, log, changed, environment):
   # Imported beforehand: runpy would warn that it is there already.
   sys.modules.pop(module, None)
   runpy.run_module(module, run_name='__main__', alter_sys=True)
-
-
-def wait_for(holds, *started):
-  """Waits until something holds, which has to be while these processes live."""
-  end = time.monotonic() + 200
-  while not holds():
-    assert all(process.is_alive() for process in started)
-    assert time.monotonic() < end
-    time.sleep(0.005)
-
-
-def saved(workdir, epoch=0):
-  """Whether a save of a stage that is not finished lies there."""
-  found = workdir.glob('checkpoints/.*.partial/epoch-*')
-  return any(int(path.name[6:12]) >= epoch for path in found)
 
 
 def digests(workdir):

@@ -2,9 +2,6 @@
 
 import inspect
 import os
-import pathlib
-import subprocess
-import sys
 
 import fuzzing
 from hypothesis import example, given
@@ -140,14 +137,10 @@ def check(binary, base, drawn, places, finished):
 @example([('seed', '0x' + 'f' * 5000)])
 @example(several('h:' + '9' * 5000, '2', '1'))
 @example(several('h:²', '2', '1'))
-@example(several('h:1', '0x' + 'f' * 5000, '1'))
-@example([('train_epochs', '9' * 30)])
 @example([('epochs', '2147483647')])
-@example([('width', '9' * 18)])
 @example([('width', '1000000')])
 @example([('workdir', ('', 'nul\0'))])
 @example([('workdir', ('', LONG))])
-@example([('workdir', ('', 'a/' * 2500))])
 @example([('workdir', ('', 'with_workdir.json'))])
 @example([('dataset', ('npz:', 'pipe'))])
 @example([('dataset', ('folder:', 'nul\0'))])
@@ -158,9 +151,8 @@ def check(binary, base, drawn, places, finished):
 @example([('forget', 'class(' + '(' * 5000 + ')')])
 @example([('forget', 'random(' + '9' * 5000 + ')')])
 @example([('source_dir', ('', 'with_manifest.json'))])
-@example([('source_dir', ('', LONG))])
 @example([('degree', 'true'), ('max_perturbation', '1/1e-320')])
-@fuzzing.cases(100)
+@fuzzing.cases(20)
 def test_unlearn(places, finished, drawn):
   check('unlearn', fuzzing.quick(finished), drawn, places, finished)
 
@@ -173,7 +165,7 @@ def test_unlearn(places, finished, drawn):
 @example('top_k(**{"k": 5})')
 @example('eu_k(k=2), ')
 @example('\0(k=1)')
-@fuzzing.cases(100)
+@fuzzing.cases(30)
 def test_strategies(places, finished, text):
   drawn = [('strategies', text)]
   check('unlearn', fuzzing.quick(finished), drawn, places, finished)
@@ -190,24 +182,8 @@ def test_the_others(binary, places, finished):
   @given(given_flags(binary))
   @example([('workdir', ('', LONG))])
   @example([('workdir', '\udcff')])
-  @fuzzing.cases(30)
+  @fuzzing.cases(8)
   def each(drawn):
     check(binary, base, drawn, places, finished)
 
   each()
-
-
-def test_a_process_says_the_same(places, finished):
-  """The cases above run in this process: one of them in one of its own."""
-  drawn = [('workdir', ('', 'new\nline/x')), ('model', 'a\nb')]
-  made = arguments(fuzzing.quick(finished), drawn, places)
-  done = subprocess.run(
-    [sys.executable, '-m', 'experiments.unlearn', *made],
-    cwd=pathlib.Path(__file__).parent.parent.parent,
-    env={**os.environ, 'XLA_FLAGS': ''},
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert (done.returncode, done.stderr) == fuzzing.check_binary('unlearn', made)
-  assert done.returncode and not done.stdout

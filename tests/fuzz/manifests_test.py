@@ -106,7 +106,7 @@ def manifest_of(stage):
 @example(stages.RECORD, b'[' * 100000)
 @example(stages.RECORD, b'{"history": [' + b'9' * 5000 + b']}')
 @example(stages.RECORD, b'{"history": [{"epoch": "1"}]}')
-@fuzzing.cases(80)
+@fuzzing.cases(30)
 def test_a_finished_stage(folders, finished, name, drawn):
   stage = fuzzing.stage(finished, 'source')
   folder = changed(stage, next(folders), name, drawn)
@@ -156,22 +156,22 @@ def check_named(role, folder, finished):
 
 
 @given(st.sampled_from(sorted(ROLES)), CHANGES)
-@fuzzing.cases(50)
+@fuzzing.cases(12)
 def test_a_checkpoint_that_a_flag_names(folders, finished, role, drawn):
   stage = fuzzing.stage(finished, ROLES[role][0])
   check_named(role, changed(stage, next(folders), MANIFEST, drawn), finished)
 
 
-def test_each_entry_missing_and_of_another_kind(folders, finished):
+def test_each_entry_missing_or_of_another_kind(folders, finished):
+  """By turns: which entry it is makes a difference, hardly the two at one."""
   stage = fuzzing.stage(finished, 'source')
-  for entry in manifest_of(stage):
-    for value in (None, [None], 'x'):
-      manifest = manifest_of(stage) | {entry: value}
-      if value is None:
-        del manifest[entry]
-      content = sealed(manifest)
-      folder = changed(stage, next(folders), MANIFEST, content)
-      check_named('source', folder, finished)
+  for number, entry in enumerate(manifest_of(stage)):
+    manifest = manifest_of(stage) | {entry: ([None], 'x')[number % 4 // 2]}
+    if number % 2:
+      del manifest[entry]
+    content = sealed(manifest)
+    folder = changed(stage, next(folders), MANIFEST, content)
+    check_named('source', folder, finished)
 
 
 def test_tensors_of_another_model_behind_a_fitting_manifest(finished, tmp_path):
@@ -207,7 +207,7 @@ def saved(tmp_path_factory):
 @example(COURSE, b'[[], 0, 1]')
 @example(COURSE, b'[[["1", 0, 0, {}]], 0, 1, [], 0]')
 @example(COURSE, b'[[[1, 0, 0, {}]], 0, 1, [' + b'9' * 5000 + b'], 0]')
-@fuzzing.cases(50)
+@fuzzing.cases(20)
 def test_an_unfinished_save(folders, saved, name, drawn):
   root, (stage, state) = next(folders), saved
   folder = root / '.stage.partial' / 'epoch-000001'
