@@ -27,6 +27,15 @@ SIZES = {
 }
 
 
+@pytest.fixture
+def shallow(monkeypatch):
+  """Of what a network repeats, less: `test_sizes` sees how often it does."""
+  monkeypatch.setattr(densenet, '_BLOCKS', (2, 1, 1, 1))
+  few = googlenet._INCEPTIONS
+  few = *few[: few.index(None) + 1], few[-1]
+  monkeypatch.setattr(googlenet, '_INCEPTIONS', few)
+
+
 def test_no_model_escapes_the_table_of_sizes():
   assert set(SIZES) == set(models.FAMILIES)
 
@@ -48,7 +57,7 @@ def test_sizes(name):
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_bfloat16_is_for_activations_only(name):
+def test_bfloat16_is_for_activations_only(name, shallow):
   """Convolutions take bfloat16; what is stored or summed up is float32."""
   model = models.build(name, 10, SIZES[name][0], dtype='bfloat16')
   state = jax.eval_shape(model.init, jax.random.key(0))
@@ -210,7 +219,7 @@ def computed(name):
 
 
 @pytest.mark.parametrize('name', SIZES)
-def test_models_compute_what_they_did(name):
+def test_models_compute_what_they_did(name, shallow):
   """To store them anew: `json.dumps({n: computed(n) for n in SIZES})`."""
   stored = json.loads(STORED.read_text())[name]
   for what, values in computed(name).items():

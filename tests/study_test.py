@@ -393,14 +393,14 @@ def test_source_and_retrain_follow_schedules_of_their_own_length(
   plan = planning.plan(study, tmp_path)
   Workdir(tmp_path, {}).claim()
   digests = []
-  for run in plan.runs:
-    for stage in (run.source, run.strategies['retrain']):
-      stages.carry_out(stage, Silent())
-      digests.append(stages.load(stage).manifest.state_sha256)
+  first, second = plan.runs
+  for stage in (first.source, first.strategies['retrain'], second.source):
+    stages.carry_out(stage, Silent())
+    digests.append(stages.load(stage).manifest.state_sha256)
   # Of 240 images 24 are forgotten; 24 are a step.
   assert told[:2] == [(0.01, 2 * 10), (0.01, 2 * 9)]
-  assert len(set(digests)) == 4
-  assert stages.load(plan.runs[1].source).manifest.seed == 1
+  assert len(set(digests)) == 3
+  assert stages.load(second.source).manifest.seed == 1
 
 
 # Who carries stages out.
@@ -548,9 +548,10 @@ def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(
   pytest.importorskip('distributed')
   workdir, log = tmp_path / 'run', tmp_path / 'log'
   more = '--engine=dask', '--workers=2', '--save_seconds=0'
-  few = '--strategies=retrain, finetune'
+  few = '--strategies=finetune'
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
   environment['XLA_FLAGS'] = devices.flags(1)
+  environment['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
   environment['JAX_COMPILATION_CACHE_DIR'] = str(
     jax.config.jax_compilation_cache_dir
   )
@@ -578,10 +579,13 @@ def test_a_cluster_gives_the_same_bits_though_a_worker_is_killed(
   assert 'error: ' not in text and 'INFO' not in text, text
   assert len(workers) >= 2 and text.count(' done before') == 0
   ours, theirs = (digests(root) for root in (workdir, finished))
-  assert ours == {n: d for n, d in theirs.items() if 'top_k' not in n}
-  assert len(ours) == 6
+  both = 'source', 'finetune'
+  assert ours == {n: d for n, d in theirs.items() if n.split('-')[1] in both}
+  assert len(ours) == 4
   ours, theirs = (numbers(root) for root in (workdir, finished))
-  assert ours == {n: v for n, v in theirs.items() if 'top_k' not in n[0]}
+  for name, values in ours.items():  # Without Retrain there are fewer.
+    assert values == theirs[name], name
+  assert {name for name, _ in ours} == {*both}
   assert not list(workdir.glob('checkpoints/.*'))
 
 

@@ -454,8 +454,13 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize('place', PLACES)
-@pytest.mark.parametrize('kind', [AxisType.Explicit, AxisType.Auto])
+@pytest.mark.parametrize(
+  'place, kind',
+  [
+    *((place, AxisType.Explicit) for place in PLACES),
+    ('sharded', AxisType.Auto),
+  ],
+)
 def test_a_caller_may_have_a_mesh_and_parameters_of_her_own(place, kind):
   """The numbers of no mesh, and each parameter where she had it."""
   mesh = jax.make_mesh((2,), ('d',), axis_types=(kind,))
@@ -686,8 +691,8 @@ def remembering():
   return Model(apply, init)
 
 
-@pytest.mark.parametrize('devices', [1, 4])
-def test_a_network_may_carry_counters_and_keys(devices):
+def test_a_network_may_carry_counters_and_keys():
+  devices = 4
   model, x = remembering(), np.tile(np.float32([[1, 5], [3, 5]]), (20, 1))
   every = Examples.of(x, np.tile([0, 1], 20))
   with parallel.use(jax.devices()[:devices]):

@@ -93,9 +93,9 @@ class Processes:
       }
       own = {'end': end if index else None, **environment}
       started.append(self.start(log, workdir, *more, *flags, **own))
-    for process in started:
-      process.join(300)
-    return [p.exitcode for p in started], [log.read_text() for log in logs]
+    for one in started:
+      one.join(300)
+    return [one.exitcode for one in started], [x.read_text() for x in logs]
 
 
 def _plan(end):
