@@ -260,6 +260,12 @@ def test_rmia_by_hand():
   assert attacks.rmia(*x, z, gamma=2)[0] == pytest.approx(1 / 3)
 
 
+def test_of_a_population_ties_count_as_dominated():
+  x = np.log([0.5]), np.log([[0.4]])
+  z = np.log([0.5, 0.5, 0.6]), np.log([[0.4, 0.3, 0.4]])
+  assert attacks.rmia(*x, z)[0] == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize('a, want', [(0, 2 * 0.9), (1, 0.9 / 1e-12)])
 def test_references_that_rule_an_example_out_divide_by_no_zero(a, want):
   got = attacks.rmia(np.log([0.9]), np.array([[-np.inf], [-900.0]]), a=a)
@@ -398,8 +404,12 @@ def test_compat_repeats_the_fault_of_the_papers_code():
 
 def test_the_page_on_auditing_shows_what_runs():
   page = pathlib.Path(__file__).parent.parent / 'docs' / 'auditing.md'
-  (code,) = re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S)
+  code = '\n'.join(
+    re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S)
+  )
   out = io.StringIO()
   with contextlib.redirect_stdout(out):
     exec(compile(code, page.name, 'exec'), {})
   assert 0.4 < float(out.getvalue().split()[0]) < 0.6
+  z = re.search(r'CanaryTest\(z=(\S+), .*used=100, dropped=0\)', out.getvalue())
+  assert abs(float(z[1])) < 4

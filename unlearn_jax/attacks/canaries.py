@@ -83,7 +83,8 @@ def canary_statistic(
 
   Args:
     gradients: g = ∇_x of the loss at the image *before* the noise, `[M, ...]`,
-      in any unit; of φ where the loss is saturated.
+      in any unit; or of φ, which is ∇_x of the loss times −1 / (1 − p_y), so
+      that I changes its sign only, and which is not 0 where p_y rounds to 1.
     noise: ξ, `Planted.noise`. Not `added`: what is clipped depends on the
       image, as g does, and that gives false alarms.
     scale: as in `plant`.
