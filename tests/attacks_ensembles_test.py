@@ -23,6 +23,7 @@ def columns(*values):
     ([1] * 4, [0] * 4, np.log(1e5)),
     ([3] * 4, [3] * 4, 0),
     ([150] * 4, [100] * 4, 0),
+    ([100] * 4, [150] * 4, 0),
   ],
 )
 def test_klom_by_hand(own, its, want):

@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 from sklearn import metrics as sklearn_metrics
+from sklearn.svm import SVC
 
 from unlearn_jax import attacks
 from unlearn_jax.attacks import Status
@@ -370,6 +371,19 @@ def test_svc_efficacy_by_hand():
   )
   names = ['correctness', 'confidence', 'entropy', 'modified_entropy', 'prob']
   assert found == dict.fromkeys(names, 0.5)
+
+
+def test_svc_efficacy_is_scikit_learns():
+  rng = np.random.default_rng(0)
+  parts = [(rng.normal(0, s, (40, 4)), np.zeros(40, int)) for s in (3, 1, 2)]
+  p = [scipy.special.softmax(logits, axis=1) for logits, _ in parts]
+  found = attacks.svc_efficacy(*parts)
+  for name, feature in {'prob': slice(4), 'confidence': slice(1)}.items():
+    x = [own[:, feature] for own in p]
+    classifier = SVC(C=3, gamma=1 / x[0].shape[1])
+    classifier.fit(np.concatenate(x[:2]), np.repeat([1, 0], 40))
+    assert found[name] == 1 - classifier.predict(x[2]).mean()
+    assert 0.1 < found[name] < 0.9
 
 
 def test_a_feature_that_is_the_same_for_all_calls_all_the_same():
