@@ -88,6 +88,7 @@ def test_the_interval_of_the_auc_covers_and_is_clipped():
     held += low <= truth <= high
   assert 0.91 <= held / 300 <= 0.98
   assert attacks.auc_interval(np.arange(3) + 9, np.arange(3)) == (1, 1)
+  assert attacks.auc_interval(np.arange(4) - 1, np.arange(4))[0] == 0
   with pytest.raises(ValueError, match='2 or more'):
     attacks.auc_interval([1.0], [0.0, 1.0])
 
