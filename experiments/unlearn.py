@@ -2,10 +2,12 @@
 
   python -m experiments.unlearn
 
-trains a source and a retrained reference on scikit-learn's digits, unlearns a
-tenth of the training images with each strategy and writes a report: minutes on
-2 CPU cores, that end with what results/cpu/digits/report.md begins with. With
---degree it measures the SPD-GAN unlearning degree of each strategy as well.
+trains a source on scikit-learn's digits, a tenth of them mislabelled, and a
+reference without these, makes the source forget them in every way that is asked
+for, and writes a report: minutes on 2 CPU cores, that end with what
+results/cpu/digits/report.md begins with. With --references it trains more
+references, by which an attack judges all of them; with --degree it measures the
+SPD-GAN unlearning degree of each strategy as well.
 """
 
 from experiments import config
