@@ -57,7 +57,12 @@ def _without_tools(text):
 
 @pytest.mark.parametrize(
   'page',
-  ['README.md', 'docs/results.md', 'docs/unlearning-degree.md', 'docs/reproduction.md'],
+  [
+    'README.md',
+    'docs/results.md',
+    'docs/unlearning-degree.md',
+    'docs/reproduction.md',
+  ],
 )
 def test_every_table_of_results_is_one_that_a_run_wrote(page):
   text = (ROOT / page).read_text()
