@@ -73,12 +73,12 @@ def test_ids():
   dataset = make_dataset(NAMED)
   for ids in (
     ['train_07', 'train_03'],
-    ['7', '3'],
+    ['#7', '#3'],
     [7, 3],
     np.array([7, 3]),
-    np.array(['train_07', '3']),
+    np.array(['train_07', '#3']),
     (np.int32(7), 'train_03'),
-    ['0007', '03'],
+    ['#0007', '#03'],
     np.isin(np.arange(20), [3, 7]),
   ):
     splits = data.split_forget(None, dataset, ids=ids)
@@ -94,7 +94,7 @@ def test_ids_that_are_numbers_are_no_rows():
   # An integer is a row all the same.
   rows = data.split_forget(None, dataset, ids=[0, 3]).forget.indices
   assert rows.tolist() == [0, 3]
-  with pytest.raises(base.InputError, match="'0' is no training.*5 ids"):
+  with pytest.raises(base.InputError, match="'0' is no training.*such as '5'"):
     data.split_forget(None, dataset, ids=['0'])
 
 
@@ -126,12 +126,13 @@ def test_fraction_that_leaves_nothing(fraction, count):
   [
     ([], '0 of 20'),
     (list(range(20)), '20 of 20'),
-    (['train_07', '7'], r"ids\[1\]: '7' repeats ids\[0\]"),
+    (['train_07', '#7'], r"ids\[1\]: '#7' repeats ids\[0\]"),
+    (['7'], r"ids\[0\]: '7' is no training.*such as 'train_00' or #0\.\.#19"),
     ([3, 3], r'ids\[1\]: 3 repeats ids\[0\]'),
-    (['train_20'], r"ids\[0\]: 'train_20' is no training.*0\.\.19 or an id"),
-    (['20'], r"ids\[0\]: '20' is no training example; allowed is 0\.\.19"),
-    (['-1'], r"ids\[0\]: '-1' is no training example; allowed is 0\.\.19"),
-    ([20], r'ids\[0\]: 20 is no training example; allowed is 0\.\.19'),
+    (['train_20'], r"ids\[0\]: 'train_20' is no training.*or #0\.\.#19"),
+    (['#20'], r"ids\[0\]: '#20' is no training example; allowed is an id"),
+    (['#-1'], r"ids\[0\]: '#-1' is no training example; allowed is an id"),
+    ([20], r'ids\[0\]: 20 is no training example; allowed is an id'),
     ([-1], r'ids\[0\]: -1 is no training example'),
     ([1.0], r'ids\[0\]: 1.0 is no training example'),
   ],
@@ -181,12 +182,12 @@ def ids_file(tmp_path):
 @pytest.mark.parametrize(
   ('content', 'rows'),
   [
-    ('3\n1\n', [1, 3]),
-    ('3\n1', [1, 3]),
-    ('# why\n\n 3 \n\t1\t# also\n#\n', [1, 3]),
-    ('train_03\r\n1\r\n', [1, 3]),
-    (b'\xef\xbb\xbf3\n', [3]),
-    ('0019\n0\n', [0, 19]),
+    ('#3\n#1\n', [1, 3]),
+    ('#3\ntrain_01', [1, 3]),
+    ('# why\n\n #3 \n\ttrain_01\t# also\n#\n# 2\n', [1, 3]),
+    ('train_03\r\n#1\r\n', [1, 3]),
+    (b'\xef\xbb\xbf#3\n', [3]),
+    ('#0019\n#0\n', [0, 19]),
   ],
 )
 def test_read_ids(ids_file, content, rows):
@@ -215,17 +216,18 @@ def test_numbers_in_a_data_set_with_numbers_as_ids(ids_file):
 @pytest.mark.parametrize(
   ('content', 'line', 'words'),
   [
-    ('1\n20\n', 2, ["'20' is no training", '0..19']),
-    ('-1', 1, ["'-1' is no training", '0..19']),
-    ('9' * 5000, 1, ['is no training example', '5002 characters', '0..19']),
-    ('1\n\n#\n01\n', 4, ["'01' repeats line 1"]),
-    ('train_03\n3', 2, ["'3' repeats line 1"]),
-    ('1.5', 1, ["'1.5' is no training example", '0..19']),
+    ('#1\n#20\n', 2, ["'#20' is no training", '#0..#19']),
+    ('train_01\n2\n', 2, ["'2' is no training", "'train_00' or #0..#19"]),
+    ('-1', 1, ["'-1' is no training", '#0..#19']),
+    ('9' * 5000, 1, ['is no training example', '5002 characters', '#19']),
+    ('#1\n\n#\n#01\n', 4, ["'#01' repeats line 1"]),
+    ('train_03\n#3', 2, ["'#3' repeats line 1"]),
+    ('1.5', 1, ["'1.5' is no training example", '#0..#19']),
     ('1 2', 1, ["'1 2' is no training"]),
     ('cat\x1b[31m', 1, [r"'cat\x1b[31m' is no training"]),
     ('\u0661', 1, [r"'\u0661' is no training"]),
     ('1\r2', 1, [r"'1\r2' is no training"]),
-    ('1\n\u2028x', 2, ["'x' is no training"]),
+    ('#1\n\u2028x', 2, ["'x' is no training"]),
   ],
 )
 def test_read_ids_names_line_and_text(ids_file, content, line, words):

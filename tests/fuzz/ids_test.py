@@ -11,6 +11,7 @@ from unlearn_jax import data
 
 ODD = (
   *('', '#', '# all', '7 # seven', '7#', '-0', '+7', '007', '1.0', '1e1'),
+  *('#7', '#007', '#-1', '#' + '9' * 5000, '#7 # seven'),
   *('9' * 5000, '-' + '9' * 5000, '７', '²', '0x7', 'x' * 20000, '\t8 '),
   *('\ufeff3', '3\u2028', '\x1b[31m', '\x0b5', '5\x85', '\u202e5', '5\r'),
 )
@@ -29,7 +30,7 @@ CODES = st.sampled_from(['utf-8', 'utf-8', 'utf-16', 'utf-8-sig'])
     st.binary(max_size=60),
   )
 )
-@example(b'3\n59\n7\n')
+@example(b'#3\n59\n#7\n')
 @example(b'')
 @example(b'1\n' * 2)
 @example(b'1\r\n2\r\n')

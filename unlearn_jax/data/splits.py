@@ -2,9 +2,8 @@
 
 An example has a *row*, its place in `dataset.train`, and an *id*, its text in
 `dataset.ids`. Integers always mean rows. A text means the example with that
-id; where no id of the data set is itself a number, a text may also be a row in
-decimal. (Where ids are numbers, as in a subset of data that came without ids,
-reading a number as a row would silently forget another example.)
+id, or a row as `#287`. (A bare 287 is an id and nothing else: where photos are
+named by numbers, to read it as a row would silently forget another one.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +17,8 @@ import numpy as np
 
 from unlearn_jax import base
 
-# A row in decimal; int() refuses thousands of digits.
-_ROW = re.compile('[0-9]{1,18}')
+# A row as text; int() refuses thousands of digits.
+_ROW = re.compile('#[0-9]{1,18}')
 
 
 def split_forget(
@@ -38,9 +37,8 @@ def split_forget(
       uniformly without replacement. Not used with `ids`, may be None then.
     dataset: N training examples.
     fraction: of D to forget, in (0, 1).
-    ids: the examples to forget: ids (str), rows (integers, or decimal text
-      where the ids of `dataset` are not numbers themselves), or a boolean
-      mask of all.
+    ids: the examples to forget: ids (str), rows (integers, or text such as
+      `#287`), or a boolean mask of all.
 
   Returns:
     The splits; `indices` of `forget` and `retain` are sorted int32; with `ids`
@@ -217,10 +215,10 @@ def _share(text: str) -> float:
 
 
 def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
-  r"""The rows that a text file names, one id or row number a line.
+  r"""The rows that a text file names, one id or `#row` a line.
 
   Blank lines are skipped, and so is everything from a `#` that begins a line
-  or follows a space. A number means what the module's docstring says.
+  or follows a space, but for a line that is a row, such as `#287`.
 
   Args:
     path: UTF-8 text.
@@ -237,7 +235,7 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     >>> import tempfile
     >>> from unlearn_jax import data
     >>> with tempfile.NamedTemporaryFile('w', delete=False) as file:
-    ...   _ = file.write('# two of them\n17\n3\n')
+    ...   _ = file.write('# two of them\n#17\ndigits_0003\n')
     >>> read_ids(file.name, data.load('digits')).tolist()
     [3, 17]
   """
@@ -309,17 +307,14 @@ class _Finder:
     self.total, self.row_of = len(ids), {name: i for i, name in enumerate(ids)}
     # Ids that merely count the rows need no explanation.
     counting = ids == [str(row) for row in range(len(ids))]
-    self.numeric = not counting and any(map(_ROW.fullmatch, ids))
     self.allowed = f'0..{self.total - 1}'
-    if self.numeric:
-      self.allowed = f"the data set's {self.total} ids, such as {ids[0]!r}"
-    elif not counting:
-      self.allowed += f' or an id such as {_shown(ids[0])}'
+    if not counting:
+      self.allowed = f'an id such as {_shown(ids[0])} or #0..#{self.total - 1}'
 
   def __call__(self, entry: Any) -> int:
     row: Any = self.row_of.get(entry) if isinstance(entry, str) else entry
-    if row is None and not self.numeric and _ROW.fullmatch(entry):
-      row = int(entry)
+    if row is None and _ROW.fullmatch(entry):
+      row = int(entry[1:])
     whole = isinstance(row, int | np.integer) and not isinstance(row, bool)
     if not whole or not 0 <= row < self.total:
       raise base.InputError(
@@ -335,7 +330,7 @@ def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
     # An id may have spaces and a '#' in it: files are named by people.
     if line not in find.row_of:
       line = line.strip()
-    if line not in find.row_of:
+    if line not in find.row_of and not _ROW.fullmatch(line):
       line = re.split(r'(?:^|\s)#', line, maxsplit=1)[0].strip()
     if line:
       yield number, line
