@@ -57,7 +57,7 @@ def train_source(
     forget_sha256=None if splits.truth is None else forget,
     seed=seed,
   )
-  return _with_ids(output, finished.TRAINED, setups.ids_of(setup, splits.train))
+  return with_ids(output, finished.TRAINED, setups.ids_of(setup, splits.train))
 
 
 def unlearn_source(
@@ -69,7 +69,24 @@ def unlearn_source(
   reference: int = 0,
 ) -> Output:
   """Makes M forget by one strategy; see `stages.Work`."""
-  study, setup, splits = stages.problem(stage, run)
+  _, setup, splits = stages.problem(stage, run)
+  how = run, chosen, setup, splits, reference
+  return unlearn_splits(stage, partial, progress, *how)
+
+
+def unlearn_splits(
+  stage: Stage,
+  partial: Partial,
+  progress: Progress,
+  run: int,
+  chosen: Chosen,
+  setup: Setup,
+  splits: Splits,
+  reference: int = 0,
+) -> Output:
+  """The same of data that are loaded and split."""
+  study = stage.study
+  assert study is not None
   recipe, seed = study.recipe, study.draws.of('unlearn', run)
   source, retrained = stages.load(stage.parents['source']), None
   if 'retrained' in stage.parents:
@@ -110,10 +127,11 @@ def unlearn_source(
     class_matched=splits.unseen is not None,
     seed=seed,
   )
-  return _with_ids(output, finished.FORGET, setups.ids_of(setup, splits.forget))
+  return with_ids(output, finished.FORGET, setups.ids_of(setup, splits.forget))
 
 
-def _with_ids(output: Output, name: str, ids: list[str]) -> Output:
+def with_ids(output: Output, name: str, ids: list[str]) -> Output:
+  """The same with a file of ids, one a line."""
   content = '\n'.join([*ids, '']).encode()
   return output._replace(files={**output.files, name: content})
 

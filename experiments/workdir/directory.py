@@ -22,9 +22,11 @@ Identity = dict[str, str | int | None]
 class Workdir:
   """A work directory; only `claim` writes into it."""
 
-  def __init__(self, root: pathlib.Path, identity: Identity):
-    """Checks, without writing, that `root` can be used."""
-    self.root, self._identity = root, identity
+  def __init__(
+    self, root: pathlib.Path, identity: Identity, flag: str = 'workdir'
+  ):
+    """Checks, without writing, that `root`, of this flag, can be used."""
+    self.root, self._identity, self._flag = root, identity, f'--{flag}'
     self._lock: filelock.BaseFileLock | None = None
     parallel.by_first(self._check)
 
@@ -68,8 +70,8 @@ class Workdir:
       with contextlib.suppress(OSError):
         known = f' by {shown(holder.read_text(errors="replace").strip())}'
       raise InputError(
-        f'--workdir={self.root} is in use{known}; allowed: another --workdir,'
-        ' or this one once that run has ended'
+        f'{self._flag}={self.root} is in use{known}; allowed: another'
+        f' {self._flag}, or this one once that run has ended'
       ) from None
     except NotImplementedError:  # A file system that keeps no locks.
       return
@@ -91,21 +93,21 @@ class Workdir:
       found = msgspec.json.decode(path.read_bytes(), type=Identity)
     except (OSError, ValueError, RecursionError):
       raise InputError(
-        f'--workdir={root}, allowed: an empty directory or one of this'
+        f'{self._flag}={root}, allowed: an empty directory or one of this'
         f' program ({_IDENTITY} is missing or broken there)'
       ) from None
     for name, value in self._identity.items():
       if found.get(name) != value:
         raise InputError(
-          f'--workdir={root} belongs to {name}={shown(found.get(name))}, this'
-          f' run has {name}={value}; allowed: another --workdir'
+          f'{self._flag}={root} belongs to {name}={shown(found.get(name))},'
+          f' this run has {name}={value}; allowed: another {self._flag}'
         )
 
   def _unusable(self, error: Exception) -> InputError:
     reason = getattr(error, 'strerror', None) or error
     return InputError(
-      f'--workdir={shown(self.root)}, allowed: a directory that can be written'
-      f' ({reason})'
+      f'{self._flag}={shown(self.root)}, allowed: a directory that can be'
+      f' written ({reason})'
     )
 
 

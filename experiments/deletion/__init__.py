@@ -1,0 +1,12 @@
+"""A deletion request: from a list of ids to a model and a record.
+
+| file | what it holds |
+|---|---|
+| `ids` | which images a request names |
+| `record` | what is written down of a request, its hashes and its page |
+| `basis` | a model with the data that it knows and the requests before |
+| `evidence` | what the outputs of a model say of what it was to forget |
+| `making` | the model that forgot, in files |
+| `request` | from what was asked to a verdict |
+| `checking` | all of that computed again from the files |
+"""

@@ -1,0 +1,159 @@
+"""A model with the data that it knows, and the requests before."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from experiments import config
+from experiments.deletion import record as records
+from experiments.deletion.evidence import Sets
+from experiments.deletion.record import Record
+from experiments.study import setup as setups
+from experiments.study.setup import Setup
+from experiments.workdir import finished
+from experiments.workdir.finished import Facts, Finished, Manifest
+from unlearn_jax import data
+from unlearn_jax.base import Examples, InputError, require_file, shown
+
+MODEL, CHAIN, TENSORS = 'model', 'requests.json', 'model.safetensors'
+
+
+class Chain(NamedTuple):
+  """What a keeper has to know of the requests so far; it is private."""
+
+  requests: list[list[str]]  # the ids of each, the oldest first
+  source: str  # folder of the model that forgot
+  origin: str  # folder of the first source
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Basis:
+  """A model, its data, and its past."""
+
+  path: pathlib.Path  # its checkpoint
+  own: Finished
+  setup: Setup  # with the facts of its manifest
+  trained: list[str]  # ids that it may know, in the order of the data set
+  chain: Chain
+  record: Record | None  # of the last request, if there was one
+
+  @functools.cached_property
+  def rows(self) -> dict[str, int]:
+    """Of the data set, by id."""
+    return {name: row for row, name in enumerate(self.setup.dataset.ids)}
+
+  def take(self, ids: list[str]) -> Examples | None:
+    """The images of these ids; None if one of them is not there."""
+    if not {*ids} <= self.rows.keys():
+      return None
+    return self.setup.dataset.train.take(sorted(self.rows[n] for n in ids))
+
+  def fingerprint(self, ids: list[str]) -> str:
+    """Of these training images and the test images."""
+    part, whole = self.take(ids), self.setup.dataset
+    if part is None:
+      missing = [name for name in ids if name not in self.rows]
+      raise InputError(
+        f'{whole.name} lacks {len(missing)} images that the model was trained'
+        f' on, such as {shown(ascii(missing[0]))}; allowed: a data set with all'
+        ' that nobody asked to delete'
+      )
+    names = whole.ids[np.asarray(part.indices)]
+    return data.fingerprint(part, whole.test, names)
+
+  def sets(self, requests: list[list[str]], retain: list[str]) -> Sets:
+    """What is measured on, with None for images that are not there."""
+    kept = self.take(retain)
+    assert kept is not None
+    return Sets(kept, self.setup.dataset.test, [*map(self.take, requests)])
+
+
+def find(path: pathlib.Path) -> pathlib.Path:
+  """The checkpoint that `--source` means: itself, an OUT's, a work directory's.
+
+  Raises:
+    InputError: none, or several.
+  """
+  if (path / 'manifest.json').exists():
+    return path
+  if (path / records.NAME).exists():
+    return path / MODEL
+  found = sorted(path.glob('checkpoints/*-source-*/manifest.json'))
+  if len(found) == 1:
+    return found[0].parent
+  few = ', '.join(f'checkpoints/{own.parent.name}' for own in found[:3])
+  why = f'one of {few}' if few else 'a checkpoint of experiments.train, or what'
+  why += '' if few else ' an earlier experiments.forget has finished'
+  raise InputError(f'--source={shown(path)}, allowed: {why}')
+
+
+def read(
+  path: pathlib.Path, dataset: str | None, archives: config.Archives
+) -> Basis:
+  """A checkpoint of `experiments.train`, or the model of an earlier request.
+
+  Raises:
+    InputError: another's checkpoint, or data that it was not trained on.
+  """
+  said = finished.manifest(path)
+  _require_ours(path, said)
+  name = dataset or said.dataset
+  which = config.Data(name, said.train_subset, said.test_fraction)
+  whole = setups.load(which, archives)
+  classes, shape = len(whole.class_names), list(whole.image_shape)
+  finished.require(path, num_classes=classes, image_shape=shape)
+  names = [field.name for field in dataclasses.fields(Facts)]
+  facts = Facts(**{n: getattr(said, n) for n in names})
+  setup = setups.assemble(whole, dataclasses.replace(facts, dataset=name))
+  own = setups.load_model(setup, path)
+  file, beside = path / CHAIN, path.parent / records.NAME
+  record = records.read(beside) if file.exists() else None
+  where = str(path.absolute())
+  chain = read_chain(path) if file.exists() else Chain([], where, where)
+  known = [str(own_id) for own_id in whole.ids]
+  if (path / finished.TRAINED).exists():
+    trained = _lines(path / finished.TRAINED)
+  else:  # A Retrain: all but its own forget set.
+    trained = _without(known, path / finished.FORGET)
+  basis = Basis(path, own, setup, trained, chain, record)
+  told = said.data_fingerprint if record is None else record.data.after
+  if (basis.fingerprint(trained) if record else whole.fingerprint) != told:
+    raise InputError(
+      f'--dataset={shown(name)}: its images are not those that {path} was'
+      ' trained on; allowed: the same, but for deleted ones of earlier requests'
+    )
+  return basis
+
+
+def _require_ours(path: pathlib.Path, said: Manifest) -> None:
+  if said.recipe is None:
+    raise InputError(
+      f'{path} does not say how it was trained, allowed: a checkpoint of'
+      ' experiments.train, or of an earlier experiments.forget'
+    )
+  if said.given_labels:
+    raise InputError(f'{path} learned wrong labels, allowed: those of the data')
+
+
+def _lines(path: pathlib.Path) -> list[str]:
+  """The ids of a file that a stage has written."""
+  require_file(path)
+  return path.read_bytes().decode().split('\n')[:-1]
+
+
+def _without(known: list[str], path: pathlib.Path) -> list[str]:
+  gone = {*_lines(path)} if path.exists() else set()
+  return [name for name in known if name not in gone]
+
+
+def read_chain(path: pathlib.Path) -> Chain:
+  """The requests that a model has behind it."""
+  try:
+    require_file(path / CHAIN)
+    return msgspec.json.decode((path / CHAIN).read_bytes(), type=Chain)
+  except (OSError, ValueError, RecursionError) as error:
+    raise InputError(f'{path / CHAIN}: {shown(error)}') from error

@@ -1,0 +1,282 @@
+"""What the outputs of a model say of the images that it was to forget.
+
+There is no Retrain at hand, as a rule, so the forgotten images are held
+against held-out ones of the same classes: a model that never saw either treats
+them alike.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy import special, stats
+
+from unlearn_jax import attacks, metrics
+from unlearn_jax.base import Examples, Model, ModelState, Splits
+from unlearn_jax.evaluation import evaluate
+from unlearn_jax.prediction import predict
+
+ATTACK = (
+  'Attack: who has a large margin log p/(1 − p) of the true class is called a'
+  ' member; AUC of forgotten against held-out images within each class,'
+  ' averaged over the classes of the forgotten. It knows the outputs only.'
+)
+NULL = (
+  'Null: membership drawn by lot within each class; ± is 1.96 standard'
+  ' deviations of that, the normal approximation.'
+)
+THRESHOLD = (
+  'Fixed beforehand: a trace is found where the AUC is farther from 0.5 than'
+  ' that. One in 20 models that never saw the images would be.'
+)
+_SIGMAS = 1.96
+AUC = 'attack AUC'
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+  """Forgotten images against held-out ones of their classes."""
+
+  name: str
+  forgotten: float  # AUC: P(a forgotten image's margin is the larger one)
+  held_out: float  # AUC: 0.5
+  difference: float
+  half_width: float  # of the 95 % interval of the difference under the null
+  differs: bool  # whether the difference is outside of that
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """One model; None and nothing where images are not there any more."""
+
+  retain_accuracy: float
+  test_accuracy: float
+  forget_accuracy: float | None
+  own: list[Contrast]  # on this request's images
+  all: list[Contrast]  # on those of all requests so far, if there are others
+  earlier: list[float | None]  # accuracy on each earlier request
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversal:
+  """Accuracy on an earlier request: as it was made, now, and what came back."""
+
+  then: float | None
+  now: float | None
+  change: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """Of the result, and of what it is held against."""
+
+  result: Measured
+  source: Measured | None
+  retrained: Measured | None
+  # The metrics of `experiments.evaluate`, where there is a Retrain.
+  compared: dict[str, float | None] | None
+  reversals: list[Reversal]  # of each earlier request
+  drift: float | None  # ‖θ − θ₀‖, θ₀ the first source of the chain
+  moved: float | None  # ‖θ − the source's‖
+  attack: str = ATTACK
+  null: str = NULL
+  threshold: str = THRESHOLD
+
+
+class Sets(NamedTuple):
+  """What is measured on."""
+
+  retain: Examples
+  test: Examples
+  requests: Sequence[Examples | None]  # the newest last; None: not there
+
+
+class Models(NamedTuple):
+  """Whose outputs; None: not there."""
+
+  result: ModelState
+  source: ModelState | None = None
+  retrained: ModelState | None = None
+  origin: ModelState | None = None  # the first source of the chain
+
+
+def gather(
+  model: Model, sets: Sets, models: Models, then: Sequence[float | None]
+) -> Evidence:
+  """Measures all that is there; `then`: of each earlier request, in time."""
+
+  def measured(state: ModelState | None) -> Measured | None:
+    return None if state is None else _measure(model, state, sets)
+
+  own = _measure(model, models.result, sets)
+  compared, forget = None, sets.requests[-1]
+  if None not in (models.source, models.retrained, forget):
+    assert forget is not None and models.source is not None
+    train = sets.retain._replace(
+      indices=np.union1d(sets.retain.indices, forget.indices)
+    )
+    splits = Splits(train, forget, sets.retain, sets.test)
+    states = models.result, models.source, splits, models.retrained
+    compared = evaluate(model, *states)
+  reversals = [
+    Reversal(a, b, None if None in (a, b) else b - a)  # type: ignore[operator]
+    for a, b in zip(then, own.earlier)
+  ]
+  return Evidence(
+    own,
+    measured(models.source),
+    measured(models.retrained),
+    compared,
+    reversals,
+    _distance(models.result, models.origin),
+    _distance(models.result, models.source),
+  )
+
+
+def _distance(one: ModelState, other: ModelState | None) -> float | None:
+  """L2, of the parameters."""
+  if other is None:
+    return None
+  pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params))
+  squares = (
+    np.sum(np.square(np.subtract(a, b, dtype=float))) for a, b in pairs
+  )
+  return float(np.sqrt(sum(squares)))
+
+
+def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
+  def logits(examples: Examples) -> np.ndarray:
+    return predict(model, state, examples, logits=True)
+
+  def accuracy(examples: Examples) -> float:
+    return metrics.accuracy(logits(examples), examples.own_labels)
+
+  *earlier, own = sets.requests
+  test, its = logits(sets.test), sets.test.own_labels
+
+  def contrasts(parts: Sequence[Examples | None]) -> list[Contrast]:
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+      return []
+    labels = np.concatenate([part.own_labels for part in known])
+    return against(np.concatenate([*map(logits, known)]), labels, test, its)
+
+  return Measured(
+    retain_accuracy=accuracy(sets.retain),
+    test_accuracy=metrics.accuracy(test, its),
+    forget_accuracy=None if own is None else accuracy(own),
+    own=contrasts([own]),
+    all=contrasts(sets.requests) if earlier else [],
+    earlier=[None if part is None else accuracy(part) for part in earlier],
+  )
+
+
+def against(
+  logits: np.ndarray, labels: np.ndarray, others: np.ndarray, theirs: np.ndarray
+) -> list[Contrast]:
+  """Three differences between two sets of images, class by class.
+
+  Args:
+    logits: `[M, C]`, of the forgotten images.
+    labels: `[M]`.
+    others: `[N, C]`, of held-out images.
+    theirs: `[N]`, their labels.
+
+  Returns:
+    Of accuracy, confidence (of the true class) and the attack; none where no
+    class has images of both.
+  """
+  margins = [
+    attacks.true_class_margin(*pair)
+    for pair in ((logits, labels), (others, theirs))
+  ]
+  right = [
+    (own.argmax(1) == its).astype(float)
+    for own, its in ((logits, labels), (others, theirs))
+  ]
+  shared = [c for c in np.unique(labels) if (theirs == c).any()]
+  if not shared:
+    return []
+  rows = [(labels == c, theirs == c) for c in shared]
+  sure = [special.expit(own) for own in margins]
+  return [
+    _contrast('accuracy', right[0], right[1], rows),
+    _contrast('confidence', sure[0], sure[1], rows),
+    _contrast(AUC, margins[0], margins[1], rows),
+  ]
+
+
+def _contrast(
+  name: str,
+  own: np.ndarray,
+  others: np.ndarray,
+  rows: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> Contrast:
+  """Differences of means within classes, weighted by the forgotten images.
+
+  Membership by lot gives a difference of two means the variance
+  S²·(1/m + 1/n), S² that of both sets together. With ranks divided by m + n
+  the difference is AUC − ½, and this is (m + n + 1)/(12·m·n) if none are tied.
+  """
+  count = sum(mine.sum() for mine, _ in rows)
+  means, variance = np.zeros(2), 0.0
+  for mine, its in rows:
+    both, m, n = np.concatenate([own[mine], others[its]]), mine.sum(), its.sum()
+    if name == AUC:
+      both = stats.rankdata(both) / (m + n)
+    share = m / count
+    means += share * np.array([both[:m].mean(), both[m:].mean()])
+    variance += share**2 * both.var(ddof=1) * (1 / m + 1 / n)
+  gap, half = float(means[0] - means[1]), _SIGMAS * float(np.sqrt(variance))
+  if name == AUC:
+    means = np.array([0.5 + gap, 0.5])
+  low, high = means.tolist()
+  return Contrast(name, low, high, gap, half, abs(gap) > half)
+
+
+def verdict(
+  evidence: Evidence, count: int, label: str, exact: bool
+) -> list[str]:
+  """What the evidence says, and what it cannot, in at most three lines."""
+  own, before = (
+    next((c for c in model.own if c.name == AUC), None) if model else None
+    for model in (evidence.result, evidence.source)
+  )
+  first = f'{count} images, {label}: '
+  if own is None:
+    first += 'no held-out image of their classes, so nothing can be said.'
+  else:
+    earlier = f', and {before.forgotten:.3f} before' if before else ''
+    first += (
+      f'the attack tells them from held-out images with AUC'
+      f' {own.forgotten:.3f}{earlier}; chance is 0.5 ± {own.half_width:.3f}.'
+      f' {_outcome(own, before, exact)}'
+    )
+  accuracies = []
+  for part in ('forget', 'retain', 'test'):
+    name, models = f'{part}_accuracy', (evidence.source, evidence.result)
+    known = [getattr(model, name) for model in models if model is not None]
+    numbers = ' → '.join(f'{100 * v:.1f}' for v in known if v is not None)
+    accuracies += [f'{part} {numbers} %'] if numbers else []
+  last = (
+    'Exact: no weight of this model has seen them. What is not erased elsewhere'
+    ' stands in the record.'
+    if exact
+    else 'Approximate: the attack knows only the outputs, and a weaker trace'
+    ' stays unseen. This is evidence, and no guarantee.'
+  )
+  return [first, f'Accuracy: {", ".join(accuracies)}.', last]
+
+
+def _outcome(own: Contrast, before: Contrast | None, exact: bool) -> str:
+  if not own.differs:
+    if before is None or before.differs:
+      return 'No trace is found.'
+    return 'It did not know them before either: this test can say nothing.'
+  if exact:
+    return 'That is farther than chance, as of one in 20 such models.'
+  if own.difference > 0:
+    return 'A trace is left.'
+  return 'They are known worse than unseen images, which tells who they were.'

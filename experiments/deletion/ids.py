@@ -1,0 +1,154 @@
+"""Which images a request names."""
+
+from collections.abc import Iterator, Sequence
+import csv
+import io
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+from experiments.settings import FlagError
+from unlearn_jax.base import InputError, require_file, shown
+
+_ROW = re.compile('#[0-9]{1,18}')
+
+
+class Asked(NamedTuple):
+  """What a file asks for."""
+
+  ids: list[str]  # in the order of the data set, none twice, none earlier
+  repeated: int  # entries that name an image again
+  earlier: int  # images that an earlier request has named
+
+
+def read(
+  path: pathlib.Path,
+  column: str | None,
+  dataset: str,
+  known: Sequence[str],
+  trained: set[str],
+  earlier: set[str],
+) -> Asked:
+  """The images that a file names, one a line, or one a row of a CSV.
+
+  An image is named by its id; by its file's name alone where that is the only
+  one; by a path under the data set; or by its row, `#287`. A bare number is an
+  id and nothing else.
+
+  Args:
+    path: UTF-8 text.
+    column: of a CSV with a head; None: a name a line.
+    dataset: what the user calls it; `folder:DIR` gives paths a meaning.
+    known: every id of the data set, in its order.
+    trained: those that the model was trained on.
+    earlier: those of earlier requests, which may be in the data no more.
+
+  Raises:
+    InputError: entries that name none of `trained` or `earlier`, all of them
+      with their lines; or a file that is none.
+  """
+  find, wrong, found = _Finder(dataset, known, earlier), [], []
+  for line, entry in _entries(path, column, {*known, *earlier}):
+    try:
+      name = find(entry)
+      if name not in trained and name not in earlier:
+        raise InputError('the model was not trained on it')
+      found.append(name)
+    except InputError as error:
+      wrong.append(f'line {line}: {shown(ascii(entry), 80)}, {error}')
+  if wrong:
+    raise InputError(
+      f'{path}: {len(wrong)} of {len(wrong) + len(found)} entries name no image'
+      f' that can be forgotten: {"; ".join(wrong)}; allowed: an id such as'
+      f' {known[0]!r}, a name or path of a file, or #0 to #{len(known) - 1}'
+    )
+  if not found:
+    raise InputError(f'{path}: names no image; allowed: one or more')
+  new = {*found} - earlier
+  return Asked(
+    [name for name in known if name in new],
+    len(found) - len({*found}),
+    len({*found} & earlier),
+  )
+
+
+class _Finder:
+  """The id that an entry means."""
+
+  def __init__(self, dataset: str, known: Sequence[str], more: set[str]):
+    kind, _, folder = dataset.partition(':')
+    root = os.path.abspath(os.path.expanduser(folder))
+    self.root = root if kind == 'folder' else None
+    self.rows, self.known = known, {*known, *more}
+    self.short: dict[str, list[str]] = {}
+    for name in sorted(self.known):
+      self.short.setdefault(name.rpartition('/')[2], []).append(name)
+
+  def __call__(self, entry: str) -> str:
+    if entry in self.known:
+      return entry
+    if _ROW.fullmatch(entry):
+      if (row := int(entry[1:])) < len(self.rows):
+        return self.rows[row]
+      raise InputError('there is no such row')
+    slashed = entry.replace('\\', '/')
+    if '/' in slashed:
+      for name in self._paths(slashed):
+        if name in self.known:
+          return name
+      raise InputError('no such training image')
+    several = self.short.get(entry, [])
+    if len(several) > 1:
+      few = ', '.join(map(shown, several[:3])) + ', …' * (len(several) > 3)
+      raise InputError(f'one of {few}?')
+    if not several:
+      hint = f'; row {entry} is #{entry}' if _ROW.fullmatch(f'#{entry}') else ''
+      raise InputError(f'no such training image{hint}')
+    return several[0]
+
+  def _paths(self, entry: str) -> Iterator[str]:
+    """Ids that a path may mean: as it is, or under DIR/train."""
+    yield os.path.normpath(entry)
+    if self.root is not None:
+      for start in (os.getcwd(), self.root):
+        whole = os.path.normpath(os.path.join(start, entry))
+        yield os.path.relpath(whole, os.path.join(self.root, 'train'))
+
+
+def _entries(
+  path: pathlib.Path, column: str | None, known: set[str]
+) -> Iterator[tuple[int, str]]:
+  """(line from 1, entry) of all that is no blank and no comment."""
+  require_file(path)
+  try:
+    text = path.read_bytes().decode('utf-8-sig')
+    if '\0' in text:
+      raise ValueError('it holds a NUL byte')
+    if column is not None:
+      yield from _rows(text, column)
+      return
+  except (ValueError, csv.Error) as error:  # No UTF-8 is one of them.
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f'{path}: not a text file ({shown(error)})') from None
+  for number, line in enumerate(text.split('\n'), start=1):
+    entry = line.strip()
+    if entry not in known and not _ROW.fullmatch(entry):
+      entry = re.split(r'(?:^|\s)#', entry, maxsplit=1)[0].strip()
+    if entry:
+      yield number, entry
+
+
+def _rows(text: str, column: str) -> Iterator[tuple[int, str]]:
+  """The same of a column; lines are those on which a row ends."""
+  head = text.partition('\n')[0]
+  mark = max(',;\t', key=head.count)
+  reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=mark)
+  names = [name.strip() for name in reader.fieldnames or ()]
+  reader.fieldnames = names
+  if column not in names:
+    allowed = ', '.join(map(shown, names)) or 'none, the file is empty'
+    raise FlagError('id_column', column, f'one of the columns {allowed}')
+  for row in reader:
+    yield reader.line_num, (row[column] or '').strip()

@@ -1,0 +1,265 @@
+"""What is written down of a request: no image, no name, no path.
+
+Ids are there as keyed hashes only. `record.json` holds the digest of its own
+content, and that of the record before it: together they are a chain.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import hashlib
+import hmac
+import pathlib
+from typing import Any
+
+import msgspec
+
+from experiments.deletion.evidence import Contrast, Evidence
+from experiments.report import rendering
+from experiments.report.model import to_json
+from experiments.report.sections import Section, Table
+from experiments.settings import FlagError
+from experiments.workdir import finished
+from experiments.workdir.finished import Code
+from unlearn_jax.base import InputError, require_file, shown
+
+NAME, PAGE = 'record.json', 'record.html'
+_REVERSAL = 'then', 'now', 'change'
+_KEY_BYTES = 16  # At least.
+UNKEYED = (
+  'The ids are hashed without a key: whoever guesses an id can check the guess.'
+)
+NOT_ERASED = (
+  'The source and every earlier checkpoint, with their optimiser states.',
+  'Models that were derived from them, by fine-tuning, distilling or'
+  ' quantising.',
+  'Backups, caches and logs, of the data and of the models.',
+  'The mean and deviation of each colour channel, by which pixels are'
+  ' standardised: the forgotten images are among those they were taken of.',
+  'The ids in model/*.txt and model/requests.json, which later requests and'
+  ' verification need: they are for the keeper of the record alone.',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What was asked for."""
+
+  number: int  # in its chain, from 1
+  images: int  # that are forgotten
+  scope: str  # 'examples', or 'whole classes' where nothing of one is left
+  decision: str
+  received: str | None  # as the flag says
+  started: str  # UTC
+  finished: str
+  repeated: int  # entries that named an image again
+  earlier: int  # images that were left out: an earlier request named them
+  keyed: bool  # whether the hashes need a key to be computed
+  key_check: str  # hash of nothing: tells another key from other ids
+  id_hashes: list[str]  # HMAC-SHA256, sorted
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+  """What the source was trained on, before and after; with the test images."""
+
+  before: str  # fingerprint
+  after: str
+  images_before: int
+  images_after: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+  """A model by its hashes."""
+
+  state_sha256: str  # of its arrays
+  manifest_sha256: str  # of its manifest.json, which has those of all files
+  trained_ids: str  # HMAC-SHA256 of the ids that it may know
+  safetensors_sha256: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How it was done."""
+
+  strategy: str  # as it is spelled
+  label: str
+  exact: bool  # whether no weight has ever seen a forgotten image
+  parameters: dict[str, Any]
+  seed: int
+  epochs: int  # that were run
+  # Of that training, over D_RE and D_UL; None where a strategy mixes them.
+  retain_passes: float | None
+  forget_passes: float | None
+  seconds: float  # of all, those of stopped processes too
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """All of `record.json`."""
+
+  request: Request
+  data: DataFacts
+  source: ModelFacts
+  result: ModelFacts
+  method: Method
+  code: Code
+  evidence: Evidence
+  verdict: list[str]
+  limits: list[str]
+  not_erased: list[str]
+  previous_record_sha256: str | None
+  page_sha256: str = ''
+  content_sha256: str = ''
+  format: int = 1
+
+  def sealed(self) -> tuple['Record', str]:
+    """With its digests, and the page."""
+    page = html(self)
+    own = dataclasses.replace(self, page_sha256=sha256(page.encode()))
+    return dataclasses.replace(own, content_sha256=digest(own)), page
+
+
+def digest(record: Record) -> str:
+  """Hex SHA-256 of a record's content, the digest itself left out."""
+  bare = dataclasses.replace(record, content_sha256='')
+  return sha256(msgspec.json.encode(bare, order='deterministic'))
+
+
+def read(path: pathlib.Path) -> Record:
+  """The content of a file, whatever its digests."""
+  try:
+    require_file(path)
+    return msgspec.json.decode(path.read_bytes(), type=Record)
+  except (OSError, ValueError, RecursionError) as error:
+    if isinstance(error, InputError):
+      raise
+    raise InputError(f'{path}: is no record: {shown(error)}') from error
+
+
+def sha256(content: bytes) -> str:
+  """In hex."""
+  return hashlib.sha256(content).hexdigest()
+
+
+def read_key(path: str | None) -> bytes:
+  """The key of a file, all its bytes; empty where there is none."""
+  if path is None:
+    return b''
+  require_file(path)
+  key = pathlib.Path(path).read_bytes()
+  if len(key) < _KEY_BYTES:
+    raise FlagError('key_file', path, f'a file of {_KEY_BYTES} bytes or more')
+  return key
+
+
+def keyed(key: bytes, *ids: str) -> str:
+  """Hex HMAC-SHA256 of ids, one a line."""
+  text = '\n'.join(ids).encode('utf-8', 'surrogatepass')
+  return hmac.new(key, text, 'sha256').hexdigest()
+
+
+def hashes(key: bytes, ids: Iterable[str]) -> list[str]:
+  """Of each id, sorted: their order would say something of the data."""
+  return sorted(keyed(key, name) for name in ids)
+
+
+def html(record: Record) -> str:
+  """The record as one page to print; without its digests of itself."""
+  request, evidence = record.request, record.evidence
+  bare: dict[str, Any] = msgspec.to_builtins(record)
+  pairs = [
+    (title, [(n, _shown(v)) for n, v in bare[part].items() if n != 'id_hashes'])
+    for title, part in (
+      ('Request', 'request'),
+      ('Data', 'data'),
+      ('Source', 'source'),
+      ('Result', 'result'),
+      ('Method', 'method'),
+      ('Made by', 'code'),
+    )
+  ]
+  before = record.previous_record_sha256 or 'none, it is the first'
+  pairs.append(('Record before', [('SHA-256', before)]))
+  pairs.append(('Hashes of the ids', [('', '\n'.join(request.id_hashes))]))
+  sections = [
+    Section('What was found', sentences=record.verdict, kind='verdicts'),
+    Section(
+      'Evidence',
+      tables=_tables(evidence),
+      notes=[evidence.attack, evidence.null, evidence.threshold],
+    ),
+    Section('What it cannot say', sentences=record.limits, kind='warnings'),
+    Section('What was not erased', sentences=record.not_erased),
+    Section('What was done', pairs=pairs),
+  ]
+  intro = f'{request.images} images, decision: {request.decision}.'
+  return rendering.html(f'Deletion record {request.number}', intro, sections)
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, dict):
+    return ', '.join(f'{name}={_shown(own)}' for name, own in value.items())
+  return '–' if value is None else str(value)
+
+
+def _tables(evidence: Evidence) -> list[Table]:
+  """Accuracies of the models, and how they treat what was forgotten."""
+  named = {'Source': evidence.source, 'Result': evidence.result}
+  named |= {'Retrain': evidence.retrained}
+  models = {name: own for name, own in named.items() if own is not None}
+
+  parts = 'forget', 'retain', 'test'
+  rows = [
+    [name, *(_percent(getattr(own, f'{part}_accuracy')) for part in parts)]
+    for name, own in models.items()
+  ]
+  found = [Table.of(('Accuracy, %', *parts), rows)]
+  heads = 'Against held-out', 'forgotten', 'held-out', 'difference', 'differs'
+  for part, title in (('own', 'This request'), ('all', 'All requests so far')):
+    lines = [
+      [f'{name}, {row.name}', *_cells(row)]
+      for name, model in models.items()
+      for row in getattr(model, part)
+    ]
+    if lines:
+      table = Table.of(heads, lines)
+      found.append(dataclasses.replace(table, title=title))
+  if evidence.reversals:
+    lines = [
+      [f'Request {number}', *(_percent(getattr(own, n)) for n in _REVERSAL)]
+      for number, own in enumerate(evidence.reversals, 1)
+    ]
+    columns = 'Accuracy on earlier requests, %', *_REVERSAL
+    found.append(Table.of(columns, lines))
+  return found
+
+
+def _percent(share: float | None) -> str:
+  return '–' if share is None else f'{100 * share:.1f}'
+
+
+def _cells(own: Contrast) -> list[str]:
+  gap = f'{own.difference:+.3f} ± {own.half_width:.3f}'
+  numbers = f'{own.forgotten:.3f}', f'{own.held_out:.3f}'
+  return [*numbers, gap, 'yes' if own.differs else 'no']
+
+
+def contents(record: Record, page: str) -> dict[str, bytes]:
+  """The files of a record; what the other belongs to comes last."""
+  return {PAGE: page.encode(), NAME: to_json(record)}
+
+
+def model_facts(
+  path: pathlib.Path,
+  key: bytes,
+  trained: Sequence[str],
+  safetensors_sha256: str | None = None,
+) -> ModelFacts:
+  """The hashes of a checkpoint."""
+  return ModelFacts(
+    state_sha256=finished.manifest(path).state_sha256,
+    manifest_sha256=sha256((path / 'manifest.json').read_bytes()),
+    trained_ids=keyed(key, *trained),
+    safetensors_sha256=safetensors_sha256,
+  )
