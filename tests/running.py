@@ -7,7 +7,16 @@ import sys
 from absl import flags
 import jax
 
-from experiments import config, evaluate, settings, train, tune, unlearn
+from experiments import (
+  config,
+  evaluate,
+  forget,
+  settings,
+  train,
+  tune,
+  unlearn,
+  verify,
+)
 from experiments.runtime import binary
 from unlearn_jax import parallel
 
@@ -16,6 +25,8 @@ KINDS = {
   'train': (train.main, train.Train),
   'tune': (tune.main, tune.Tune),
   'evaluate': (evaluate.main, evaluate.Evaluate),
+  'forget': (forget.main, forget.Forget),
+  'verify': (verify.main, verify.Verify),
 }
 
 

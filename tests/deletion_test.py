@@ -1,0 +1,357 @@
+"""A deletion request on photos, from a list of names to a record."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import pathlib
+import re
+import shutil
+
+import helpers
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+import running
+from safetensors.numpy import load
+from sklearn.datasets import load_sample_image
+
+from experiments import forget
+from experiments.deletion import evidence, ids
+from experiments.deletion import record as records
+from unlearn_jax import parallel
+from unlearn_jax.base import InputError
+
+EACH, SIDE = 20, 8
+DOC = pathlib.Path(__file__).parent.parent / 'docs' / 'deletion.md'
+
+
+def cut_up(folder):
+  """Two photos of scikit-learn's in squares: two classes, train and test."""
+  for name, short in (('china', 'IMG'), ('flower', 'DSC')):
+    photo = PIL.Image.fromarray(load_sample_image(f'{name}.jpg'))
+    across = photo.width // SIDE
+    places = np.random.default_rng(0).permutation(across * 50)[: 2 * EACH]
+    for number, (y, x) in enumerate(map(lambda p: divmod(p, across), places)):
+      part = 'train' if number < EACH else 'test'
+      path = folder / part / name / f'{short}_{number:04d}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      corner = SIDE * int(x), SIDE * int(y)
+      square = (*corner, corner[0] + SIDE, corner[1] + SIDE)
+      photo.crop(square).save(path)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def story(tmp_path_factory):
+  """A source, and two requests, the second on the first one's result."""
+  root = tmp_path_factory.mktemp('deletion')
+  data = f'--dataset=folder:{cut_up(root / "photos")}'
+  how = '--width=4', '--batch_size=8', '--train_epochs=4'
+  running.done('train', data, f'--workdir={root / "prod"}', *how)
+  (root / 'key').write_bytes(bytes(range(32)))
+  (root / 'one.csv').write_bytes(
+    b'\xef\xbb\xbfwhen,file\r\n1 Nov,IMG_0002.png\r\n\r\n'
+    b'2 Nov,flower/DSC_0003.png\r\n3 Nov,IMG_0002.png\r\n'
+    + f'4 Nov,{root}/photos/train/china/IMG_0005.png\r\n5 Nov,#7\r\n'.encode()
+  )
+  (root / 'two.txt').write_text('DSC_0004.png\n\n# why\nchina/IMG_0002.png\n')
+  key = f'--key_file={root / "key"}'
+  first = running.done(
+    'forget',
+    *(f'--source={root / "prod"}', f'--ids={root / "one.csv"}', key),
+    *('--id_column=file', f'--out={root / "one"}', '--retrain'),
+    '--strategy=finetune(epochs=1)',
+  )
+  second = running.done(
+    'forget',
+    *(f'--source={root / "one"}', f'--ids={root / "two.txt"}', key),
+    f'--out={root / "two"}',
+  )
+  return root, key, first, second
+
+
+def record_of(out):
+  return json.loads((out / 'record.json').read_text())
+
+
+def test_a_request_ends_with_a_verdict_and_two_paths(story):
+  root, _, first, second = story
+  own = record_of(root / 'one')
+  lines = first.splitlines()
+  assert lines[0] == 'Entries that name an image again, taken once: 1'
+  assert lines[-5:-2] == own['verdict'] and len(own['verdict']) == 3
+  assert lines[-2].startswith(f'Model: {root / "one" / "model"}')
+  assert lines[-1] == f'Record: {root / "one" / "record.json"}'
+  assert 'Approximate' in lines[-3] and 'Exact' in second.splitlines()[-3]
+  assert 'Images that an earlier request named, left out: 1' in second
+
+
+def test_a_record_names_no_image_and_no_path(story):
+  root, *_ = story
+  for out in (root / 'one', root / 'two'):
+    for name in ('record.json', 'record.html'):
+      text = (out / name).read_text()
+      assert not re.search(r'\.png|IMG_|china|flower|photos', text)
+      assert str(root) not in text and root.name not in text
+  own = record_of(root / 'one')
+  assert own['request']['images'] == len(own['request']['id_hashes']) == 4
+  key = (root / 'key').read_bytes()
+  wanted = records.hashes(key, ['china/IMG_0002.png', 'flower/DSC_0003.png'])
+  assert {*wanted} <= {*own['request']['id_hashes']}
+  assert own['request']['decision'] == 'unlearn' and own['request']['keyed']
+  assert own['data']['images_before'] - own['data']['images_after'] == 4
+  assert own['evidence']['compared']['gap_to_retrained'] >= 0
+
+
+def test_what_was_forgotten_is_never_learned_again(story):
+  root, *_ = story
+  one, two = record_of(root / 'one'), record_of(root / 'two')
+  trained = (root / 'two' / 'model' / 'trained.txt').read_text().split()
+  forgotten = (root / 'one' / 'model' / 'forget.txt').read_text().split()
+  assert len(trained) == 2 * EACH - 5 and not {*trained} & {*forgotten}
+  assert (root / 'two' / 'model' / 'forget.txt').read_text() == (
+    'flower/DSC_0004.png\n'
+  )
+  assert two['request']['number'] == 2 and two['request']['earlier'] == 1
+  assert two['data']['before'] == one['data']['after']
+  (back,) = two['evidence']['reversals']
+  assert back['then'] == one['evidence']['result']['forget_accuracy']
+  assert back['now'] == two['evidence']['result']['earlier'][0]
+  before = records.sha256((root / 'one' / 'record.json').read_bytes())
+  assert two['previous_record_sha256'] == before
+  # θ₀ is the first source: only there are the two distances alike.
+  assert one['evidence']['drift'] == one['evidence']['moved'] > 0
+  assert two['evidence']['drift'] != two['evidence']['moved']
+  assert len(two['evidence']['result']['all']) == 3
+
+
+def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):
+  root, *_ = story
+  text = DOC.read_text()
+  (code,) = re.findall(r'^```python\n(.*?)^```$', text, re.M | re.S)
+  assert len(code.splitlines()) <= 10
+  monkeypatch.chdir(root)
+  files = sorted((root / 'photos' / 'test').rglob('*.png'))
+  images = np.stack([np.asarray(PIL.Image.open(path)) for path in files])
+  found = {'images': images}
+  code = code.replace('2026-12/', 'one/').replace('width=16', 'width=4')
+  with parallel.use(jax.devices()[:1]):
+    exec(compile(code, str(DOC), 'exec'), found)
+  labels = [['china', 'flower'].index(path.parent.name) for path in files]
+  right = np.mean(np.asarray(found['logits']).argmax(1) == labels)
+  assert right == record_of(root / 'one')['evidence']['result']['test_accuracy']
+  assert found['names'] == ['china', 'flower']
+
+
+def test_verify_computes_all_of_it_again(story):
+  root, key, *_ = story
+  for name in ('one', 'two'):
+    out = running.done('verify', f'--record={root / name / "record.json"}', key)
+    assert out.endswith('All that was checked matches; not checked: 0.\n')
+    assert 'DIFFERS' not in out and 'matches      evidence' in out
+  out = running.done('verify', f'--record={root / "one" / "record.json"}')
+  assert 'not checked  hashes of ids: another key, or none' in out
+
+
+@pytest.mark.parametrize(
+  'name', ['record.json', 'record.html', 'model.safetensors', 'model']
+)
+def test_verify_names_a_file_in_which_a_byte_was_changed(story, name, tmp_path):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  path = tmp_path / 'one' / name
+  every = helpers.files(path) if path.is_dir() else [path]
+  for path in every:
+    content, own = path.read_bytes(), str(path.relative_to(tmp_path / 'one'))
+    if not content:
+      continue
+    place = content.rfind(b'0.') + 2 if path.suffix == '.json' else -1
+    changed = bytearray(content)
+    changed[place] ^= 1
+    path.write_bytes(changed)
+    where = f'--record={tmp_path / "one" / "record.json"}'
+    status, out, err = running.run('verify', where, key)
+    assert status == 1 and err.count('\n') == 1, path
+    assert f'DIFFERS      {own}' in out or own in err, path
+    path.write_bytes(content)
+
+
+def test_verify_finds_what_is_missing_and_what_is_more(story, tmp_path):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  record = f'--record={tmp_path / "one" / "record.json"}'
+  (tmp_path / 'one' / 'model' / 'forget.txt').unlink()
+  (tmp_path / 'one' / 'model' / 'copy.txt').write_text('x')
+  status, out, _ = running.run('verify', record, key)
+  assert status == 1 and 'model/forget.txt: missing' in out
+  assert 'model/copy.txt: not of the model' in out
+
+
+def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  path = tmp_path / 'one' / 'record.json'
+  own = records.read(path)
+  first = own.evidence.result.own[0]  # Sealed anew by a forger.
+  own.evidence.result.own[0] = dataclasses.replace(first, forgotten=0.123)
+  record, page = own.sealed()
+  for name, content in records.contents(record, page).items():
+    (path.parent / name).write_bytes(content)
+  status, out, _ = running.run('verify', f'--record={path}', key)
+  assert status == 1 and out.count('DIFFERS') == 1
+  assert 'DIFFERS      evidence: result.own.0.forgotten is' in out
+
+
+def test_forgotten_photos_may_be_gone(story, tmp_path):
+  root, key, *_ = story
+  photos = shutil.copytree(root / 'photos', tmp_path / 'photos')
+  for name in (root / 'one' / 'model' / 'forget.txt').read_text().split():
+    (photos / 'train' / name).unlink()
+  data, asked = f'--dataset=folder:{photos}', tmp_path / 'ids.txt'
+  record = f'--record={root / "one" / "record.json"}'
+  out = running.done('verify', record, data, key)
+  assert 'not checked  data before: 4 forgotten images are not there' in out
+  asked.write_text('IMG_0009.png\nIMG_0002.png\n')
+  out = tmp_path / 'next'
+  how = f'--ids={asked}', f'--out={out}', f'--source={root / "one"}', data
+  told = running.done('forget', *how, '--strategy=eu_k(k=1, epochs=1)')
+  assert 'left out: 1' in told
+  own = record_of(out)
+  assert own['evidence']['reversals'][0]['now'] is None
+  assert not own['request']['keyed']
+  assert any('without a key' in line for line in own['limits'])
+  # A photo less than that is other data.
+  (photos / 'train' / 'china' / 'IMG_0001.png').unlink()
+  line = running.refused(
+    'forget', *how[:1], f'--out={tmp_path / "x"}', *how[2:]
+  )
+  assert 'lacks 1 images' in line and 'IMG_0001.png' in line
+  assert not (tmp_path / 'x').exists()
+
+
+def test_the_same_command_says_it_again_and_another_is_refused(story):
+  root, key, first, _ = story
+  own = (
+    *(f'--source={root / "prod"}', f'--ids={root / "one.csv"}', key),
+    *('--id_column=file', f'--out={root / "one"}', '--retrain'),
+  )
+  again = running.done('forget', *own, '--strategy=finetune(epochs=1)')
+  assert again.splitlines()[-5:] == first.splitlines()[-5:]
+  assert 'retrain  ' not in again
+  line = running.refused('forget', *own, '--strategy=finetune(epochs=2)')
+  assert f'--out={root / "one"} belongs to request=' in line
+
+
+def test_all_that_is_unknown_is_named_at_once_with_its_line(story, tmp_path):
+  root, *_ = story
+  path = tmp_path / 'ids.txt'
+  path.write_text('IMG_0002.png\n7\nnobody.png\n#40\ntest/china/IMG_0021.png\n')
+  own = f'--source={root / "prod"}', f'--ids={path}', f'--out={tmp_path / "o"}'
+  line = running.refused('forget', *own, status=1)
+  assert '4 of 5 entries' in line and 'line 2' in line and '#7' in line
+  for number, name in ((3, 'nobody'), (4, '#40'), (5, 'test/china')):
+    assert re.search(rf"line {number}: '{name}", line)
+  assert not (tmp_path / 'o').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--id_column=name'], 'one of the columns when, file'),
+    (['--strategy=retrain, eu_k'], '--strategy='),
+    (['--retrain'], 'another --strategy than retrain itself'),
+    (['--decision=unlearn'], '--decision=unlearn'),
+    (['--decision=maybe'], 'accept_risk'),
+    (['--received=soon'], 'such as 2026-11-30'),
+    (['--key_file=/dev/null'], 'is a pipe or a device'),
+    (['--source=/no/such'], '--source=/no/such, allowed: a checkpoint'),
+  ],
+)
+def test_what_cannot_be_asked(flags, words, story, tmp_path):
+  root, *_ = story
+  own = f'--source={root / "prod"}', f'--ids={root / "one.csv"}'
+  more = '--id_column=file', f'--out={tmp_path / "out"}', *flags
+  assert words in running.refused('forget', *own, *more)
+  assert not (tmp_path / 'out').exists()
+
+
+# Names.
+
+KNOWN = ['a/x.png', 'b/x.png', 'b/y.png', 'b/287', '12']
+
+
+def named(content, tmp_path, earlier=(), column=None):
+  path = tmp_path / 'ids'
+  path.write_text(content)
+  some = {*KNOWN} - {*earlier}
+  data = f'folder:{tmp_path}/data'
+  return ids.read(path, column, data, KNOWN, some, {*earlier})
+
+
+@pytest.mark.parametrize(
+  ('content', 'found'),
+  [
+    ('y.png', ['b/y.png']),
+    ('b\\y.png\n\n', ['b/y.png']),
+    ('data/train/b/x.png', ['b/x.png']),
+    ('train/a/x.png\n./b/x.png', ['a/x.png', 'b/x.png']),
+    ('287\n12\n#1', ['b/x.png', 'b/287', '12']),
+  ],
+)
+def test_names(content, found, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert named(content, tmp_path).ids == found
+
+
+def test_a_name_of_several_files_is_none(tmp_path):
+  with pytest.raises(InputError, match='one of a/x.png, b/x.png?'):
+    named('x.png', tmp_path)
+
+
+def test_a_column_of_a_table_from_a_spreadsheet(tmp_path):
+  content = 'id;note\n"y.png";"a;\nb"\nb/x.png;\n'
+  assert named(content, tmp_path, column='id').ids == ['b/x.png', 'b/y.png']
+
+
+def test_what_was_asked_for_earlier_may_not_be_there_any_more(tmp_path):
+  asked = named('y.png\ngone.png\n', tmp_path, ['c/gone.png'])
+  assert asked == (['b/y.png'], 0, 1)
+
+
+# Evidence.
+
+
+def test_the_null_is_that_of_the_rank_sum_test():
+  rng = np.random.default_rng(0)
+  logits, others = rng.normal(size=(30, 2)), rng.normal(size=(50, 2))
+  zeros = np.zeros(30, int), np.zeros(50, int)
+  *_, attack = evidence.against(logits, zeros[0], others, zeros[1])
+  deviation = np.sqrt((30 + 50 + 1) / (12 * 30 * 50))
+  assert attack.half_width == pytest.approx(1.96 * deviation)
+  higher = logits[:, :1] - logits[:, 1:] > (others[:, 0] - others[:, 1])
+  assert attack.forgotten == pytest.approx(higher.mean())
+
+
+def test_classes_are_held_against_themselves_alone():
+  # A class that all models know well, and one that they do not.
+  logits = np.array([[9.0, 0], [9, 0], [9, 0], [0, 0]])
+  labels = np.array([0, 0, 0, 1])
+  others, theirs = np.array([[9.0, 0], [0, 0], [0, 0], [0, 0]]), [0, 1, 1, 1]
+  found = evidence.against(logits, labels, others, np.array(theirs))
+  assert all(row.difference == 0 and not row.differs for row in found)
+  assert not evidence.against(logits[:3], labels[:3], others, np.ones(4, int))
+
+
+def test_the_default_method_is_exact():
+  assert forget.Forget().strategy == 'retrain'
+
+
+def test_a_model_is_the_same_in_both_files(story):
+  root, *_ = story
+  flat = load((root / 'two' / 'model.safetensors').read_bytes())
+  assert {name.partition('/')[0] for name in flat} == {'params', 'batch_stats'}
+  with contextlib.redirect_stdout(io.StringIO()):
+    state = records.model_facts(root / 'two' / 'model', b'', []).state_sha256
+  assert state == record_of(root / 'two')['result']['state_sha256']
