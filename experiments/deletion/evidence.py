@@ -24,26 +24,26 @@ ATTACK = (
   ' averaged over the classes of the forgotten. It knows the outputs only.'
 )
 NULL = (
-  'Null: membership drawn by lot within each class; ± is 1.96 standard'
-  ' deviations of that, the normal approximation.'
+  'Null: membership drawn by lot within each class. Half widths are 2.394'
+  ' standard deviations of that, the normal approximation: 95 % for accuracy,'
+  ' confidence and attack together (Bonferroni).'
 )
 THRESHOLD = (
-  'Fixed beforehand: a trace is found where the AUC is farther from 0.5 than'
-  ' that. One in 20 models that never saw the images would be.'
+  'Fixed beforehand: a trace is found where one of the three is farther off'
+  ' than that. At most one in 20 models that never saw the images has one.'
 )
-_SIGMAS = 1.96
-AUC = 'attack AUC'
+_SIGMAS = 2.394
+AUC = 'attack_auc'
 
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
   """Forgotten images against held-out ones of their classes."""
 
-  name: str
   forgotten: float  # AUC: P(a forgotten image's margin is the larger one)
   held_out: float  # AUC: 0.5
   difference: float
-  half_width: float  # of the 95 % interval of the difference under the null
+  half_width: float  # of what chance allows, see `NULL`
   differs: bool  # whether the difference is outside of that
 
 
@@ -54,8 +54,10 @@ class Measured:
   retain_accuracy: float
   test_accuracy: float
   forget_accuracy: float | None
-  own: list[Contrast]  # on this request's images
-  all: list[Contrast]  # on those of all requests so far, if there are others
+  own: dict[str, Contrast]  # on this request's images
+  all: dict[
+    str, Contrast
+  ]  # on those of all requests so far, if there are others
   earlier: list[float | None]  # accuracy on each earlier request
 
 
@@ -156,10 +158,10 @@ def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
   *earlier, own = sets.requests
   test, its = logits(sets.test), sets.test.own_labels
 
-  def contrasts(parts: Sequence[Examples | None]) -> list[Contrast]:
+  def contrasts(parts: Sequence[Examples | None]) -> dict[str, Contrast]:
     known = [part for part in parts if part is not None]
     if len(known) < len(parts):
-      return []
+      return {}
     labels = np.concatenate([part.own_labels for part in known])
     return against(np.concatenate([*map(logits, known)]), labels, test, its)
 
@@ -168,14 +170,14 @@ def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
     test_accuracy=metrics.accuracy(test, its),
     forget_accuracy=None if own is None else accuracy(own),
     own=contrasts([own]),
-    all=contrasts(sets.requests) if earlier else [],
+    all=contrasts(sets.requests) if earlier else {},
     earlier=[None if part is None else accuracy(part) for part in earlier],
   )
 
 
 def against(
   logits: np.ndarray, labels: np.ndarray, others: np.ndarray, theirs: np.ndarray
-) -> list[Contrast]:
+) -> dict[str, Contrast]:
   """Three differences between two sets of images, class by class.
 
   Args:
@@ -188,24 +190,19 @@ def against(
     Of accuracy, confidence (of the true class) and the attack; none where no
     class has images of both.
   """
-  margins = [
-    attacks.true_class_margin(*pair)
-    for pair in ((logits, labels), (others, theirs))
-  ]
-  right = [
-    (own.argmax(1) == its).astype(float)
-    for own, its in ((logits, labels), (others, theirs))
-  ]
   shared = [c for c in np.unique(labels) if (theirs == c).any()]
   if not shared:
-    return []
+    return {}
   rows = [(labels == c, theirs == c) for c in shared]
-  sure = [special.expit(own) for own in margins]
-  return [
-    _contrast('accuracy', right[0], right[1], rows),
-    _contrast('confidence', sure[0], sure[1], rows),
-    _contrast(AUC, margins[0], margins[1], rows),
-  ]
+  own, its = (
+    {
+      'accuracy': (z.argmax(1) == y).astype(float),
+      'confidence': special.expit(margin := attacks.true_class_margin(z, y)),
+      AUC: margin,
+    }
+    for z, y in ((logits, labels), (others, theirs))
+  )
+  return {name: _contrast(name, own[name], its[name], rows) for name in own}
 
 
 def _contrast(
@@ -233,27 +230,24 @@ def _contrast(
   if name == AUC:
     means = np.array([0.5 + gap, 0.5])
   low, high = means.tolist()
-  return Contrast(name, low, high, gap, half, abs(gap) > half)
+  return Contrast(low, high, gap, half, abs(gap) > half)
 
 
 def verdict(
   evidence: Evidence, count: int, label: str, exact: bool
 ) -> list[str]:
   """What the evidence says, and what it cannot, in at most three lines."""
-  own, before = (
-    next((c for c in model.own if c.name == AUC), None) if model else None
-    for model in (evidence.result, evidence.source)
-  )
-  first = f'{count} images, {label}: '
-  if own is None:
-    first += 'no held-out image of their classes, so nothing can be said.'
-  else:
-    earlier = f', and {before.forgotten:.3f} before' if before else ''
+  first, own = f'{count} images, {label}: ', evidence.result.own
+  if own:
+    right, attack = own['accuracy'], own[AUC]
     first += (
-      f'the attack tells them from held-out images with AUC'
-      f' {own.forgotten:.3f}{earlier}; chance is 0.5 ± {own.half_width:.3f}.'
-      f' {_outcome(own, before, exact)}'
+      f'accuracy {100 * right.forgotten:.1f} %, of held-out images of their'
+      f' classes {100 * right.held_out:.1f} %; attack AUC'
+      f' {attack.forgotten:.3f}, chance is 0.5 ± {attack.half_width:.3f}.'
+      f' {_outcome(evidence, exact)}'
     )
+  else:
+    first += 'no held-out image of their classes, so nothing can be said.'
   accuracies = []
   for part in ('forget', 'retain', 'test'):
     name, models = f'{part}_accuracy', (evidence.source, evidence.result)
@@ -270,13 +264,16 @@ def verdict(
   return [first, f'Accuracy: {", ".join(accuracies)}.', last]
 
 
-def _outcome(own: Contrast, before: Contrast | None, exact: bool) -> str:
-  if not own.differs:
-    if before is None or before.differs:
+def _outcome(evidence: Evidence, exact: bool) -> str:
+  found = {n: row for n, row in evidence.result.own.items() if row.differs}
+  names = ', '.join(name.replace('_', ' ') for name in found)
+  if not found:
+    before = evidence.source
+    if before is None or any(row.differs for row in before.own.values()):
       return 'No trace is found.'
-    return 'It did not know them before either: this test can say nothing.'
+    return 'The source shows no trace either: this test can say nothing.'
   if exact:
-    return 'That is farther than chance, as of one in 20 such models.'
-  if own.difference > 0:
-    return 'A trace is left.'
-  return 'They are known worse than unseen images, which tells who they were.'
+    return f'That differs ({names}), as one in 20 such models may.'
+  if all(row.difference > 0 for row in found.values()):
+    return f'A trace is left ({names}).'
+  return f'They stand out ({names}), which tells who they were.'

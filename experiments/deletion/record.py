@@ -4,7 +4,7 @@ Ids are there as keyed hashes only. `record.json` holds the digest of its own
 content, and that of the record before it: together they are a chain.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.deletion.evidence import Contrast, Evidence
+from experiments.deletion.evidence import Evidence
 from experiments.report import rendering
 from experiments.report.model import to_json
 from experiments.report.sections import Section, Table
@@ -23,7 +23,6 @@ from experiments.workdir.finished import Code
 from unlearn_jax.base import InputError, require_file, shown
 
 NAME, PAGE = 'record.json', 'record.html'
-_REVERSAL = 'then', 'now', 'change'
 _KEY_BYTES = 16  # At least.
 UNKEYED = (
   'The ids are hashed without a key: whoever guesses an id can check the guess.'
@@ -168,27 +167,18 @@ def html(record: Record) -> str:
   """The record as one page to print; without its digests of itself."""
   request, evidence = record.request, record.evidence
   bare: dict[str, Any] = msgspec.to_builtins(record)
+  hashes = sha256('\n'.join(bare['request'].pop('id_hashes')).encode())
+  bare['request']['SHA-256 of the hashes in record.json'] = hashes
+  bare['request']['record before'] = record.previous_record_sha256
+  parts = 'request', 'data', 'source', 'result', 'method', 'code'
   pairs = [
-    (title, [(n, _shown(v)) for n, v in bare[part].items() if n != 'id_hashes'])
-    for title, part in (
-      ('Request', 'request'),
-      ('Data', 'data'),
-      ('Source', 'source'),
-      ('Result', 'result'),
-      ('Method', 'method'),
-      ('Made by', 'code'),
-    )
+    (part.capitalize(), [(n, _shown(v)) for n, v in bare[part].items()])
+    for part in parts
   ]
-  before = record.previous_record_sha256 or 'none, it is the first'
-  pairs.append(('Record before', [('SHA-256', before)]))
-  pairs.append(('Hashes of the ids', [('', '\n'.join(request.id_hashes))]))
+  notes = evidence.attack, evidence.null, evidence.threshold
   sections = [
     Section('What was found', sentences=record.verdict, kind='verdicts'),
-    Section(
-      'Evidence',
-      tables=_tables(evidence),
-      notes=[evidence.attack, evidence.null, evidence.threshold],
-    ),
+    Section('Evidence', tables=_tables(evidence), notes=notes),
     Section('What it cannot say', sentences=record.limits, kind='warnings'),
     Section('What was not erased', sentences=record.not_erased),
     Section('What was done', pairs=pairs),
@@ -200,49 +190,33 @@ def html(record: Record) -> str:
 def _shown(value: Any) -> str:
   if isinstance(value, dict):
     return ', '.join(f'{name}={_shown(own)}' for name, own in value.items())
-  return '–' if value is None else str(value)
+  if isinstance(value, bool) or not isinstance(value, float):
+    return '–' if value is None else str(value)
+  return f'{value:.3f}'
+
+
+def flat(value: Any, name: str = '') -> Iterator[tuple[str, Any]]:
+  """Every number and text by its path; nothing for what is None."""
+  value = msgspec.to_builtins(value)
+  if isinstance(value, dict | list):
+    pairs = value.items() if isinstance(value, dict) else enumerate(value, 1)
+    for key, own in pairs:
+      yield from flat(own, f'{name}.{key}' if name else str(key))
+  elif value is not None:
+    yield name, value
 
 
 def _tables(evidence: Evidence) -> list[Table]:
-  """Accuracies of the models, and how they treat what was forgotten."""
-  named = {'Source': evidence.source, 'Result': evidence.result}
-  named |= {'Retrain': evidence.retrained}
-  models = {name: own for name, own in named.items() if own is not None}
-
-  parts = 'forget', 'retain', 'test'
-  rows = [
-    [name, *(_percent(getattr(own, f'{part}_accuracy')) for part in parts)]
-    for name, own in models.items()
-  ]
-  found = [Table.of(('Accuracy, %', *parts), rows)]
-  heads = 'Against held-out', 'forgotten', 'held-out', 'difference', 'differs'
-  for part, title in (('own', 'This request'), ('all', 'All requests so far')):
-    lines = [
-      [f'{name}, {row.name}', *_cells(row)]
-      for name, model in models.items()
-      for row in getattr(model, part)
-    ]
-    if lines:
-      table = Table.of(heads, lines)
-      found.append(dataclasses.replace(table, title=title))
-  if evidence.reversals:
-    lines = [
-      [f'Request {number}', *(_percent(getattr(own, n)) for n in _REVERSAL)]
-      for number, own in enumerate(evidence.reversals, 1)
-    ]
-    columns = 'Accuracy on earlier requests, %', *_REVERSAL
-    found.append(Table.of(columns, lines))
-  return found
-
-
-def _percent(share: float | None) -> str:
-  return '–' if share is None else f'{100 * share:.1f}'
-
-
-def _cells(own: Contrast) -> list[str]:
-  gap = f'{own.difference:+.3f} ± {own.half_width:.3f}'
-  numbers = f'{own.forgotten:.3f}', f'{own.held_out:.3f}'
-  return [*numbers, gap, 'yes' if own.differs else 'no']
+  """The models side by side, and what there is beside them."""
+  rest = dict(vars(evidence))
+  models = {
+    n: dict(flat(rest.pop(n))) for n in ('source', 'result', 'retrained')
+  }
+  names = list(models['result'])
+  models = {n: own for n, own in models.items() if own}
+  body = [[n, *(_shown(own.get(n)) for own in models.values())] for n in names]
+  more = [[n, _shown(v)] for n, v in flat(rest) if not isinstance(v, str)]
+  return [Table.of(('', *models), body), Table.of(('', 'value'), more)]
 
 
 def contents(record: Record, page: str) -> dict[str, bytes]:

@@ -26,7 +26,7 @@ from experiments.study.stages import Output, Stage
 from experiments.workdir import finished
 from experiments.workdir.directory import Workdir
 from experiments.workdir.partials import Partial
-from unlearn_jax import data
+from unlearn_jax import data, parallel
 from unlearn_jax.base import (
   Examples,
   InputError,
@@ -38,17 +38,14 @@ from unlearn_jax.objectives import forgotten, retained
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import REFERENCE, Chosen, parse
 
-_LIMITS = {
-  True: [
-    'Who compares the model with an earlier one may learn what was forgotten.',
-  ],
-  False: [
-    'Approximate: the weights come from a model that knew the images.',
-    'The attack is one that knows only outputs of this model; stronger ones,'
-    ' such as with reference models or with the weights, may find a trace.',
-    'Who compares the model with an earlier one may learn what was forgotten.',
-  ],
-}
+_ALWAYS = (
+  'Who compares the model with an earlier one may learn what was forgotten.'
+)
+_APPROXIMATE = (
+  'Approximate: the weights come from a model that knew the images.',
+  'The attack is one that knows only outputs of this model; stronger ones, such'
+  ' as with reference models or with the weights, may find a trace.',
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,13 +57,28 @@ class Plan:
   named: ids.Asked  # what the file names
   chosen: Chosen
   splits: Splits
-  stages: list[Stage]  # the model, and Retrain where it is asked for
+  study: config.Study  # how the source was trained, and what else stages take
   key: bytes  # of the hashes
 
   @property
   def exact(self) -> bool:
     """Whether the result starts from nothing that knew the images."""
     return _is_exact(self.chosen)
+
+  @property
+  def chain(self) -> Chain:
+    """The requests with this one."""
+    past = self.basis.chain
+    where = str(self.basis.path.absolute())
+    return Chain([*past.requests, self.named.ids], where, past.origin)
+
+  @functools.cached_property
+  def stages(self) -> list[Stage]:
+    """The model, and Retrain where it is asked for."""
+    more = parse('retrain') if self.asked.retrain else []
+    return [_stage(_InPlace, self, self.chosen)] + [
+      _stage(Stage, self, own) for own in more
+    ]
 
 
 def _is_exact(chosen: Chosen) -> bool:
@@ -98,6 +110,12 @@ def plan(asked: Any) -> Plan:
   basis = bases.read(
     bases.find(pathlib.Path(asked.source)), asked.dataset, asked.archives
   )
+  if (last := basis.record) is not None:
+    if records.digest(last) != last.content_sha256:
+      raise InputError(
+        f'--source={asked.source}: its record is not as it was written,'
+        ' experiments.verify says more; allowed: one that is'
+      )
   setup, earlier = basis.setup, {n for r in basis.chain.requests for n in r}
   known = setup.dataset.ids.tolist()
   path, name = pathlib.Path(asked.ids), setup.facts.dataset
@@ -114,25 +132,18 @@ def plan(asked: Any) -> Plan:
   which = np.isin(np.asarray(train.indices), rows)
   splits = Splits.of(train, which, setup.dataset.test)
   study = _study(asked, basis)
-  size = study.training.resolved.batch_size
-  if size > splits.retain.size:
+  size, count = study.training.resolved.batch_size, len(parallel.devices())
+  if size > splits.retain.size or size % count:
     raise InputError(
-      f'{path}: {splits.retain.size} images would be left, allowed: a batch'
-      f' of the source, {size}, or more'
+      f'{basis.path} was trained with batches of {size}; allowed: a multiple of'
+      f' the {count} device(s), at most the {splits.retain.size} images left'
     )
   try:
     if chosen.strategy.check:
       chosen.strategy.check(setup.shapes.params, setup.model.order)
   except ValueError as error:
     raise InputError(f'--strategy: {chosen.text}: {error}') from error
-  source = stages.given(basis.own, 'source')
-  requests = [*basis.chain.requests, named.ids]
-  chain = Chain(requests, str(basis.path.absolute()), basis.chain.origin)
-  made = [_stage(_InPlace, study, basis, chosen, splits, chain, source)]
-  if asked.retrain:
-    (retrain,) = parse('retrain')
-    made.append(_stage(Stage, study, basis, retrain, splits, chain, source))
-  return Plan(asked, basis, named, chosen, splits, made, key)
+  return Plan(asked, basis, named, chosen, splits, study, key)
 
 
 def _strategy(asked: Any) -> Chosen:
@@ -180,22 +191,13 @@ def _study(asked: Any, basis: Basis) -> config.Study:
   )
 
 
-def _stage(
-  kind: type[Stage],
-  study: config.Study,
-  basis: Basis,
-  chosen: Chosen,
-  splits: Splits,
-  chain: Chain,
-  source: Stage,
-) -> Stage:
-  epochs = chosen.strategy.epochs
+def _stage(kind: type[Stage], made: Plan, chosen: Chosen) -> Stage:
+  study, epochs = made.study, chosen.strategy.epochs
   if epochs is None:
     follows = chosen.strategy.follows == 'recipe'
     epochs = (study.training.resolved if follows else study.methods).epochs
-  assert study.workdir is not None
   return kind(
-    pathlib.Path(study.workdir),
+    pathlib.Path(made.asked.out),
     chosen.name.replace(':', '.'),
     chosen.text,
     {
@@ -203,13 +205,11 @@ def _stage(
       'strategy': chosen.name,
       'training': training.trained_by(study, chosen),
       'code': chosen.source_sha256,
-      'forget': setups.forget_hash(basis.setup, splits),
+      'forget': setups.forget_hash(made.basis.setup, made.splits),
       'seed': study.draws.seed,
     },
-    functools.partial(
-      _forget, basis=basis, chosen=chosen, splits=splits, chain=chain
-    ),
-    {'source': source},
+    functools.partial(_forget, made=made, chosen=chosen),
+    {'source': stages.given(made.basis.own, 'source')},
     epochs=epochs,
     required=True,
     study=study,
@@ -217,22 +217,15 @@ def _stage(
 
 
 def _forget(
-  stage: Stage,
-  partial: Partial,
-  progress: Progress,
-  basis: Basis,
-  chosen: Chosen,
-  splits: Splits,
-  chain: Chain,
+  stage: Stage, partial: Partial, progress: Progress, made: Plan, chosen: Chosen
 ) -> Output:
   """Makes the model forget; no output on a single image is kept."""
-  setup = basis.setup
-  output = training.unlearn_splits(
-    stage, partial, progress, 0, chosen, setup, splits
-  )
+  setup, splits = made.basis.setup, made.splits
+  how = 0, chosen, setup, splits
+  output = training.unlearn_splits(stage, partial, progress, *how)
   kept = {n: c for n, c in output.files.items() if n != finished.PREDICTIONS}
-  kept[CHAIN] = msgspec.json.encode(chain)
-  recipe = basis.own.manifest.recipe
+  kept[CHAIN] = msgspec.json.encode(made.chain)
+  recipe = made.basis.own.manifest.recipe
   said = dataclasses.replace(output.manifest, recipe=recipe)
   output = output._replace(files=kept, manifest=said)
   names = setups.ids_of(setup, splits.retain)
@@ -257,8 +250,7 @@ def carry_out(made: Plan) -> None:
   if path.exists():
     record = records.read(path)
   else:
-    assert made.stages[0].study is not None
-    engine.run(made.stages, made.stages[0].study)
+    engine.run(made.stages, made.study)
     found = [stages.load(stage) for stage in made.stages]
     content = tensors(made.basis, found[0].state)
     files.replace(root / TENSORS, content)
@@ -305,24 +297,23 @@ def _record(
 ) -> Record:
   """All that is written down."""
   basis, splits, asked, key = made.basis, made.splits, made.asked, made.key
-  dataset, chain, named = basis.setup.dataset, basis.chain, made.named
+  dataset, chain, named = basis.setup.dataset, made.chain, made.named
   before, then = basis.record, []
   if before is not None:
     then = [own.then for own in before.evidence.reversals]
     then.append(before.evidence.result.forget_accuracy)
   kept = setups.ids_of(basis.setup, splits.retain)
-  sets = basis.sets([*chain.requests, named.ids], kept)
+  sets = basis.sets(chain.requests, kept)
   found = evidence.gather(basis.setup.model, sets, models, then)
   stage, strategy = made.stages[0], made.chosen.strategy
   said = finished.manifest(stage.path)
   lost = data.classes_lost(splits, len(dataset.class_names))
   previous = basis.path.parent / records.NAME
   decision = asked.decision or ('retrain' if made.exact else 'unlearn')
-  hashes = records.hashes(key, named.ids)
   epochs = finished.load(stage.path).record.history[-1].epoch
   return Record(
     records.Request(
-      number=len(chain.requests) + 1,
+      number=len(chain.requests),
       images=len(named.ids),
       scope='whole classes' if lost else 'examples',
       decision=decision,
@@ -333,7 +324,7 @@ def _record(
       earlier=named.earlier,
       keyed=bool(key),
       key_check=records.keyed(key),
-      id_hashes=hashes,
+      id_hashes=records.hashes(key, named.ids),
     ),
     records.DataFacts(
       before=basis.fingerprint(basis.trained),
@@ -356,37 +347,36 @@ def _record(
     provenance.code(),
     found,
     evidence.verdict(found, len(named.ids), strategy.label, made.exact),
-    [*_LIMITS[made.exact], *([] if key else [records.UNKEYED])],
+    [
+      *(() if made.exact else _APPROXIMATE),
+      _ALWAYS,
+      *([] if key else [records.UNKEYED]),
+    ],
     list(records.NOT_ERASED),
     None if before is None else records.sha256(previous.read_bytes()),
   )
 
 
 def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
-  """Over D_RE and D_UL in training; None where a term mixes its own examples.
+  """Over D_RE and D_UL in training; None where terms have other examples.
 
   What choosing weights has cost beforehand is not counted.
   """
   splits, strategy = made.splits, made.chosen.strategy
-  study = made.stages[0].study
-  assert study is not None
-  size = study.training.resolved.batch_size
   parts: dict[Any, Examples] = {
     retained: splits.retain,
     forgotten: splits.forget,
   }
   if not all(term.examples in parts for term in strategy.terms):
     return None, None
-  seen = dict.fromkeys(parts, 0.0)
-  for place, term in enumerate(strategy.terms):
-    if place == 0 or strategy.passes:
-      seen[term.examples] += epochs
-      continue
-    steps = epochs * (parts[strategy.terms[0].examples].size // size)
-    own = parts[term.examples].size
-    share = own / parts[strategy.terms[0].examples].size
-    batch = size * (share if term.share is None else term.share)
-    seen[term.examples] += steps * max(1, int(min(batch, own))) / own
+  seen: dict[Any, float] = dict.fromkeys(parts, 0.0)
+  size = made.study.training.resolved.batch_size
+  for term in strategy.terms:
+    first, own = (parts[t.examples].size for t in (strategy.terms[0], term))
+    passes = 1.0
+    if term.share is not None and not strategy.passes:
+      passes = first // size * min(size * term.share, own) / own
+    seen[term.examples] += epochs * passes
   return seen[retained], seen[forgotten]
 
 
