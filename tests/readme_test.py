@@ -8,7 +8,15 @@ import re
 import jax
 import pytest
 
-from experiments import config, evaluate, forget, reproduce, settings, train
+from experiments import (
+  config,
+  evaluate,
+  forget,
+  reproduce,
+  settings,
+  train,
+  verify,
+)
 from unlearn_jax import parallel
 from unlearn_jax.strategies import FACTORIES
 
@@ -41,7 +49,7 @@ def test_the_library_examples_run():
 
 def test_every_flag_strategy_and_binary_that_is_named_exists():
   kinds = config.Study, train.Train, evaluate.Evaluate, reproduce.Reproduce
-  kinds += (forget.Forget,)
+  kinds += forget.Forget, verify.Verify
   known = {name for kind in kinds for name in settings.names(kind)} | {'help'}
   assert set(re.findall(r'--(\w+)[=`,]', _without_tools(TEXT))) <= known
   for spelled in re.findall(r"--strategies='([^'…]*)'", TEXT):
