@@ -132,7 +132,7 @@ def plan(asked: Any) -> Plan:
   which = np.isin(np.asarray(train.indices), rows)
   splits = Splits.of(train, which, setup.dataset.test)
   study = _study(asked, basis)
-  size, count = study.training.resolved.batch_size, len(parallel.devices())
+  size, count = study.recipe.batch_size, len(parallel.devices())
   if size > splits.retain.size or size % count:
     raise InputError(
       f'{basis.path} was trained with batches of {size}; allowed: a multiple of'
@@ -195,7 +195,7 @@ def _stage(kind: type[Stage], made: Plan, chosen: Chosen) -> Stage:
   study, epochs = made.study, chosen.strategy.epochs
   if epochs is None:
     follows = chosen.strategy.follows == 'recipe'
-    epochs = (study.training.resolved if follows else study.methods).epochs
+    epochs = (study.recipe if follows else study.methods).epochs
   return kind(
     pathlib.Path(made.asked.out),
     chosen.name.replace(':', '.'),
@@ -370,7 +370,7 @@ def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
   if not all(term.examples in parts for term in strategy.terms):
     return None, None
   seen: dict[Any, float] = dict.fromkeys(parts, 0.0)
-  size = made.study.training.resolved.batch_size
+  size = made.study.recipe.batch_size
   for term in strategy.terms:
     first, own = (parts[t.examples].size for t in (strategy.terms[0], term))
     passes = 1.0

@@ -46,6 +46,7 @@ class Bar(NamedTuple):
   values: Sequence[float]  # Its dots, in shares of one.
   role: str  # Says its look, `bars` of words.toml.
   mean: Estimate  # Bar and whisker.
+  marked: bool = False  # It is shaded, and a dashed line continues it.
 
 
 @style.context(STYLE)
@@ -94,6 +95,9 @@ def _bar(axes: Axes, place: int, bar: Bar, dot: str) -> None:
   if own.low is not None and own.high is not None:
     sides = [[mean - 100 * own.low], [100 * own.high - mean]]
     axes.errorbar(mean, place, xerr=sides, **LOOKS['interval'])
+  if bar.marked:
+    axes.axvline(mean, **LOOKS['control'])
+    axes.axhspan(place - 0.5, place + 0.5, **LOOKS['shade'])
   dots = 100 * np.array(bar.values)
   spread = np.linspace(-0.2, 0.2, len(dots)) if len(dots) > 1 else 0 * dots
   axes.plot(dots, place + spread, label=dot, **LOOKS['dot'])
