@@ -1,4 +1,4 @@
-"""Carries out a request: a model forgets images, and a record is written.
+r"""Carries out a request: a model forgets images, and a record is written.
 
   python -m experiments.forget --source=prod/ --dataset=folder:photos \
       --ids=requests.csv --id_column=file --out=2026-12/

@@ -1,4 +1,4 @@
-"""Computes all that a deletion record says again, from the files.
+r"""Computes all that a deletion record says again, from the files.
 
   python -m experiments.verify --record=2026-12/record.json \
       --dataset=folder:photos --key_file=secret.bin

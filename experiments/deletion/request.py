@@ -36,8 +36,10 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.objectives import forgotten, retained
 from unlearn_jax.recipes import RECIPES
-from unlearn_jax.strategies import REFERENCE, Chosen, parse
+from unlearn_jax.strategies import Chosen, parse
 
+# Whatever another's strategy says of itself.
+_EXACT = 'retrain', 'scratch'
 _ALWAYS = (
   'Who compares the model with an earlier one may learn what was forgotten.'
 )
@@ -63,7 +65,7 @@ class Plan:
   @property
   def exact(self) -> bool:
     """Whether the result starts from nothing that knew the images."""
-    return _is_exact(self.chosen)
+    return self.chosen.name in _EXACT
 
   @property
   def chain(self) -> Chain:
@@ -79,10 +81,6 @@ class Plan:
     return [_stage(_InPlace, self, self.chosen)] + [
       _stage(Stage, self, own) for own in more
     ]
-
-
-def _is_exact(chosen: Chosen) -> bool:
-  return chosen.strategy.role == REFERENCE or chosen.name == 'scratch'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,10 +153,9 @@ def _strategy(asked: Any) -> Chosen:
     allowed = 'one, that no Retrain teaches'
     raise FlagError('strategy', asked.strategy, allowed)
   (chosen,) = every
-  reference = chosen.strategy.role == REFERENCE
-  if reference and asked.retrain:
+  if chosen.name == 'retrain' and asked.retrain:
     raise FlagError('retrain', 'true', 'another --strategy than retrain itself')
-  wrong = {True: 'unlearn', False: 'retrain'}[_is_exact(chosen)]
+  wrong = 'unlearn' if chosen.name in _EXACT else 'retrain'
   if asked.decision == wrong:
     raise FlagError('decision', wrong, f'another for --strategy={chosen.text}')
   return chosen
@@ -269,7 +266,7 @@ def carry_out(made: Plan) -> None:
 
 
 def origin(chain: Chain, basis: Basis) -> ModelState | None:
-  """θ₀, or None where it is not there any more, or another model."""
+  """θ₀, or None where it is not there any more."""
   try:
     return setups.load_model(basis.setup, pathlib.Path(chain.origin)).state
   except InputError:
