@@ -281,6 +281,9 @@ def test_a_speed_that_is_cut_off_is_no_number(printed):
 
 def test_the_arrow_is_at_the_lowest_gap():
   made = Made().numbers()
+  own = made.found[Name('table', DIGITS.name, FEW)].outcomes
+  for outcome in (outcome for column in own.values() for outcome in column):
+    outcome.values['retain_accuracy'] = 0.9  # Nothing is damaged.
 
   def marks():
     rows = [page.row_of(made, Place(DIGITS, FEW), row) for row in ROWS]
@@ -288,7 +291,6 @@ def test_the_arrow_is_at_the_lowest_gap():
 
   assert marks() == {'random_k': '↓'}
   # Lower on average, but not by more than seeds are apart.
-  own = made.found[Name('table', DIGITS.name, FEW)].outcomes
   gaps = {'top_k': (0.12, 0.06, 0.1), 'random_k': (0.1, 0.11, 0.1)}
   for row, values in gaps.items():
     for outcome, gap in zip(own[SMOKE.spelled(DIGITS, row)], values):
