@@ -402,6 +402,9 @@ class Study:
   )
   generators: Generators = Generators()
   archives: Archives = Archives()
+  verbose: bool = setting(
+    False, 'Print all tables, and a sentence for each strategy.'
+  )
   workdir: str | None = setting(
     None, 'Where results go; default runs/DATASET-MODEL.'
   )

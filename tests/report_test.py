@@ -530,6 +530,18 @@ def test_lowest_gap_and_ties_with_it_are_marked_by_paired_differences():
   assert shown['Top-K'].endswith('± 4.97 ↓') and 'Retrain' in shown
 
 
+def test_a_terminal_begins_with_the_verdict_and_shows_one_table():
+  made = report_of()
+  short, whole = (pages.summary(made, verbose) for verbose in (False, True))
+  (scale, *_), (main,) = short[0].sentences, short[1].tables
+  assert 'For scale' in scale and len(short[0].sentences) <= 3
+  assert 'Gap to Retrain, points' in main.columns
+  assert len(whole[1].tables) == len(tables.every(made)) > 1
+  assert {*short[0].sentences} < {*whole[0].sentences}
+  alone = report_of(['source', 'top_k'])
+  assert pages.summary(alone, False)[0].sentences == wording.verdicts(alone)[:1]
+
+
 def test_damage_is_never_the_lowest_gap_nor_useful():
   made = gaps(source=[0.05] * 3, finetune=PLAIN, top_k=[0.001] * 3,
               eu_k=[0.002] * 3, scratch=[0.003] * 3)  # fmt: skip

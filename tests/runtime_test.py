@@ -1,7 +1,9 @@
 """Signals and several processes, with real processes that do little else."""
 
+import io
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,9 +13,9 @@ import time
 import devices
 import pytest
 
-from experiments.runtime import distributed, signals
+from experiments.runtime import distributed, progress, signals
 from experiments.runtime.distributed import Processes
-from unlearn_jax import timing
+from unlearn_jax import timing, training
 from unlearn_jax.base import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -254,7 +256,7 @@ PROCESS = """
 import os, sys, time
 import jax
 import numpy as np
-from experiments.runtime import distributed, signals
+from experiments.runtime import distributed, progress, signals
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError
 
@@ -397,3 +399,24 @@ def test_nobody_comes_or_the_port_is_taken(start):
   assert first.returncode == second.returncode == 1
   assert f'{where} OSError: [Errno 98]' in errors[0]
   assert errors[1] == f'{where} not all there after --join_seconds=2\n'
+
+
+@pytest.mark.parametrize('columns', [30, 60, 80])
+def test_the_line_of_a_running_stage_is_rewritten_and_never_wraps(
+  columns, monkeypatch
+):
+  out = io.StringIO()
+  monkeypatch.setattr(out, 'isatty', lambda: True)
+  monkeypatch.setattr(sys, 'stdout', out)
+  size = os.terminal_size((columns, 24))
+  monkeypatch.setattr(shutil, 'get_terminal_size', lambda: size)
+  running = progress.Progress(12, 100)
+  running.begin('seed 1000 · random_k(ratio=0.3, learning_rate=0.0095)', 100)
+  for number in (1, 50):
+    measured = {'forget_accuracy': 0.5, 'retain_accuracy': 1.0}
+    running.epoch(training.Epoch(number, 0.5, 9.0, measured))
+  lines = out.getvalue().split('\r\x1b[K')[1:]
+  assert len(lines) == 2 and '\n' not in out.getvalue()
+  assert all(len(line) < columns for line in lines)
+  assert 'epoch 50/100' in lines[1]
+  assert ('left' in lines[1]) == (columns > 60)

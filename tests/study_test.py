@@ -144,6 +144,7 @@ DEPENDS = {
   **dict.fromkeys(['data_dir', 'raw_dir', 'workdir'], ('/nowhere', set())),
   **dict.fromkeys(['scheduler', 'coordinator'], ('a:1', set())),
   **dict.fromkeys(['degree', 'degree_unseen'], (False, set())),
+  'verbose': (True, set()),
   'engine': ('dask', set()),
 }
 # Tested on their own: they make other stages.

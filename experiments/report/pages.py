@@ -59,15 +59,18 @@ def page(report: Report) -> list[Section]:
   )
 
 
-def summary(report: Report) -> list[Section]:
-  """What the terminal shows: tables, their signs, verdicts, warnings."""
-  made = tables.every(report)
+def summary(report: Report, verbose: bool = True) -> list[Section]:
+  """What the terminal shows: the verdict, a table, warnings; or all tables."""
+  made = tables.every(report)[: None if verbose else 1]
   notes = dict.fromkeys(note for table in made for note in table.notes)
   bare = [dataclasses.replace(table, notes=()) for table in made]
+  found = _found(report, [])
+  if not verbose:
+    found = Section('', sentences=wording.brief(report), kind='verdicts')
   degrees = map(degree.section, report.degree)
   return _filled(
+    found,
     Section('', tables=bare, notes=list(notes)),
-    _found(report, []),
     *(Section(own.title, sentences=own.sentences) for own in degrees),
     dataclasses.replace(_warnings(report), title=''),
   )

@@ -117,13 +117,6 @@ def yardsticks(report: Report) -> list[str]:
   # Who is no closer than the source has not been shown to forget anything,
   # whatever its forget accuracy.
   source = report.row(SOURCE)
-  named = {'the untouched source': source}
-  named |= {'plain fine-tuning (K = 0)': report.control}
-  distances = [
-    f'{name} {judging.plus_minus(gap, 100, 2)}'
-    for name, row in named.items()
-    if (gap := estimate(row, GAP))
-  ]
   unproven = [
     row.label
     for row in report.rows
@@ -132,9 +125,27 @@ def yardsticks(report: Report) -> list[str]:
     and difference.high is not None
     and difference.high >= 0
   ]
-  found = {'scale': ', '.join(distances), 'unproven': ', '.join(unproven)}
+  found = {'scale': _scale(report), 'unproven': ', '.join(unproven)}
   found |= _worth(report) | {'tuned': report.tuned}
   return [say('yardsticks', n, rows=own) for n, own in found.items() if own]
+
+
+def brief(report: Report) -> list[str]:
+  """The verdict in two lines."""
+  if not (report.row(REFERENCE) and report.control):
+    return verdicts(report)[:1]
+  found = {'scale': _scale(report)} | _worth(report)
+  return [say('yardsticks', n, rows=own) for n, own in found.items() if own]
+
+
+def _scale(report: Report) -> str:
+  named = {'the untouched source': report.row(SOURCE)}
+  named |= {'plain fine-tuning (K = 0)': report.control}
+  return ', '.join(
+    f'{name} {judging.plus_minus(gap, 100, 2)}'
+    for name, row in named.items()
+    if (gap := estimate(row, GAP))
+  )
 
 
 def _worth(report: Report) -> dict[str, str]:

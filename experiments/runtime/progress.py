@@ -1,5 +1,6 @@
 """One line a stage, with the time that is left."""
 
+import shutil
 import sys
 import time
 
@@ -62,8 +63,13 @@ class Progress:
     planned = f'epoch {short}/{int(self._planned_here)}'
     worked = self._worked + now - self._start
     left = self._left(worked, self._done + epochs - self._before)
-    line = f'{self._head()}  {planned}{numbers}{left}'
-    self._say(line, end='' if rewrites else '\n')
+    head, tail = self._head(), f'  {planned}{numbers}{left}'
+    if rewrites:  # What is wrapped cannot be rewritten.
+      room = shutil.get_terminal_size().columns - 1
+      tail = tail if len(tail) < room else f'  {planned}'[:room]
+      if len(head) > room - len(tail):
+        head = head[: max(0, room - len(tail) - 1)] + '…'
+    self._say(head + tail, end='' if rewrites else '\n')
 
   def end(self, note: str) -> None:
     """The stage is over; `note` says what came out."""

@@ -59,7 +59,7 @@ def run(study: config.Study) -> None:
   images = results.grids(plan, report.degree)
   directory.require_claimed(root)
   parallel.by_first(lambda: str(pages.write(report, root, images)))
-  rendering.terminal(pages.summary(report))
+  rendering.terminal(pages.summary(report, study.verbose))
   say(f'Report: {root / "report.html"}')
 
 
