@@ -45,7 +45,7 @@ from experiments.study.stages import Stage, StageFailedError
 from experiments.workdir.directory import Workdir
 from experiments.workdir.finished import Epoch, Record
 from unlearn_jax import parallel
-from unlearn_jax.base import InputError
+from unlearn_jax.base import Examples, InputError, Splits
 from unlearn_jax.models import FAMILIES
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import FACTORIES
@@ -803,3 +803,27 @@ def test_stages_of_other_code_or_machines_are_a_warning(
   (text,) = made.warnings
   assert text.startswith('8 stages were made by other code or elsewhere')
   assert f'here {value}' in text
+
+
+# Forget sets that a reader should know of.
+
+
+def test_cautions_are_said_once_for_seeds_that_are_alike():
+  images = np.arange(8, dtype=np.uint8)[:, None]
+  images[5:7] = images[0]  # Two copies of the first.
+  every = Examples.of(images, np.array([0, 0, 1, 1, 1, 0, 0, 1]))
+  train, test = every.take(np.arange(6)), every.take(np.arange(6, 8))
+  setup = types.SimpleNamespace(
+    dataset=types.SimpleNamespace(class_names=('a', 'b'))
+  )
+  first = Splits.of(train, np.array([0]), test)
+  whole = Splits.of(train, np.array([2, 3, 4]), test)
+  alone = whole._replace(unseen=test.take([]))
+  found = setups.cautions(setup, {0: first, 1: whole, 2: alone, 3: first})
+  assert found == [
+    '1 retained and 1 test images equal one that is to be forgotten, which a'
+    ' model will go on knowing by them (seeds 0, 3)',
+    "nothing is retained of class 'b' (seeds 1, 2)",
+    'no attack was made, and the gap leaves it out: the test set has no image'
+    ' of a class that is to be forgotten (seed 2)',
+  ]

@@ -178,8 +178,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     rows=[_row(results, own, control) for own in (_SOURCE, *plan.chosen)],
     tuned=str(methods.found or ''),
     warnings=[
-      *setups.lost_classes(setup, plan.drawn),
-      *setups.unmatched(setup, plan.drawn),
+      *setups.cautions(setup, plan.drawn),
       *_stage_warnings(made),
     ],
     degree=degree_facts(plan, results.errors),

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from experiments import config
+from experiments.report.wording import say
 from experiments.settings import FlagError
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished
@@ -276,34 +277,27 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
       f'seed {seed}: forgetting {len(ids):,} of {splits.train.size:,} images'
       f' ({few})'
     )
-  return lines + [f'warning: {text}' for text in lost_classes(setup, drawn)]
+  return lines + [f'warning: {text}' for text in cautions(setup, drawn)]
 
 
-def unmatched(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
-  """A warning where no test images are like the forget set, of any seed."""
-  missing = [
-    str(seed)
-    for seed, splits in drawn.items()
-    if splits.unseen is not None and not splits.unseen.size
-  ]
-  return missing and [
-    'no attack was made: the test set has no images of some class that is to be'
-    f' forgotten (seeds {", ".join(missing)}); the gap leaves it out'
-  ]
-
-
-def lost_classes(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
-  """A warning for all seeds that retain nothing of the same classes."""
+def cautions(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
+  """What to know of forget sets beforehand, a line for seeds that are alike."""
   names = setup.dataset.class_names
   seeds_of: dict[str, list[str]] = {}
   for seed, splits in drawn.items():
-    lost = data.classes_lost(splits, len(names))
-    few = ', '.join(shown(repr(names[c])) for c in lost[:3])
-    few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
+    lost, said = data.classes_lost(splits, len(names)), []
     if lost:
-      seeds_of.setdefault(few, []).append(str(seed))
+      few = ', '.join(shown(repr(names[c])) for c in lost[:3])
+      few += f', … ({len(lost)} in all)' if len(lost) > 3 else ''
+      said.append(f'nothing is retained of class {few}')
+    if splits.unseen is not None and not splits.unseen.size:
+      said.append(say('warnings', 'unmatched'))
+    streamed = any(map(streaming.streams, (splits.train, splits.test)))
+    if not streamed and any(counts := data.copies(splits)):
+      said.append(say('warnings', 'copies', counts=counts))
+    for text in said:
+      seeds_of.setdefault(text, []).append(str(seed))
   return [
-    f'nothing is retained of class {few} (seed{"s" * (len(own) > 1)}'
-    f' {", ".join(own)})'
-    for few, own in seeds_of.items()
+    f'{text} (seed{"s" * (len(own) > 1)} {", ".join(own)})'
+    for text, own in seeds_of.items()
   ]

@@ -18,6 +18,7 @@ from unlearn_jax.data.images import augment, pixel_statistics
 from unlearn_jax.data.splits import (
   class_matched,
   classes_lost,
+  copies,
   forget_set,
   read_ids,
   relabelled,
@@ -29,6 +30,7 @@ __all__ = [
   'augment',
   'class_matched',
   'classes_lost',
+  'copies',
   'forget_set',
   'fingerprint',
   'load',

@@ -299,6 +299,27 @@ def classes_lost(splits: base.Splits, num_classes: int) -> list[int]:
   return np.flatnonzero(lost).tolist()
 
 
+def copies(splits: base.Splits) -> tuple[int, int]:
+  """How many retained and test images equal one that is to be forgotten.
+
+  Byte by byte: what such a copy says of it, no unlearning of D_UL takes away.
+
+  Example:
+    >>> every = base.Examples.of(np.array([[0], [1], [0]]), np.zeros(3, int))
+    >>> copies(base.Splits.of(every, [0], every))
+    (1, 2)
+  """
+
+  def digests(part: base.Examples) -> list[bytes]:
+    images = np.asarray(part.images)
+    return [images[row].tobytes() for row in np.asarray(part.indices)]
+
+  lost = {*digests(splits.forget)}
+  found = (digests(part) for part in (splits.retain, splits.test))
+  retain, test = (sum(image in lost for image in part) for part in found)
+  return retain, test
+
+
 class _Finder:
   """The row that an entry means."""
 
