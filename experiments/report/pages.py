@@ -41,18 +41,21 @@ def drawn(report: Report) -> dict[str, Figure]:
 
 def page(report: Report) -> list[Section]:
   """What the page shows below its title."""
-  judged = {'method', 'baseline'} & {row.role for row in report.rows}
   question = [say('intro', 'question')] if report.row(REFERENCE) else []
   main, *further = (
     Section(own.title, tables=[dataclasses.replace(own, title='')])
     for own in tables.every(report)
   )
+  first, *pictures = wording.pictures(report)
+  verdict, by_strategy = _found(report)
   return _filled(
-    _found(report, question if judged else []),
+    verdict,
+    Section('On two rulers', pictures=[first]),
     main,
-    Section('Pictures', pictures=wording.pictures(report)),
     _warnings(report),
+    by_strategy and Section('Strategy by strategy', question, by_strategy),
     Section('How to read this', definitions=wording.how_to_read(report)),
+    Section('Pictures', pictures=pictures),
     *further,
     *map(degree.section, report.degree),
     _how_it_was_run(report),
@@ -64,29 +67,33 @@ def summary(report: Report, verbose: bool = True) -> list[Section]:
   made = tables.every(report)[: None if verbose else 1]
   notes = dict.fromkeys(note for table in made for note in table.notes)
   bare = [dataclasses.replace(table, notes=()) for table in made]
-  found = _found(report, [])
-  if not verbose:
-    found = Section('', sentences=wording.brief(report), kind='verdicts')
+  verdict, by_strategy = _found(report)
   degrees = map(degree.section, report.degree)
   return _filled(
-    found,
+    dataclasses.replace(verdict, title=''),
     Section('', tables=bare, notes=list(notes)),
+    verbose and Section('Strategies', sentences=by_strategy, kind='verdicts'),
     *(Section(own.title, sentences=own.sentences) for own in degrees),
     dataclasses.replace(_warnings(report), title=''),
   )
 
 
-def _filled(*sections: Section) -> list[Section]:
+def _filled(*sections: Any) -> list[Section]:
   """Those in which anything stands below the title."""
   alone = ('title', 'kind')
   return [
-    s for s in sections if any(v for n, v in vars(s).items() if n not in alone)
+    s
+    for s in sections
+    if s and any(v for n, v in vars(s).items() if n not in alone)
   ]
 
 
-def _found(report: Report, paragraphs: list[str]) -> Section:
-  sentences = [*wording.verdicts(report), *wording.yardsticks(report)]
-  return Section('What was found', paragraphs, sentences, kind='verdicts')
+def _found(report: Report) -> tuple[Section, list[str]]:
+  """The verdict, and what there is to say of each strategy."""
+  brief = wording.brief(report)
+  every = [*wording.verdicts(report), *wording.yardsticks(report)]
+  verdict = Section('What was found', sentences=brief, kind='verdicts')
+  return verdict, [own for own in every if own not in brief]
 
 
 def _warnings(report: Report) -> Section:
