@@ -537,7 +537,7 @@ def test_a_terminal_begins_with_the_verdict_and_shows_one_table():
   assert 'For scale' in scale and len(short[0].sentences) <= 3
   assert 'Gap to Retrain, points' in main.columns
   assert len(whole[1].tables) == len(tables.every(made)) > 1
-  assert short[0] == whole[0] and len(whole[2].sentences) >= 4
+  assert short[0] == whole[0] and len(whole[2].sentences) == 3
   alone = report_of(['source', 'top_k'])
   assert pages.summary(alone, False)[0].sentences == wording.verdicts(alone)[:1]
 
