@@ -15,6 +15,7 @@ from experiments import (
   reproduce,
   settings,
   train,
+  tune,
   verify,
 )
 from unlearn_jax import parallel
@@ -47,15 +48,19 @@ def test_the_library_examples_run():
   assert len([x for x in lines if x and not x.startswith('#')]) <= 20
 
 
-def test_every_flag_strategy_and_binary_that_is_named_exists():
+@pytest.mark.parametrize(
+  'page', ['README.md', 'docs/binaries.md', 'docs/methods.md']
+)
+def test_every_flag_strategy_and_binary_that_is_named_exists(page):
+  text = (ROOT / page).read_text()
   kinds = config.Study, train.Train, evaluate.Evaluate, reproduce.Reproduce
-  kinds += forget.Forget, verify.Verify
+  kinds += forget.Forget, verify.Verify, tune.Tune
   known = {name for kind in kinds for name in settings.names(kind)} | {'help'}
-  assert set(re.findall(r'--(\w+)[=`,]', _without_tools(TEXT))) <= known
-  for spelled in re.findall(r"--strategies='([^'…]*)'", TEXT):
+  assert set(re.findall(r'--(\w+)[=`,]', _without_tools(text))) <= known
+  for spelled in re.findall(r"--strategies='([^'…]*)'", text):
     names = re.findall(r'(?:^|, )(\w+)(?=[(,]|$)', spelled)
     assert set(names) <= FACTORIES.keys(), names
-  for name in set(re.findall(r'experiments\.(\w+)', TEXT)):
+  for name in set(re.findall(r'experiments\.(\w+)', text)):
     assert (ROOT / 'experiments' / f'{name}.py').exists(), name
 
 
