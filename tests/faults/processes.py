@@ -23,7 +23,8 @@ from unlearn_jax import checkpoints, snapshots, training
 # What all files here compute: seconds, of which most are compilation. The two
 # share the source.
 TRAIN = (
-  *('--dataset=digits', '--train_subset=300', '--width=4', '--batch_size=60'),
+  *('--dataset=digits', '--train_subset=300', '--forget=random(0.1)'),
+  *('--width=4', '--batch_size=60'),
   *('--train_epochs=10', '--train_learning_rate=0.01', '--save_seconds=0'),
 )
 UNLEARN = (
