@@ -56,7 +56,7 @@ def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):
   file = workdir / 'tuned.json'
   told = '--strategies=retrain, finetune(js_weight=0.0), scratch, ct'
   own = quick(data_file, tmp_path / 'run', told, f'--tuned={file}')
-  out = running.done('unlearn', *own, '--seeds=2')
+  out = running.done('unlearn', *own, '--seeds=2', '--verbose')
   report = json.loads((tmp_path / 'run' / 'report.json').read_text())
   best = [found['tried'][name][0]['strategy'] for name in (
     'finetune(js_weight=0.0)', 'scratch'
