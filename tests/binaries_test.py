@@ -258,6 +258,33 @@ def test_train_shares_the_stages_of_unlearn_and_feeds_it(
   }
 
 
+def test_a_retrain_is_trained_as_the_source_was_that_is_given(
+  main, data_file, tmp_path
+):
+  source, run = folder(main[0], 'source'), tmp_path / 'run'
+  own = f'--dataset=npz:{data_file}', '--width=4', f'--workdir={run}'
+  more = '--epochs=1', '--seeds=1', f'--source_dir={source}'
+  running.done('unlearn', *own, *more, '--strategies=retrain')
+  made = kept.manifest(folder(run, 'retrain'))
+  assert made.recipe == kept.manifest(source).recipe
+  assert (
+    made.state_sha256 == kept.manifest(folder(main[0], 'retrain')).state_sha256
+  )
+  asked = *own, *more, '--strategies=finetune, retrain', '--train_epochs=3'
+  line = running.refused('unlearn', *asked, status=2)
+  assert '--train_epochs=3, allowed: 6, as the source was trained' in line
+  # Of one that does not say, it has to be said.
+  foreign = tmp_path / 'foreign'
+  shutil.copytree(source, foreign)
+  said = json.loads((foreign / 'manifest.json').read_text())
+  del said['recipe']
+  (foreign / 'manifest.json').write_text(json.dumps(said))
+  own = *own, *more[:2], f'--source_dir={foreign}', '--strategies=retrain'
+  line = running.refused('unlearn', *own, status=2)
+  assert f'--recipe=, allowed: said: {foreign} does not tell how' in line
+  running.done('unlearn', *own, '--recipe=paper', '--train_epochs=1')
+
+
 def trained(*arguments):
   out = running.done('train', *arguments)
   return kept.manifest(pathlib.Path(re.search('Checkpoint: (.*)', out)[1]))

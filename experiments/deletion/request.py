@@ -20,7 +20,7 @@ from experiments.deletion.basis import CHAIN, MODEL, TENSORS, Basis, Chain
 from experiments.deletion.record import Record
 from experiments.runtime.progress import Progress, say
 from experiments.settings import FlagError
-from experiments.study import engine, provenance, stages, training
+from experiments.study import engine, planning, provenance, stages, training
 from experiments.study import setup as setups
 from experiments.study.stages import Output, Stage
 from experiments.workdir import finished
@@ -35,7 +35,6 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.objectives import forgotten, retained
-from unlearn_jax.recipes import RECIPES
 from unlearn_jax.strategies import Chosen, parse
 
 # Whatever another's strategy says of itself.
@@ -165,23 +164,11 @@ def _study(asked: Any, basis: Basis) -> config.Study:
   """What the stages take from a study: how the source was trained."""
   said, recipe = basis.own.manifest, basis.own.manifest.recipe
   assert recipe is not None
-  names = {own.optimizer.__name__: name for name, own in RECIPES.items()}
-  if recipe.optimizer not in names:
-    raise InputError(
-      f'{basis.path} was trained by {recipe.optimizer}, allowed:'
-      f' {", ".join(names)}'
-    )
-  own = msgspec.to_builtins(recipe)
   which = basis.setup.facts.dataset, said.train_subset, said.test_fraction
   return config.Study(
     data=config.Data(*which),
     network=config.Network(said.model, said.width, said.dtype),
-    training=config.Training(
-      names[own.pop('optimizer')],
-      train_epochs=own.pop('epochs'),
-      train_learning_rate=own.pop('learning_rate'),
-      **own,
-    ),
+    training=planning.training_as(recipe, str(basis.path)),
     draws=config.Seeds(asked.seed),
     archives=asked.archives,
     workdir=asked.out,

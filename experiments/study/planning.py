@@ -19,6 +19,7 @@ from experiments.workdir import finished
 from experiments.workdir.finished import Manifest, Recipe
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, Splits, shown
+from unlearn_jax.recipes import RECIPES
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.strategies import REFERENCE, Chosen, parse
 
@@ -88,6 +89,10 @@ def plan(
   if study.retrained_dir is not None:
     if all(own.strategy.role != REFERENCE for own in chosen):
       chosen = [*parse('retrain'), *chosen]
+  elif study.source_dir is not None:
+    roles = {own.strategy.role for own in chosen}
+    if REFERENCE in roles or study.references:
+      study = _as_the_source(study, pathlib.Path(study.source_dir))
   planner = Planner(study, setups.set_up(study), root)
   setup = planner.setup
   splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
@@ -263,6 +268,45 @@ class Planner:
           study=self.study,
         )
     return found
+
+
+def _as_the_source(study: config.Study, path: pathlib.Path) -> config.Study:
+  """The same with a Retrain that is trained as the source says it was."""
+  try:
+    recipe = finished.manifest(path).recipe
+  except InputError:
+    return study  # Which will be refused.
+  given = {n: v for n, v in vars(study.training).items() if v is not None}
+  if recipe is None:
+    if 'recipe' not in given:
+      allowed = f'said: {path} does not tell how it was trained, and Retrain is'
+      raise FlagError('recipe', '', f'{allowed} to be trained alike')
+    return study
+  training = training_as(recipe, str(path))
+  wanted = Recipe.of(training.resolved)
+  for name, value in given.items():
+    own = Recipe.of(dataclasses.replace(training, **{name: value}).resolved)
+    if own != wanted:
+      allowed = getattr(training, name)
+      raise FlagError(name, value, f'{allowed}, as the source was trained')
+  return dataclasses.replace(study, training=training)
+
+
+def training_as(recipe: Recipe, path: str) -> config.Training:
+  """What a manifest says of a training, as flags say it."""
+  names = {own.optimizer.__name__: n for n, own in reversed(RECIPES.items())}
+  if recipe.optimizer not in names:
+    raise InputError(
+      f'{path} was trained by {shown(recipe.optimizer)}, allowed:'
+      f' {", ".join(names)}'
+    )
+  return config.Training(
+    names[recipe.optimizer],
+    recipe.epochs,
+    recipe.learning_rate,
+    recipe.augment,
+    recipe.batch_size,
+  )
 
 
 def _require_devices(name: str, size: int) -> None:
