@@ -18,6 +18,7 @@ import running
 
 from experiments.runtime import signals
 from experiments.workdir import finished as kept
+from unlearn_jax import checkpoints
 from unlearn_jax.recipes import RECIPES
 
 MINE = """
@@ -275,10 +276,10 @@ def test_a_retrain_is_trained_as_the_source_was_that_is_given(
   assert '--train_epochs=3, allowed: 6, as the source was trained' in line
   # Of one that does not say, it has to be said.
   foreign = tmp_path / 'foreign'
-  shutil.copytree(source, foreign)
-  said = json.loads((foreign / 'manifest.json').read_text())
-  del said['recipe']
-  (foreign / 'manifest.json').write_text(json.dumps(said))
+  state, manifest = checkpoints.restore(source)
+  for entry in ('depends', 'files_sha256', 'manifest_sha256', 'recipe'):
+    del manifest[entry]
+  checkpoints.save(foreign, state, manifest)
   own = *own, *more[:2], f'--source_dir={foreign}', '--strategies=retrain'
   line = running.refused('unlearn', *own, status=2)
   assert f'--recipe=, allowed: said: {foreign} does not tell how' in line

@@ -203,7 +203,7 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
 def _require_manifest(manifest: Any, path: pathlib.Path) -> None:
   try:
     core = msgspec.convert(manifest, _Core)
-  except msgspec.ValidationError as error:
+  except (msgspec.ValidationError, UnicodeError) as error:
     raise InputError(f'{path} is not a manifest: {shown(error)}') from error
   if core.format != 1:
     raise InputError(f'{path} is of format {core.format}, allowed: 1')

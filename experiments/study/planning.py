@@ -89,12 +89,13 @@ def plan(
   if study.retrained_dir is not None:
     if all(own.strategy.role != REFERENCE for own in chosen):
       chosen = [*parse('retrain'), *chosen]
-  elif study.source_dir is not None:
-    roles = {own.strategy.role for own in chosen}
-    if REFERENCE in roles or study.references:
-      study = _as_the_source(study, pathlib.Path(study.source_dir))
   planner = Planner(study, setups.set_up(study), root)
-  setup = planner.setup
+  setup, roles = planner.setup, {own.strategy.role for own in chosen}
+  retrains = study.retrained_dir is None and REFERENCE in roles
+  if study.source_dir is not None and (retrains or study.references):
+    source = planner.given('source_dir', 'source')
+    study = _as_the_source(study, source.path)
+    planner = dataclasses.replace(planner, study=study)
   splits = [setups.draw(setup, study, run) for run in range(study.seeds)]
   size, retained = study.recipe.batch_size, splits[0].retain.size
   _require_devices('batch_size', size)
@@ -162,13 +163,13 @@ class Planner:
     source = self.source(run, [forget, *labels] if labels else ())
     if study.source_dir is not None:
       wrong = {'forget_sha256': forget} if labels else {}
-      source = self._given('source_dir', 'source', given_labels=labels, **wrong)
+      source = self.given('source_dir', 'source', given_labels=labels, **wrong)
       setups.require_trained(self.setup, splits, source.path)
     strategies: dict[str, Stage] = {}
     # Retrain first: it may teach the others.
     for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):
       if own.strategy.role == REFERENCE and study.retrained_dir is not None:
-        made = self._given('retrained_dir', 'retrain', forget_sha256=forget)
+        made = self.given('retrained_dir', 'retrain', forget_sha256=forget)
         _require_siblings(study, made, source)
       else:
         parents = {'source': source}
@@ -184,7 +185,7 @@ class Planner:
     ]
     return Run(study.draws.seed + run, splits, source, ordered, references)
 
-  def _given(self, flag: str, strategy: str, **expected: Any) -> Stage:
+  def given(self, flag: str, strategy: str, **expected: Any) -> Stage:
     """A checkpoint that a flag names, refused if it does not fit."""
     path = pathlib.Path(getattr(self.study, flag))
     try:
@@ -272,10 +273,7 @@ class Planner:
 
 def _as_the_source(study: config.Study, path: pathlib.Path) -> config.Study:
   """The same with a Retrain that is trained as the source says it was."""
-  try:
-    recipe = finished.manifest(path).recipe
-  except InputError:
-    return study  # Which will be refused.
+  recipe = finished.manifest(path).recipe
   given = {n: v for n, v in vars(study.training).items() if v is not None}
   if recipe is None:
     if 'recipe' not in given:

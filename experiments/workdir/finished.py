@@ -163,7 +163,7 @@ def manifest(path: pathlib.Path) -> Manifest:
   found = checkpoints.read_manifest(path)
   try:
     return msgspec.convert(found, Manifest)
-  except msgspec.MsgspecError as error:
+  except (msgspec.MsgspecError, UnicodeError) as error:
     raise InputError(f'{path}: manifest.json: {shown(error)}') from error
 
 

@@ -156,6 +156,7 @@ def check_named(role, folder, finished):
 
 
 @given(st.sampled_from(sorted(ROLES)), CHANGES)
+@example('given retrained', [(0, 'set', '\ud800')])
 @fuzzing.cases(12)
 def test_a_checkpoint_that_a_flag_names(folders, finished, role, drawn):
   stage = fuzzing.stage(finished, ROLES[role][0])
