@@ -98,7 +98,7 @@ class Training:
     'How source and Retrain are trained: paper (Adam, nothing augmented, the'
     ' training set remembered; the default), standard (SGD with momentum,'
     ' cosine, flips and crops) or digits (as paper, but wrong labels of digits'
-    ' remembered as well; the default for digits without --forget). It sets the'
+    ' remembered as well; the default where these are so). It sets the'
     ' four flags that follow where they are not given.',
     tuple(RECIPES),
   )
@@ -132,7 +132,8 @@ class Forget:
     None,
     'random(SHARE of D), class(NAME), class(NAME, SHARE), ids(FILE with an id a'
     ' line), or mislabelled(SHARE), whose labels are wrong from the beginning;'
-    ' default: random(0.1), but of digits mislabelled(0.1).',
+    ' default: random(0.1), but in experiments.unlearn and tune of digits'
+    ' mislabelled(0.1), unless --source_dir is given.',
   )
 
 
@@ -414,7 +415,8 @@ class Study:
   @property
   def bundled(self) -> bool:
     """Whether this is the problem that is there without any flags."""
-    return self.data.dataset == 'digits' and self.forget.forget is None
+    alone = self.forget.forget is None and self.source_dir is None
+    return self.data.dataset == 'digits' and alone
 
   @property
   def forgotten(self) -> str:

@@ -37,7 +37,7 @@ class Forget:
   strategy: str = setting(
     'retrain',
     'One of experiments.unlearn --strategies. The default is exact, and as slow'
-    ' as training: no result of ours says of another that it forgets as well.',
+    ' as training.',
   )
   out: str | None = setting(None, 'Where model and record go; one a request.')
   key_file: str | None = setting(

@@ -44,6 +44,8 @@ class Train:
 def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
   own = {name: v for name, v in vars(asked).items() if name != 'subset'}
+  # Of no data set labels are made wrong unless that is said.
+  own['forget'] = config.Forget(asked.forget.forget or 'random(0.1)')
   whole = config.Study(**own, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []

@@ -300,6 +300,15 @@ def test_the_manifest_says_how_a_model_was_trained(data_file, tmp_path):
   assert said.recipe == kept.Recipe('momentum', 1, 0.01, 24, False)
 
 
+def test_a_source_learns_the_labels_that_its_data_have(tmp_path):
+  own = '--train_epochs=1', '--width=2', f'--workdir={tmp_path}'
+  said = trained('--dataset=digits', *own)
+  assert said.recipe.learning_rate == 1e-3  # The paper's.
+  retrain = trained('--dataset=digits', '--subset=retain', *own)
+  assert said.given_labels == retrain.given_labels == []
+  assert retrain.parent_sha256 == said.state_sha256
+
+
 def test_streamed_data_give_the_model_of_resident_data(
   main, data_file, tmp_path
 ):

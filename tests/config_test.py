@@ -131,6 +131,17 @@ def test_keys_are_of_values_not_of_their_order():
   assert re.fullmatch('[0-9a-f]{12}', settings.key(Study()))
 
 
+def test_wrong_labels_are_a_default_of_the_bundled_problem_alone():
+  alone = running.study()
+  assert alone.forgotten == 'mislabelled(0.1)'
+  assert alone.recipe == recipes.RECIPES['digits']
+  given = {'dataset': 'cifar10', 'source_dir': 'x', 'forget': 'random(0.1)'}
+  for name, value in given.items():
+    own = running.study(**{name: value})
+    assert own.forgotten == 'random(0.1)'
+    assert own.recipe == recipes.RECIPES['paper']
+
+
 def test_a_recipe_gives_way_to_what_is_given():
   assert running.study(forget='random(0.1)').recipe == recipes.RECIPES['paper']
   own = running.study(recipe='standard', augment=False, train_epochs=3)

@@ -237,7 +237,7 @@ METRICS = {
       svc_attack,
       *('%', 100, 1, 'nearer to Retrain'),
       docs='as SalUn and others have it: share of D_UL that a classifier of the'
-      ' confidence on retained and test images (at most 2,000 each) takes for'
+      ' confidence on retained and test images (at most 1,000 each) takes for'
       ' unseen',
     ),
     Metric(

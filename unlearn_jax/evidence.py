@@ -9,7 +9,7 @@ from unlearn_jax import attacks
 from unlearn_jax.base import Splits
 
 # Examples a side on which classifiers are fitted, whose time is quadratic.
-_MOST_FITTED = 2000
+_MOST_FITTED = 1000
 
 
 class Predictions(NamedTuple):

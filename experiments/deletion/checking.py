@@ -53,7 +53,10 @@ def check(asked: Any) -> None:
   if asked.record is None:
     raise FlagError('record', '', f'a {records.NAME} of experiments.forget')
   path, key = pathlib.Path(asked.record), records.read_key(asked.key_file)
-  record, told, root = records.read(path), _Told(), path.parent
+  try:
+    record, told, root = records.read(path), _Told(), path.parent
+  except InputError as error:
+    raise InputError(f'--record={error}') from error
   own = path.read_bytes() == to_json(record)
   own &= records.digest(record) == record.content_sha256
   told.holds(path.name, own, 'not as it was written')

@@ -145,7 +145,10 @@ def read_key(path: str | None) -> bytes:
   """The key of a file, all its bytes; empty where there is none."""
   if path is None:
     return b''
-  require_file(path)
+  try:
+    require_file(path)
+  except InputError as error:
+    raise InputError(f'--key_file={error}') from error
   key = pathlib.Path(path).read_bytes()
   if len(key) < _KEY_BYTES:
     raise FlagError('key_file', path, f'a file of {_KEY_BYTES} bytes or more')
