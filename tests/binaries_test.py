@@ -357,7 +357,11 @@ def test_references_judge_retrain_too_and_evaluate_finds_them(
   models = {row['checkpoints'][0] for row in found.values()}
   others = [kept.load(p) for p in (tmp_path / 'checkpoints').iterdir()]
   digests = {own.manifest.state_sha256 for own in others}
-  assert len(digests) == len(others) == len(models) + 2
+  assert len(digests) == len(others) == len(models) + 1
+  # One of the references has a row of its own: how far chance alone leads.
+  assert [*found] == ['source', 'retrain', 'null', 'finetune']
+  assert found['null']['values']['gap_to_retrained'][0] > 0
+  assert not found['null']['paired'] and not found['null']['curves']
   # By itself alone Retrain is not judged.
   rows = {row['strategy']: row for row in main[2]['rows']}
   assert 'rmia_auc' not in rows['retrain']['values']

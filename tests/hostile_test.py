@@ -251,7 +251,7 @@ def test_no_picture_typesets_or_stumbles_over_them():
   drawn.append(figures.image_grid(image, image, [NASTY]))
   titles = [a.get_title() for a in drawn[-1].axes if a.get_title()]
   assert titles == [shown(NASTY, 24)]
-  assert len(drawn) == len(figures.PICTURES) + 2
+  assert len(drawn) == len(figures.names(made)) + 2
   with mock.patch.object(figures, 'DPI', 40):
     for figure in drawn:
       assert figures.encoded(figure).startswith(b'\x89PNG')

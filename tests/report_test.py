@@ -638,6 +638,64 @@ def test_what_is_piped_is_one_line_a_row_however_narrow(monkeypatch):
     assert f'• {sentence}' in lines
 
 
+def test_another_retrain_is_a_yardstick_and_no_strategy():
+  names = 'retrain', 'finetune', 'scratch', 'top_k'
+  made = report_of(['source', *names], top_k=[0.03, 0.03, 0.031])
+  null = model.Row('null', 'null', 'Retrain, another seed', 'null')
+  null = dataclasses.replace(
+    null, values={'gap_to_retrained': [0.001, 0.002, 0.0015]}
+  )
+  both = estimated(dataclasses.replace(made, rows=[*made.rows, null]))
+  assert judging.gap_marks(both.rows) == judging.gap_marks(made.rows)
+  assert wording.verdicts(both) == wording.verdicts(made)
+  assert 'a second Retrain 0.15 ± 0.12' in wording.brief(both)[0]
+  assert 'another seed' not in ' '.join(wording.yardsticks(both))
+  cells = forms(both)['html']
+  assert '0.15 ± 0.12' in cells[null.label, 'Gap to Retrain points']
+
+
+def test_gap_by_budget_draws_what_was_run_for_several_epochs():
+  def row(name, role, gaps, last, tail):
+    text = f'{name}(epochs={last}{tail})'
+    own = dataclasses.replace(
+      curve(0.5, 0.9), epoch=[0, 1, last], seconds=[1.0] * 3
+    )
+    return model.Row(
+      *(text, name, f'{name.title()} {text.removeprefix(name)}', role),
+      values={'gap_to_retrained': gaps},
+      curves=[own, own],
+    )
+
+  null = model.Row('null', 'null', 'Retrain, another seed', 'null')
+  null = dataclasses.replace(null, values={'gap_to_retrained': [0.01, 0.02]})
+  rows = [
+    row('scratch', 'control', [0.2, 0.3], 2, ''),
+    row('scratch', 'control', [0.1, 0.1], 4, ', learning_rate=0.1'),
+    row('scratch', 'control', [0.4, 0.4], 4, ', learning_rate=0.9'),
+    row('ct', 'method', [0.3, 0.3], 4, ''),
+    row('ct', 'method', [0.5, 0.5], 2, ''),
+    row('top_k', 'method', [0.5, 0.5], 2, ', k=3'),
+    row('top_k', 'method', [0.5, 0.5], 4, ', k=4'),
+  ]
+  few = report_of(['source', 'retrain', 'finetune'], 2)
+  made = estimated(dataclasses.replace(few, rows=[*few.rows, *rows, null]))
+  assert 'gap_by_budget' not in figures.names(few)
+  assert 'gap_by_budget' in pages.drawn(made)
+  assert 'gap_by_budget' in [
+    own.name for part in pages.page(made) for own in part.pictures
+  ]
+  axes = figures.gap_by_budget(made).axes[0]
+  drawn = {own.get_label(): own.get_xydata().tolist() for own in axes.lines}
+  assert drawn == {
+    'Scratch': [[2, pytest.approx(25)], [4, pytest.approx(10)]],
+    'Ct': [[2, pytest.approx(50)], [4, pytest.approx(30)]],
+  }
+  (band,) = axes.patches
+  low, high = band.get_y(), band.get_y() + band.get_height()
+  # Of two seeds the interval is wide, and ends at 0, below which no gap is.
+  assert low == 0 and high == pytest.approx(1.5 + 12.7062 * 0.5, rel=1e-3)
+
+
 # ------------------------------------------------------------------- Files.
 
 CHOICES = {
@@ -660,7 +718,7 @@ def test_every_form_is_written_for_any_choice_of_strategies(name, tmp_path):
     assert 'its gap to Retrain was not measured' in wording.verdicts(made)[1]
   paths = write(made, tmp_path)
   forms_ = {'json', 'md', 'html', 'csv', 'tex'}
-  assert set(paths) == forms_ | set(figures.PICTURES)
+  assert set(paths) == forms_ | {'rulers', 'accuracy_curves'}
   back = msgspec.json.decode(paths['json'].read_bytes(), type=model.Report)
   assert back == made
   text = paths['html'].read_text('utf-8')
@@ -681,7 +739,7 @@ def written(tmp_path_factory):
 
 
 def test_pictures_are_large_enough_to_print(written):
-  for name in figures.PICTURES:
+  for name in ('rulers', 'accuracy_curves'):
     pixels = 255 * image.imread(written[name])[..., :3].astype(np.float64)
     assert pixels.shape[1] >= 1200
     assert len(np.unique(pixels @ [65536, 256, 1])) > 100

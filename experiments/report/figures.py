@@ -9,6 +9,7 @@ import io
 import itertools
 import math
 import pathlib
+import re
 import textwrap
 from typing import Any, NamedTuple
 
@@ -19,8 +20,15 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
-from experiments.report.judging import estimate, finite, known
-from experiments.report.model import REFERENCE, Estimate, Report, Row
+from experiments.report.judging import GAP, estimate, finite, known
+from experiments.report.model import (
+  NULL,
+  REFERENCE,
+  UNJUDGED,
+  Estimate,
+  Report,
+  Row,
+)
 from experiments.report.wording import WORDS, say
 from unlearn_jax.base import shown as printable
 from unlearn_jax.evaluation import METRICS, Metric
@@ -204,9 +212,7 @@ def encoded(figure: Figure, form: str = 'png') -> bytes:
 @style.context(STYLE)
 def rulers(report: Report) -> Figure:
   """Every row on two rulers, forget accuracy and attack, beside Retrain."""
-  rows = sorted(
-    report.rows, key=lambda row: row.role not in ('source', 'reference')
-  )
+  rows = sorted(report.rows, key=lambda row: row.role not in UNJUDGED)
   shown = [
     METRICS[name]
     for name in ('forget_accuracy', 'mia_auc')
@@ -275,7 +281,58 @@ def accuracy_curves(report: Report) -> Figure:
   return legend(figure)
 
 
+def budgets(report: Report) -> dict[str, list[tuple[int, Row]]]:
+  """By label, what was run for several numbers of epochs.
+
+  Of rows that differ in nothing but their epochs and learning rate, each with
+  its epochs, the shortest first; of several rates the nearest to Retrain.
+  """
+  found: dict[str, dict[int, Row]] = {}
+  for row in report.rows:
+    if row.role in UNJUDGED or not row.curves or not estimate(row, GAP):
+      continue
+    tuned = re.sub(r',? ?(epochs|learning_rate)=[^,)]*', '', row.label)
+    own = found.setdefault(tuned.replace('(, ', '(').replace(' ()', ''), {})
+    epochs = max(curve.epoch[-1] for curve in row.curves)
+    if epochs not in own or row.mean[GAP].mean < own[epochs].mean[GAP].mean:
+      own[epochs] = row
+  return {n: sorted(own.items()) for n, own in found.items() if len(own) > 1}
+
+
+@style.context(STYLE)
+def gap_by_budget(report: Report) -> Figure:
+  """Gap to Retrain against epochs, a line a method; below, a second Retrain."""
+  every = budgets(report)
+  figure = Figure((WIDTH, 4.4))
+  axes = figure.subplots()
+  looks = {name: itertools.cycle(own) for name, own in WORDS['lines'].items()}
+  for name, own in every.items():
+    look = next(looks['controls' if own[0][1].role == 'control' else 'each'])
+    gaps = [row.mean[GAP] for _, row in own]
+    places, means = [epochs for epochs, _ in own], [100 * g.mean for g in gaps]
+    axes.plot(places, means, label=label(name), **look)
+  if null := estimate(report.row(NULL), GAP):
+    ends = [
+      100 * (null.mean if e is None else e) for e in (null.low, null.high)
+    ]
+    axes.axhspan(max(0, ends[0]), ends[1], **LOOKS['retrains'])
+  axes.set(xscale='log', ylim=(0, None), ylabel='gap to Retrain, points')
+  axes.set_xlabel('epochs of unlearning, passes over the retained images')
+  ticks = sorted({epochs for own in every.values() for epochs, _ in own})
+  axes.set_xticks(ticks, map(str, ticks))
+  axes.minorticks_off()
+  axes.grid(axis='y')
+  return legend(figure)
+
+
 PICTURES: dict[str, Callable[[Report], Figure]] = {
   'rulers': rulers,
+  'gap_by_budget': gap_by_budget,
   'accuracy_curves': accuracy_curves,
 }
+
+
+def names(report: Report) -> list[str]:
+  """Those of `PICTURES` that there is something to draw for."""
+  without = () if budgets(report) else ('gap_by_budget',)
+  return [name for name in PICTURES if name not in without]

@@ -7,7 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from experiments.report.model import Estimate, Row
+from experiments.report.model import NULL, UNJUDGED, Estimate, Row
 from unlearn_jax.metrics import Interval, paired_interval
 
 GAP = 'gap_to_retrained'
@@ -70,7 +70,7 @@ def damaged(row: Row, reference: Row | None) -> bool:
   Its retain accuracy lies below Retrain's by more than half a point and than
   Retrain's own range over seeds, or the stop rule was not met.
   """
-  if row.role in ('source', 'reference'):
+  if row.role in UNJUDGED:
     return False
   its = known(reference.values.get(RETAIN)) if reference else []
   own = known(row.values.get(RETAIN))
@@ -86,7 +86,9 @@ def gap_marks(rows: Sequence[Row]) -> dict[str, str]:
   reward it.
   """
   reference = next((row for row in rows if row.role == 'reference'), None)
-  every = [r for r in rows if r.role != 'reference' and estimate(r, GAP)]
+  every = [
+    r for r in rows if r.role not in ('reference', NULL) and estimate(r, GAP)
+  ]
   marks = {r.strategy: '†' for r in every if damaged(r, reference)}
   own = [row for row in every if row.strategy not in marks]
   if not own:

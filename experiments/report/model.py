@@ -11,6 +11,8 @@ from unlearn_jax.metrics import Interval
 # The rows that others are held against.
 SOURCE, REFERENCE, CONTROL = 'source', 'retrain', 'finetune'
 SCRATCH = 'scratch'  # The control that is exact.
+NULL = 'null'  # Another Retrain, as far from Retrain as chance alone.
+UNJUDGED = 'source', 'reference', NULL  # Roles of what is no strategy.
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class Row:
   strategy: str  # As it is spelled, `top_k(k=0.05)`; 'source' for the source.
   name: str  # Of its factory, `top_k`; 'source' likewise.
   label: str  # What a reader sees.
-  role: str  # 'source', 'reference', 'control', 'method' or 'baseline'.
+  # 'source', 'reference', 'null', 'control', 'method' or 'baseline'.
+  role: str
   # All of the factory's, and what else it was trained by.
   parameters: dict[str, Any] = field(default_factory=dict)
   # By metric; None where it does not apply.

@@ -35,7 +35,7 @@ def write(
 
 def drawn(report: Report) -> dict[str, Figure]:
   """The pictures that `page` shows, by name, but for those of images."""
-  found = {name: draw(report) for name, draw in figures.PICTURES.items()}
+  found = {n: figures.PICTURES[n](report) for n in figures.names(report)}
   return found | degree.pictures(report.degree, report.dataset.classes)
 
 
@@ -46,7 +46,9 @@ def page(report: Report) -> list[Section]:
     Section(own.title, tables=[dataclasses.replace(own, title='')])
     for own in tables.every(report)
   )
-  first, *pictures = wording.pictures(report)
+  first, *pictures = (
+    own for own in wording.pictures(report) if own.name in figures.names(report)
+  )
   verdict, by_strategy = _found(report)
   return _filled(
     verdict,

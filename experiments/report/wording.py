@@ -6,7 +6,15 @@ from typing import Any
 
 from experiments.report import judging
 from experiments.report.judging import GAP, estimate
-from experiments.report.model import REFERENCE, SCRATCH, SOURCE, Report, Row
+from experiments.report.model import (
+  NULL,
+  REFERENCE,
+  SCRATCH,
+  SOURCE,
+  UNJUDGED,
+  Report,
+  Row,
+)
 from experiments.report.sections import Picture
 
 _FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'
@@ -120,7 +128,7 @@ def yardsticks(report: Report) -> list[str]:
   unproven = [
     row.label
     for row in report.rows
-    if source and row.role not in ('source', 'reference')
+    if source and row.role not in UNJUDGED
     if (difference := judging.paired_difference(row, source))
     and difference.high is not None
     and difference.high >= 0
@@ -141,6 +149,7 @@ def brief(report: Report) -> list[str]:
 def _scale(report: Report) -> str:
   named = {'the untouched source': report.row(SOURCE)}
   named |= {'plain fine-tuning (K = 0)': report.control}
+  named |= {'a second Retrain': report.row(NULL)}
   return ', '.join(
     f'{name} {judging.plus_minus(gap, 100, 2)}'
     for name, row in named.items()

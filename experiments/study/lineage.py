@@ -74,7 +74,11 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   )
   more = {'parent_sha256': origin, 'forget_sha256': wanted['forget_sha256']}
   kept = _beside(setup, path, strategy=finished.REFERENCE, **more)
-  references = [setups.load_model(setup, own) for own in kept]
+  references = [
+    setups.load_model(setup, own)
+    for own, its in kept.items()
+    if its.state_sha256 != said.state_sha256  # None is judged by itself.
+  ]
   if retrained is not None:
     its, recipe = retrained.manifest, source.manifest.recipe
     planning.require_recipe(its, recipe, str(retrained.path))

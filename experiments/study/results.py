@@ -1,6 +1,6 @@
 """From finished stages to numbers, and from numbers to a report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import sys
 from typing import Any
@@ -31,6 +31,10 @@ from unlearn_jax.unlearning import NOTHING
 
 _SOURCE = Chosen(
   reports.SOURCE, {}, Strategy('Source (untouched)', reports.SOURCE), {}
+)
+# The first of the other Retrains: as near as one that forgot can be.
+_NULL = Chosen(
+  reports.NULL, {}, Strategy('Retrain, another seed', reports.NULL), {}
 )
 
 
@@ -78,6 +82,7 @@ def _measured_run(
 ) -> dict[str, Outcome | None]:
   """The outcomes of one run, the source's first."""
   every = {'source': run.source, **run.strategies}
+  every |= zip((reports.NULL,), run.references)  # The first, if there is one.
   models = {
     name: stages.load(stage)
     for name, stage in every.items()
@@ -104,7 +109,8 @@ def _measured_run(
       predictions['source'],
       run.splits,
       predictions.get(plan.reference),
-      references,
+      # None is judged by itself.
+      references[1:] if name == reports.NULL else references,
       costs.get(name),
       costs.get(plan.reference),
     )
@@ -175,7 +181,11 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       text=say('stop_rule', 'held' if methods.ruled else 'none', own=methods),
     ),
     seeds=[run.seed for run in plan.runs],
-    rows=[_row(results, own, control) for own in (_SOURCE, *plan.chosen)],
+    rows=[
+      _row(results, own, control)
+      for own in _in_order(plan)
+      if own.text in results.outcomes
+    ],
     tuned=str(methods.found or ''),
     warnings=[
       *setups.cautions(setup, plan.drawn),
@@ -183,6 +193,15 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     ],
     degree=degree_facts(plan, results.errors),
   )
+
+
+def _in_order(plan: Plan) -> Iterator[Chosen]:
+  """All that may have a row; another Retrain stands below Retrain."""
+  yield _SOURCE
+  for own in plan.chosen:
+    yield own
+    if own.text == plan.reference:
+      yield _NULL
 
 
 def command() -> str:
@@ -222,7 +241,8 @@ def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
     if any(outcome.values[metric] is not None for outcome in known)
   }
   # How it came about: of all seeds, or of none.
-  made = known if role != reports.SOURCE and None not in column else []
+  alone = role in (reports.SOURCE, reports.NULL)
+  made = known if not alone and None not in column else []
   made = made if all(o.record.history for o in made) else []
   ruled = results.plan.study.methods.ruled
   stops = [o.values['stop_epoch'] for o in made if ruled]
@@ -235,7 +255,7 @@ def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
     # Means over the seeds that came through would flatter it: there are none.
     label += f' (diverged: {len(failed)} of {len(column)} seeds)'
   paired = {}
-  if control and role != reports.SOURCE and name != control.text:
+  if control and not alone and name != control.text:
     for metric in values:
       mine, its = (results.whole(n, metric) for n in (name, control.text))
       if mine and its:
