@@ -4,15 +4,18 @@ import contextlib
 import functools
 import json
 import pathlib
+import re
+import subprocess
 
 import jax
 import numpy as np
 import pytest
 
 from benchmarks import record, train
-from unlearn_jax import models
+from unlearn_jax import models, strategies
 
 ROOT = pathlib.Path(__file__).parent.parent
+ANCHOR = ROOT / 'benchmarks' / 'anchor.sh'
 # One step an epoch, so that the order of images is no matter.
 TOY = '--width=2 --batch_size=8 --images=8 --repeats=2 --seed=1'.split()
 
@@ -168,3 +171,20 @@ def test_the_page_on_performance_shows_what_was_measured():
       ratios = (found['speed_ours_over_torch'], found['time_scan_over_loop'])
       cells = ' | '.join(map(record.shown, ratios))
       assert f'| {model} | {cells} |' in page
+
+
+def test_the_anchor_refuses_other_sizes_and_names_strategies_that_exist():
+  made = subprocess.run(
+    [ANCHOR, 'huge', '/nowhere'], capture_output=True, text=True
+  )
+  assert made.returncode == 2
+  assert made.stderr == 'error: SIZE=huge, allowed: toy, hard, cpu, gpu\n'
+  own = ANCHOR.read_text().replace('\\\n', '')
+  texts = dict(
+    re.findall(r"^(controls|curve|every)=['\"](.*)['\"]$", own, re.M)
+  )
+  text = texts['every'].replace('$curve', texts['curve'])
+  text = text.replace('$controls', texts['controls']).replace('%', '4')
+  chosen = strategies.parse(text)
+  assert len(chosen) == 15
+  assert {each.parameters['epochs'] for each in chosen} == {4}
