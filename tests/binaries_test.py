@@ -532,6 +532,13 @@ def test_bad_data(flag, data_file, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_no_pipe_of_flags_is_waited_for(data_file, tmp_path):
+  os.mkfifo(tmp_path / 'flags')
+  own = quick(data_file, tmp_path / 'run', f'--flagfile={tmp_path / "flags"}')
+  line = running.refused('unlearn', *own, status=2)
+  assert 'flags: is a pipe or a device; allowed is a file' in line
+
+
 def test_bad_arguments_of_evaluate(main, tmp_path):
   line = running.refused('evaluate', status=2)
   assert '--checkpoint=, allowed: a folder with a manifest.json' in line

@@ -334,6 +334,28 @@ def test_labels_that_cannot_be(labels, words):
     base.Examples.of(IMAGES, labels)
 
 
+@pytest.mark.parametrize(
+  'images, words',
+  [
+    (np.float32(3), r"images='float32\[\]', allowed: numbers \[N, ...\]"),
+    (None, r"images='object\[\]', allowed"),
+    (np.full((6, 2), 'a'), r"images='<U1\[6, 2\]', allowed"),
+    (np.ones((6, 2), complex), r"images='complex128\[6, 2\]', allowed"),
+    ([[1, 2], [3]], 'images are ragged, allowed: an array'),
+  ],
+)
+def test_images_that_cannot_be(images, words):
+  with pytest.raises(ValueError, match=words):
+    base.Examples.of(images, np.arange(6))
+
+
+def test_ragged_labels_and_rows():
+  with pytest.raises(ValueError, match='labels are ragged, allowed: an array'):
+    base.Examples.of(IMAGES, [[0, 1], [2]])
+  with pytest.raises(ValueError, match='positions are ragged'):
+    ALL.take([[0, 1], [2]])
+
+
 def test_examples_are_one_or_more():
   with pytest.raises(ValueError, match=r'int64\[0\], .* integers \[N ≥ 1\]'):
     base.Examples.of(IMAGES[:0], np.zeros(0, int))

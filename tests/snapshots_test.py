@@ -350,6 +350,14 @@ def test_a_training_that_diverges_stops_at_the_epochs_end(tmp_path):
   assert [row.epoch for row in rows] == [0] and keeper.last is None
 
 
+def test_of_half_precision_it_is_said_why():
+  def told(dtype):
+    return str(training.DivergedError(1, {'w': np.ones(2, dtype)}))
+
+  assert told('float32').endswith('smaller learning rates and ε')
+  assert told('float16').endswith(', and no float16, in which 1e-8 is 0')
+
+
 @pytest.mark.parametrize('limit', [None, 1500])
 def test_parameters_that_break_in_the_last_step_are_seen(limit):
   """One step an epoch: the loss comes from the parameters before it."""

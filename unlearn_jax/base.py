@@ -46,13 +46,11 @@ def shown(value: Any, most: int = 160) -> str:
   except RecursionError:
     text = f'a deeply nested {type(value).__name__}'
   tail = f'… ({len(text)} characters)' if len(text) > most else ''
-  return ''.join(map(_printable, text[:most])) + tail
-
-
-def _printable(character: str) -> str:
-  if character.isprintable():
-    return character
-  return character.encode('unicode_escape').decode()
+  every = (
+    c if c.isprintable() else c.encode('unicode_escape').decode()
+    for c in text[:most]
+  )
+  return ''.join(every) + tail
 
 
 def require(name: str, value: Any, holds: bool, allowed: str) -> None:
@@ -103,10 +101,7 @@ def require_floats(name: str, tree: Params) -> None:
 
 
 def require_file(path: str | os.PathLike) -> None:
-  """Refuses what is no file: reading a pipe or a device may never end.
-
-  Args:
-    path: what is to be read.
+  """Refuses a path of no file: reading a pipe or a device may never end.
 
   Raises:
     InputError: it is not there, or is something else.
@@ -115,12 +110,9 @@ def require_file(path: str | os.PathLike) -> None:
     mode = pathlib.Path(path).stat().st_mode
   except FileNotFoundError:
     raise InputError(f'{path}: no such file') from None
-  except OSError as error:
-    raise InputError(
-      f'{shown(path)}: cannot be read: {error.strerror or error}'
-    ) from None
-  except ValueError as error:  # A NUL in it, say.
-    raise InputError(f'{shown(path)}: {error}') from None
+  except (OSError, ValueError) as error:  # Of a NUL in it, say.
+    why = getattr(error, 'strerror', None) or error
+    raise InputError(f'{shown(path)}: cannot be read: {why}') from None
   if stat.S_ISDIR(mode):
     raise InputError(f'{path}: cannot be read: Is a directory')
   if not stat.S_ISREG(mode):
@@ -215,8 +207,10 @@ class Examples(NamedTuple):
       >>> Examples.of(np.eye(3), [[0], [1], [1]]).labels.tolist()
       [0, 1, 1]
     """
-    images = images if hasattr(images, 'shape') else np.asarray(images)
-    found = np.asarray(labels)
+    images = images if hasattr(images, 'shape') else _array('images', images)
+    found, kind = _array('labels', labels), f'{images.dtype}{[*images.shape]}'
+    whole = images.ndim > 0 and images.dtype.kind not in 'OUSc'
+    require('images', kind, whole, 'numbers [N, ...]')
     if found.ndim == 2 and found.shape[1] == 1:
       found = labels = found[:, 0]
     length = images.shape[0]
@@ -324,9 +318,16 @@ class Splits(NamedTuple):
     return cls(train, train.take(rows), train.take(rest), test)
 
 
+def _array(name: str, given: Any) -> np.ndarray:
+  try:
+    return np.asarray(given)
+  except ValueError:
+    raise ValueError(f'{name} are ragged, allowed: an array') from None
+
+
 def _rows(name: str, given: Any, size: int) -> np.ndarray:
   """int32 row numbers in `[0, size)`; a boolean mask means its true rows."""
-  found = np.asarray(given)
+  found = _array(name, given)
   if found.dtype == bool and found.shape == (size,):
     return np.flatnonzero(found).astype(np.int32)
   allowed = f'integers from 0 to {size - 1}, or a boolean mask [{size}]'

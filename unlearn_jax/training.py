@@ -43,10 +43,12 @@ class DivergedError(InputError):
     epoch: at whose end a loss, a parameter or a statistic was not finite.
   """
 
-  def __init__(self, epoch: int):
+  def __init__(self, epoch: int, params: Params = None):
+    every = [getattr(leaf, 'dtype', None) for leaf in jax.tree.leaves(params)]
+    half = ', and no float16, in which 1e-8 is 0' * (np.float16 in every)
     super().__init__(
       f'training diverged in epoch {epoch}: a loss or a parameter is not'
-      ' finite; allowed: smaller learning rates and ε'
+      f' finite; allowed: smaller learning rates and ε{half}'
     )
     self.epoch = epoch
 
@@ -262,7 +264,7 @@ def _advanced(
   pace.learn(last - first, watch.seconds)
   done = jax.device_get(losses)[first:last].tolist()
   if not np.isfinite(done).all():
-    raise DivergedError(course.epoch + 1)
+    raise DivergedError(course.epoch + 1, state.model.params)
   course = course._replace(
     losses=(*course.losses, *done),
     seconds=course.seconds + watch.seconds,

@@ -16,7 +16,7 @@ from absl import app, flags
 from experiments import config, settings
 from experiments.runtime import distributed, process, signals
 from experiments.settings import FlagError
-from unlearn_jax.base import InputError, shown
+from unlearn_jax.base import InputError, require_file, shown
 
 C = TypeVar('C')
 
@@ -58,6 +58,10 @@ def _outlive(stream: Any) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
+    for flag in argv[1:]:  # Absl would wait for a pipe.
+      name, _, path = flag.partition('=')
+      if name.lstrip('-') == 'flagfile' and path:
+        require_file(path)
     rest = flags.FLAGS(list(argv))
   except (flags.Error, ValueError, RecursionError) as error:
     _exit(str(error), 2)
