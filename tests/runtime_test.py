@@ -3,12 +3,14 @@
 import io
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 
 import devices
 import pytest
@@ -420,3 +422,42 @@ def test_the_line_of_a_running_stage_is_rewritten_and_never_wraps(
   assert all(len(line) < columns for line in lines)
   assert 'epoch 50/100' in lines[1]
   assert ('left' in lines[1]) == (columns > 60)
+
+
+# --------------------------------------------------- One command for all.
+
+
+def command(place, *arguments):
+  """What the installed script does, in a folder with `experiments` in it."""
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  module, _, function = project['scripts']['unlearn-jax'].partition(':')
+  theirs = place / 'work' / 'experiments'
+  if not theirs.exists():
+    theirs.mkdir(parents=True)
+    (theirs / '__init__.py').write_text('raise SystemExit("not ours")')
+    (place / 'bin').mkdir()
+  script = place / 'bin' / 'unlearn-jax'
+  script.write_text(f'from {module} import {function}\n{function}()\n')
+  return subprocess.run(
+    [sys.executable, script, *arguments],
+    cwd=theirs.parent,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_one_command_runs_every_binary_wherever_it_is_called(tmp_path):
+  listed = command(tmp_path)
+  assert listed.returncode == 0
+  found = re.findall(r'^  (\w+) +\S', listed.stdout, re.M)
+  files = (ROOT / 'experiments').glob('[a-z]*.py')
+  own = {p.stem for p in files if 'binary.run(' in p.read_text()}
+  assert {*found} == own and len(found) == len(own)
+  made = command(tmp_path, 'evaluate', '--checkpoint=nowhere')
+  assert made.returncode in (1, 2) and made.stderr.startswith('error: nowhere')
+  made = command(tmp_path, 'forgt')
+  assert made.returncode == 2
+  assert made.stderr.startswith(
+    "error: 'forgt' is no command, allowed: unlearn"
+  )

@@ -1,0 +1,42 @@
+"""One command for all binaries: `unlearn-jax forget --ids=…`.
+
+The same as `python -m experiments.forget --ids=…`, from any folder: a folder
+`experiments` of the user's own there is not in its way.
+"""
+
+import ast
+import pathlib
+import runpy
+import sys
+
+_FOLDER = pathlib.Path(__file__).parent
+# In the order in which a user meets them.
+BINARIES = (
+  *('unlearn', 'train', 'tune', 'evaluate'),
+  *('forget', 'verify', 'reproduce', 'table1'),
+)
+
+
+def main() -> None:
+  """Runs the binary that the first argument names, or lists all."""
+  name = sys.argv[1] if len(sys.argv) > 1 else '--help'
+  if name in ('-h', '--help'):
+    print('usage: unlearn-jax COMMAND [--flag=value …]\n')
+    print('\n'.join(f'  {name:10} {_first_line(name)}' for name in BINARIES))
+    print('\nunlearn-jax COMMAND --help lists the flags of one.')
+    return
+  if name not in BINARIES:
+    allowed = ', '.join(BINARIES)
+    print(f'error: {name!r} is no command, allowed: {allowed}', file=sys.stderr)
+    raise SystemExit(2)
+  del sys.argv[1]
+  runpy.run_module(f'experiments.{name}', run_name='__main__', alter_sys=True)
+
+
+def _first_line(name: str) -> str:
+  text = (_FOLDER / f'{name}.py').read_text('utf-8')
+  return (ast.get_docstring(ast.parse(text)) or '').partition('\n')[0]
+
+
+if __name__ == '__main__':
+  main()
