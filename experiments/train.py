@@ -1,4 +1,4 @@
-"""Trains a source model on D, or a retrained reference on D_RE.
+r"""Trains a source model on D, or a retrained reference on D_RE.
 
   python -m experiments.train --dataset=digits --workdir=runs/mine
   python -m experiments.train --dataset=digits --workdir=runs/mine \

@@ -1,4 +1,4 @@
-"""Finds a rate for each method, on forget sets that are not the evaluated ones.
+r"""Finds a rate for each method, on forget sets that are not the judged ones.
 
   python -m experiments.tune --strategies='finetune, scratch, salun' --trials=6
   python -m experiments.unlearn --tuned=runs/digits-cnn/tuned.json \

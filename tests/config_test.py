@@ -18,6 +18,7 @@ from experiments import (
   tune,
 )
 from experiments.config import Study
+from experiments.runtime import help
 from experiments.settings import Range
 from unlearn_jax import recipes
 from unlearn_jax.base import InputError
@@ -226,12 +227,41 @@ def test_a_strategy_that_cannot_be_is_one_line(text, words, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
-def test_help_shows_every_factory_and_what_it_is():
-  status, out, _ = running.run('unlearn', '--help')
-  words = ' '.join(out.split())
-  assert status == 1  # So absl has it.
+@pytest.mark.parametrize('flag', ['--help', '-h'])
+def test_help_is_what_matters_then_every_flag_then_every_factory(flag):
+  status, out, err = running.run('unlearn', flag, '--no_such_flag')
+  assert (status, err) == (0, '')
+  about, rest = out.split('\nWhat matters:\n')
+  assert 'python -m experiments.unlearn' in about
+  first, rest = rest.split('\nThis command:\n')
+  every, factories = rest.split('\n--strategies:\n')
+  for name in ('dataset', 'model', 'forget', 'strategies', 'seeds', 'epochs'):
+    assert f'--{name} ' in first
+  for name in settings.names(Study):
+    assert len(re.findall(rf'^  --(\[no\])?{name} ', every, re.M)) == 1, name
+  words = ' '.join(factories.split())
   for name, factory in FACTORIES.items():
     first = factory.__doc__.splitlines()[0]
     assert f'{signature(name, factory)}: {first}' in words
-  for name in settings.names(Study):
-    assert re.search(rf'--(\[no\])?{name}:', out), name
+  assert '--logtostderr' not in out and '--helpfull' in out
+
+
+def test_help_of_a_group_is_a_line_of_80_columns():
+  known = set()
+  for name, (_, kind) in running.KINDS.items():
+    status, out, _ = running.run(name, '--help')
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= 80
+    known |= {*settings.names(kind)}
+  known |= {*settings.names(reproduce.Reproduce)}
+  groups = [{f[2:] for f in flags.split()} for _, flags, _ in help.FIRST]
+  assert all(group <= known for group in groups)
+
+
+def test_help_is_whole_where_the_terminal_is_narrow(monkeypatch):
+  wide = help.text('x', Study).split()
+  monkeypatch.setenv('COLUMNS', '62')
+  narrow = help.text('x', Study)
+  assert narrow.split() == wide
+  *_, own = narrow.partition('This command:')
+  assert max(map(len, own.splitlines())) <= 62

@@ -27,14 +27,11 @@ def run(main: Callable[[C], None], kind: type[C]) -> None:
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')
       _outlive(stream)
-  names = settings.names(kind)
-  if not {*names} <= {*flags.FLAGS}:
+  if not {*settings.names(kind)} <= {*flags.FLAGS}:
     settings.define(kind)
-  for name in names:  # Those that --help shows.
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
   try:
     with signals.watched():
-      app.run(lambda _: _guarded(main, kind), flags_parser=_parse)
+      app.run(lambda _: _guarded(main, kind), flags_parser=_parser(main, kind))
   except signals.Stopped as stopped:
     name = signal.Signals(stopped.signum).name
     _exit(f'stopped by {name}: {stopped.note}', 128 + stopped.signum, '')
@@ -54,6 +51,18 @@ def _outlive(stream: Any) -> None:
 
   for name in ('write', 'flush'):
     setattr(stream, name, patient(getattr(stream, name)))
+
+
+def _parser(main: Any, kind: type) -> Callable[[Sequence[str]], list[str]]:
+  def parse(argv: Sequence[str]) -> list[str]:
+    if not {'-h', '-help', '--help', '--helpshort', '-?'}.isdisjoint(argv[1:]):
+      from experiments.runtime import help  # For who asks.
+
+      print(help.text(sys.modules[main.__module__].__doc__ or '', kind))
+      raise SystemExit
+    return _parse(argv)
+
+  return parse
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
