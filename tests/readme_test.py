@@ -49,7 +49,8 @@ def test_the_library_examples_run():
 
 
 @pytest.mark.parametrize(
-  'page', ['README.md', 'docs/binaries.md', 'docs/methods.md']
+  'page',
+  ['README.md', 'docs/binaries.md', 'docs/methods.md', 'docs/own.md'],
 )
 def test_every_flag_strategy_and_binary_that_is_named_exists(page):
   text = (ROOT / page).read_text()
