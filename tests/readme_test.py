@@ -44,8 +44,12 @@ def test_the_library_examples_run():
   said = out.getvalue().splitlines()
   assert 'forget_accuracy' in said[0]
   assert len(said) == 1 + len(more)
-  lines = [line.strip() for line in first.splitlines()]
-  assert len([x for x in lines if x and not x.startswith('#')]) <= 20
+  for block in (first, *more):
+    assert len([line for line in block.splitlines() if line]) <= 15
+
+
+def test_the_readme_is_short():
+  assert len(TEXT.splitlines()) <= 120
 
 
 @pytest.mark.parametrize(
