@@ -27,7 +27,7 @@ from unlearn_jax.base import (
   shown,
   tensor_paths,
 )
-from unlearn_jax.data import images, streaming
+from unlearn_jax.data import images, near, streaming
 
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
 # What two models must have in common to be compared.
@@ -295,6 +295,8 @@ def cautions(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
     streamed = any(map(streaming.streams, (splits.train, splits.test)))
     if not streamed and any(counts := data.copies(splits)):
       said.append(say('warnings', 'copies', counts=counts))
+    if not streamed and any(alike := near.near_copies(splits) or ()):
+      said.append(say('warnings', 'near_copies', counts=alike))
     for text in said:
       seeds_of.setdefault(text, []).append(str(seed))
   return [
