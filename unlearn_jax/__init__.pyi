@@ -34,6 +34,7 @@ from .metrics import (
   pixel_change,
 )
 from .models import definition_order, from_linen
+from .models.nnx import from_nnx
 from .normalization import reestimate
 from .objectives import Term
 from .perturbation import donor_mix, perturb, reinitialize
@@ -81,6 +82,7 @@ __all__ = [
   'fit_generator',
   'forgetting_rate',
   'from_linen',
+  'from_nnx',
   'gap',
   'gradient_sensitivity',
   'js_divergence',

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import importlib
+import inspect
 from typing import Any, NamedTuple
 
+from flax import errors
 from flax import linen as nn
 from flax.core import FrozenDict
 import jax
@@ -87,7 +89,7 @@ def build(
   home = importlib.import_module(f'unlearn_jax.models.{family.module}')
   make = getattr(home, family.name)
   module = make(num_classes=num_classes, width=width, dtype=dtype)
-  return from_linen(module, image_shape, mean=mean, std=std, scale=255.0)
+  return _linen(module, image_shape, (mean, std, 255.0), draws=False)
 
 
 def from_linen(
@@ -100,8 +102,11 @@ def from_linen(
 ) -> Model:
   """A `Model` from a Linen module called as `module(x, train)`.
 
-  Where the module has a field `axis_name`, it is set to the device axis while
-  training under `pmap`, so that BatchNorm sees the whole batch.
+  It may call that `train`, `training`, `is_training`, `deterministic` or
+  `use_running_average` (the last two are the opposite), or not ask at all.
+  BatchNorm sees the batches of all devices. Dropout draws from a key and a
+  counter that the state carries along, on each device by itself; so does
+  whatever else the module makes a collection of variables of.
 
   Args:
     module: maps float32 `[B, height, width, channels]` to logits `[B, C]`.
@@ -121,49 +126,133 @@ def from_linen(
     >>> from_linen(Linear(), (2, 2, 1)).order
     ('Dense_0/kernel', 'Dense_0/bias')
   """
-  units = (np.asarray(mean, np.float32), np.asarray(std, np.float32), scale)
+  draws = _draws(module, image_shape)
+  return _linen(module, image_shape, (mean, std, scale), draws)
+
+
+def standardised(
+  images: Array,
+  mean: Sequence[float],
+  std: Sequence[float],
+  scale: float | None,
+) -> jax.Array:
+  """float32 `[B, ...]` as a network takes it; see `from_linen`."""
+  whole = jnp.issubdtype(jnp.result_type(images), jnp.integer)
+  pixels = jnp.asarray(images, jnp.float32) / (scale or (255.0 if whole else 1))
+  return (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+
+
+# What networks call it, and whether it is the opposite of training.
+_MODES = {
+  'train': False,
+  'training': False,
+  'is_training': False,
+  'deterministic': True,
+  'use_running_average': True,
+}
+
+
+def told(network: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
+  """How a network is told whether it trains, as keywords of its call.
+
+  Example:
+    >>> told(lambda x, deterministic: x)(True)
+    {'deterministic': False}
+  """
+  _, *rest = inspect.signature(network).parameters.values()
+  names = [own.name for own in rest if own.name in _MODES]
+  # Of another name, where it has to be said.
+  names = names or [p.name for p in rest[:1] if p.default is p.empty]
+  return lambda train: {n: train != _MODES.get(n, False) for n in names}
+
+
+def _draws(module: nn.Module, image_shape: Sequence[int]) -> bool:
+  """Whether it asks for random numbers in training."""
+  x, say = jnp.zeros((1, *image_shape), jnp.float32), told(module)
+
+  def trained(key: Key) -> Any:
+    variables = module.init(key, x, **say(False))
+    return module.apply(variables, x, **say(True), mutable=True)[0]
+
+  try:
+    jax.eval_shape(trained, jax.random.key(0))
+  except errors.InvalidRngError:
+    return True
+  return False
+
+
+# In a state: the key and the counter of what is drawn by lot.
+_LOT = 'lot'
+
+
+def _linen(
+  module: nn.Module,
+  image_shape: Sequence[int],
+  units: tuple[Sequence[float], Sequence[float], float | None],
+  draws: bool,
+) -> Model:
+  say = told(module)
+  collections: set[str] = set()
 
   def init(key: Key) -> ModelState:
     x = jnp.zeros((1, *image_shape), jnp.float32)
-    variables = module.init(key, x, False)
-    params = variables.get('params', {})
-    return ModelState(params, variables.get('batch_stats', {}))
+    variables = dict(module.init(key, x, **say(False)))
+    params = variables.pop('params', {})
+    if draws:
+      own = jax.random.key_data(jax.random.fold_in(key, 1))
+      variables[_LOT] = {'key': own, 'count': jnp.uint32(0)}
+    collections.update(variables)
+    # BatchNorm's alone stand without the name of their collection.
+    alone = collections <= {'batch_stats'}
+    return ModelState(
+      params, variables.get('batch_stats', {}) if alone else variables
+    )
 
   # Tracing costs milliseconds and computes nothing.
   order = definition_order(lambda key: init(key).params)
-  return _model(module, init, order, units, frozenset())
+  kept = sorted({*collections, 'batch_stats'} - {_LOT})
+
+  def with_frozen(frozen: frozenset[str]) -> Model:
+    def apply(
+      state: ModelState, images: Array, train: bool
+    ) -> tuple[jax.Array, Any]:
+      x, carried = standardised(images, *units), state.batch_stats
+      alone = collections <= {'batch_stats'}
+      rest = {'batch_stats': carried} if alone else dict(carried)
+      lot = rest.pop(_LOT, None)
+      variables = {'params': state.params, **rest}
+      if not train:
+        mutable = False if alone else kept
+        found: Any = module.apply(variables, x, **say(False), mutable=mutable)
+        return found if alone else found[0], carried
+      synchronised = hasattr(module, 'axis_name') and axis_is_bound()
+      trained = module.clone(axis_name=AXIS) if synchronised else module
+      with nn.intercept_methods(_statistics(frozen)):
+        logits, updated = trained.apply(
+          variables, x, **say(True), mutable=kept, rngs=_rngs(lot)
+        )
+      if alone:
+        return logits, updated.get('batch_stats', {})
+      counted = {**lot, 'count': lot['count'] + 1} if lot else None
+      return logits, {**updated, **({_LOT: counted} if counted else {})}
+
+    return Model(apply, init, order=order, freeze=with_frozen)
+
+  return with_frozen(frozenset())
 
 
-def _model(module, init, order, units, frozen: frozenset[str]) -> Model:
-  mean, std, scale = units
-
-  def apply(
-    state: ModelState, images: Array, train: bool
-  ) -> tuple[jax.Array, Any]:
-    whole = jnp.issubdtype(jnp.result_type(images), jnp.integer)
-    by = scale or (255.0 if whole else 1.0)
-    x = (jnp.asarray(images, jnp.float32) / by - mean) / std
-    variables = {'params': state.params, 'batch_stats': state.batch_stats}
-    if not train:
-      return module.apply(variables, x, False), state.batch_stats
-    synchronised = hasattr(module, 'axis_name') and axis_is_bound()
-    trained = module.clone(axis_name=AXIS) if synchronised else module
-    with nn.intercept_methods(_keep_statistics_of(frozen)):
-      logits, updated = trained.apply(
-        variables, x, True, mutable=['batch_stats']
-      )
-    return logits, updated.get('batch_stats', {})
-
-  return Model(
-    apply=apply,
-    init=init,
-    order=order,
-    freeze=lambda paths: _model(module, init, order, units, paths),
-  )
+def _rngs(lot: dict[str, jax.Array] | None) -> dict[str, Key]:
+  """The key of this step, and of this device alone; of any name."""
+  if lot is None:
+    return {}
+  key = jax.random.fold_in(jax.random.wrap_key_data(lot['key']), lot['count'])
+  if axis_is_bound():
+    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+  return {'params': key}
 
 
-def _keep_statistics_of(frozen: frozenset[str]):
-  """Makes BatchNorm layers with a frozen scale run as in evaluation."""
+def _statistics(frozen: frozenset[str]):
+  """Synchronises BatchNorm; layers with a frozen scale run as in evaluation."""
 
   def interceptor(next_function, args, kwargs, context):
     module, path = context.module, '/'.join(context.module.path)
@@ -172,6 +261,9 @@ def _keep_statistics_of(frozen: frozenset[str]):
       # lives for this one call of the network.
       object.__setattr__(module, 'use_running_average', None)
       args, kwargs = args[:1], {**kwargs, 'use_running_average': True}
+    elif isinstance(module, nn.BatchNorm) and module.axis_name is None:
+      if axis_is_bound():
+        object.__setattr__(module, 'axis_name', AXIS)
     return next_function(*args, **kwargs)
 
   return interceptor

@@ -1,0 +1,190 @@
+"""Networks of others as a `Model`: what they carry, draw, freeze and order."""
+
+from flax import linen as nn
+from flax import nnx
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from unlearn_jax import models, parallel, training
+from unlearn_jax.base import ModelState, tensor_paths
+from unlearn_jax.models.nnx import from_nnx
+from unlearn_jax.normalization import reestimate
+
+SHAPE = 6, 6, 1
+
+
+class Linen(nn.Module):
+  """BatchNorm, Dropout and a counter; says `deterministic`."""
+
+  rate: float = 0.5
+
+  @nn.compact
+  def __call__(self, x, *, deterministic):
+    calls = self.variable('calls', 'count', lambda: jnp.int32(0))
+    calls.value += 1
+    x = nn.Conv(4, (3, 3), name='z')(x)
+    x = nn.BatchNorm(use_running_average=deterministic, name='a')(x)
+    x = nn.Dropout(self.rate, deterministic=deterministic)(nn.relu(x))
+    return nn.Dense(3, name='b')(x.mean((1, 2)))
+
+
+class Net(nnx.Module):
+  """The same; a list of twelve, so that '10' comes before '2' as text."""
+
+  def __init__(self, rate=0.5, *, rngs):
+    self.z = nnx.Conv(1, 4, (3, 3), rngs=rngs)
+    self.a = nnx.BatchNorm(4, rngs=rngs)
+    self.drop = nnx.Dropout(rate, rngs=rngs)
+    self.many = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(12)])
+    self.b = nnx.Linear(4, 3, rngs=rngs)
+    self.tied = self.b
+
+  def __call__(self, x):
+    x = self.drop(nnx.relu(self.a(self.z(x)))).mean((1, 2))
+    for layer in self.many:
+      x = x + 0.1 * layer(x)
+    return self.b(x)
+
+
+def linen(**fields):
+  return models.from_linen(Linen(**fields), SHAPE, scale=255)
+
+
+def from_flax_nnx(**fields):
+  return from_nnx(lambda rngs: Net(**fields, rngs=rngs), SHAPE, scale=255)
+
+
+BOTH = pytest.mark.parametrize('make', [linen, from_flax_nnx])
+
+
+def pixels(count):
+  rng = np.random.default_rng(0)
+  return rng.integers(0, 255, (count, *SHAPE)).astype(np.uint8)
+
+
+@BOTH
+def test_order_is_that_of_definition(make):
+  model = make()
+  own = jax.eval_shape(model.init, jax.random.key(0))
+  assert sorted(model.order) == sorted(tensor_paths(own.params))
+  heads = list(dict.fromkeys(path.split('/')[0] for path in model.order))
+  assert [name for name in heads if name != 'many'] == ['z', 'a', 'b']
+  several = [path for path in model.order if path.startswith('many')]
+  assert several[::2] == [f'many/{i}/kernel' for i in range(len(several) // 2)]
+
+
+@BOTH
+def test_dropout_draws_anew_each_step_and_on_each_device(make):
+  with_state = jax.jit(make().apply, static_argnums=2)
+  state = make().init(jax.random.key(0))
+  image = pixels(4)
+  first, carried = with_state(state, image, True)
+  second, _ = with_state(state._replace(batch_stats=carried), image, True)
+  again, _ = with_state(state, image, True)
+  assert (first == again).all() and not np.allclose(first, second)
+  still, same = with_state(state, image, False)
+  assert (with_state(state, image, False)[0] == still).all()
+  assert tensor_paths(same) == tensor_paths(state.batch_stats)
+  # Of one image on both devices; without Dropout nothing differs.
+  for rate, alike in ((0.5, False), (0.0, True)):
+    model = make(rate=rate)
+    with parallel.use(jax.devices()[:2]):
+      program = parallel.spmd(
+        lambda rank, s, x, m=model: jax.lax.all_gather(
+          m.apply(s, x, True)[0], 'batch'
+        )
+      )
+      one, two = program(model.init(jax.random.key(0)), image)
+    assert np.allclose(one, two) == alike
+
+
+@BOTH
+def test_what_is_carried_along_is_kept_and_counted(make):
+  model, parts = make(), helpers.splits()
+  start = model.init(jax.random.key(0))
+  kinds = jax.tree.map(lambda leaf: leaf.dtype, start)
+  fits = []
+  for count in (1, 2):
+    with parallel.use(jax.devices()[:count]):
+      fits.append(
+        training.train(
+          jax.random.key(0), model, parts.train, epochs=2, batch_size=32
+        ).state
+      )
+  for fit in fits:
+    assert jax.tree.map(lambda leaf: leaf.dtype, fit) == kinds
+    counts = [
+      int(leaf)
+      for path, leaf in zip(tensor_paths(fit[1]), jax.tree.leaves(fit[1]))
+      if path.endswith('count')
+    ]
+    assert counts and {*counts} <= {6, 7}  # Of 2 · 96 / 32 steps, and init.
+  # Keys of devices are folded in for a call, and never kept.
+  keys = [
+    [np.asarray(leaf) for leaf in jax.tree.leaves(fit[1]) if leaf.ndim == 1]
+    for fit in fits
+  ]
+  for one, two in zip(*keys):
+    assert one.dtype != np.uint32 or (one == two).all()
+  settled = reestimate(model, fits[0], parts.retain)
+  assert jax.tree.map(lambda leaf: leaf.dtype, settled) == kinds
+
+
+@BOTH
+def test_batch_norm_sees_the_batches_of_all_devices(make):
+  model, images = make(rate=0.0), pixels(8)
+  state = model.init(jax.random.key(1))
+  _, alone = model.apply(state, images, True)
+  with parallel.use(jax.devices()[:2]):
+    program = parallel.spmd(
+      lambda rank, s, x: parallel.mean(model.apply(s, x[rank], True)[1])
+    )
+    both = program(state, images.reshape(2, 4, *SHAPE))
+  for one, two in zip(jax.tree.leaves(alone), jax.tree.leaves(both)):
+    np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
+@BOTH
+def test_a_frozen_batch_norm_keeps_its_statistics_and_uses_them(make):
+  model, images = make(rate=0.0), pixels(8)
+  state = model.init(jax.random.key(1))
+  frozen = model.freeze(frozenset({'a/scale', 'a/bias'}))
+  (logits, carried), (still, _) = (
+    frozen.apply(state, images, True),
+    frozen.apply(state, images, False),
+  )
+  np.testing.assert_allclose(logits, still, rtol=1e-5, atol=1e-6)
+  moved, _ = model.apply(state, images, True)
+  assert not np.allclose(moved, still)
+  old, new = (
+    dict(zip(tensor_paths(tree), jax.tree.leaves(tree)))
+    for tree in (state.batch_stats, carried)
+  )
+  for path in old:
+    if path.endswith(('mean', 'var')):
+      assert (old[path] == new[path]).all()
+
+
+@pytest.mark.parametrize(
+  ('network', 'wanted'),
+  [
+    (lambda x, train: x, {'train': True}),
+    (lambda x, *, is_training=False: x, {'is_training': True}),
+    (lambda x, deterministic=True: x, {'deterministic': False}),
+    (lambda x, learns: x, {'learns': True}),
+    (lambda x, mask=None: x, {}),
+    (lambda x: x, {}),
+  ],
+)
+def test_a_network_is_told_in_its_own_words(network, wanted):
+  assert models.told(network)(True) == wanted
+
+
+def test_batch_norm_alone_is_stored_as_ever():
+  state = helpers.model().init(jax.random.key(0))
+  assert sorted(state.batch_stats) == ['bn1', 'bn2']
+  bare = models.from_linen(nn.Dense(2), (3,)).init(jax.random.key(0))
+  assert isinstance(bare, ModelState) and bare.batch_stats == {}
