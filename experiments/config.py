@@ -3,7 +3,6 @@
 A field says its default, its help, and what it may be.
 """
 
-import contextlib
 import dataclasses
 import pathlib
 from typing import Annotated, Any, Literal, get_args
@@ -18,6 +17,8 @@ from experiments.settings import (
   FlagError,
   Range,
   key,
+  number,
+  require_word,
   setting,
 )
 from unlearn_jax import models
@@ -28,6 +29,7 @@ from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
 from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
 
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
+CODE = 'The code of a model of your own, FILE.py:Net(…), which it was made by.'
 
 
 def _by(field: str) -> str:
@@ -73,8 +75,8 @@ class Network:
 
   model: str = setting(
     'cnn',
-    f'One of {", ".join(models.FAMILIES)}.',
-    tuple(sorted(models.FAMILIES)),
+    f'One of {", ".join(models.FAMILIES)}, or one of your own:'
+    ' FILE.py:Net(width=32) or module:factory(…), its parameters as literals.',
   )
   width: int | None = setting(
     None, "Channels of the first layer; 64 is the paper's ResNet18.", COUNT
@@ -85,7 +87,15 @@ class Network:
 
   @property
   def channels(self) -> int:
-    """The width, the family's own where none is given."""
+    """The width, the family's own where none is given; 0 of one's own."""
+    if ':' in self.model:
+      if self.width is not None or self.dtype != 'float32':
+        name = 'width' if self.width is not None else 'dtype'
+        allowed = f'none beside {self.model}, whose parameters say it'
+        raise FlagError(name, getattr(self, name), allowed)
+      return 0
+    own = ', or FILE.py:Net(…) of your own'
+    require_word('model', self.model, sorted(models.FAMILIES), own)
     return self.width or models.FAMILIES[self.model].width
 
 
@@ -309,8 +319,8 @@ class Generators:
     return [
       GeneratorSettings(
         eta=self.eta,
-        cap=_number('cap', self.cap, 1e6, 'default', 'none'),
-        max_perturbation=_number('max_perturbation', bound.strip(), 1, 'none'),
+        cap=number('cap', self.cap, 1e6, 'default', 'none'),
+        max_perturbation=number('max_perturbation', bound.strip(), 1, 'none'),
         epochs=self.degree_epochs,
         batch_size=self.degree_batch_size,
         learning_rate=self.degree_learning_rate,
@@ -318,18 +328,6 @@ class Generators:
       )
       for bound in bounds
     ]
-
-
-def _number(name: str, text: str, most: float, *words: str) -> Any:
-  """A number, a quotient such as 8/255, or one of the words."""
-  if text in words:
-    return None if text == 'none' else text
-  with contextlib.suppress(ValueError, ArithmeticError):  # Division by 0, say.
-    above, _, below = text.partition('/')
-    if 0 < (number := float(above) / float(below or 1)) <= most:
-      return number
-  allowed = f'a number or quotient above 0 and at most {most:g}'
-  raise FlagError(name, text, ', or '.join([allowed, *words]))
 
 
 @dataclasses.dataclass(frozen=True)

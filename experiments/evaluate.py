@@ -34,6 +34,7 @@ class Evaluate:
     None, 'M′: as the source, of another seed; if not beside the source.'
   )
   generators: config.Generators = config.Generators()
+  model: str | None = setting(None, config.CODE)
   archives: config.Archives = config.Archives()
   workdir: str | None = setting(
     None, 'Where a degree goes; default runs/degree-CHECKPOINT.'
@@ -49,7 +50,7 @@ def main(asked: Evaluate) -> None:
   path = pathlib.Path(asked.checkpoint)
   own = 'source_dir', 'retrained_dir', 'generators', 'archives', 'execution'
   study = config.Study(**{name: getattr(asked, name) for name in own})
-  family = lineage.read(path, study, asked.forget_ids)
+  family = lineage.read(path, study, asked.forget_ids, asked.model)
   if asked.degree:
     from experiments.study import study as studies  # Draws pictures.
 

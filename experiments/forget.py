@@ -26,6 +26,7 @@ class Forget:
   dataset: str | None = setting(
     None, 'Its data, if they have moved; what was forgotten may be gone.'
   )
+  model: str | None = setting(None, config.CODE)
   ids: str | None = setting(
     None,
     'File of what is to be forgotten: an id, a name of a file, a path or #ROW'

@@ -4,7 +4,8 @@ A field says its default, its help, and what it may be. All that is made of
 that is made here and nowhere else.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -130,9 +131,29 @@ def _checked(field: dataclasses.Field, value: Any) -> Any:
   if isinstance(allowed, Range):
     if not allowed.holds(value):
       raise FlagError(field.name, value, str(allowed))
-  elif value not in allowed:
-    raise FlagError(field.name, value, closest(value, allowed))
+  else:
+    require_word(field.name, value, allowed)
   return value
+
+
+def require_word(
+  name: str, value: str, words: Sequence[str], more: str = ''
+) -> None:
+  """Raises a `FlagError` unless a flag has one of some values."""
+  if value not in words:
+    raise FlagError(name, value, closest(value, words) + more)
+
+
+def number(name: str, text: str, most: float, *words: str) -> Any:
+  """A number, a quotient such as 8/255, or one of the words; 'none' is None."""
+  if text in words:
+    return None if text == 'none' else text
+  with contextlib.suppress(ValueError, ArithmeticError):  # Division by 0, say.
+    above, _, below = text.partition('/')
+    if 0 < (found := float(above) / float(below or 1)) <= most:
+      return found
+  allowed = f'a number or quotient above 0 and at most {most:g}'
+  raise FlagError(name, text, ', or '.join([allowed, *words]))
 
 
 def names(kind: type) -> list[str]:

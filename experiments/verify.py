@@ -22,6 +22,7 @@ class Verify:
     None, 'The record.json of an experiments.forget.'
   )
   dataset: str | None = setting(None, 'Its data, if they have moved.')
+  model: str | None = setting(None, config.CODE)
   key_file: str | None = setting(None, 'The secret of the hashes.')
   archives: config.Archives = config.Archives()
 

@@ -92,7 +92,10 @@ def find(path: pathlib.Path) -> pathlib.Path:
 
 
 def read(
-  path: pathlib.Path, dataset: str | None, archives: config.Archives
+  path: pathlib.Path,
+  dataset: str | None,
+  archives: config.Archives,
+  code: str | None = None,
 ) -> Basis:
   """A checkpoint of `experiments.train`, or the model of an earlier request.
 
@@ -108,7 +111,11 @@ def read(
   finished.require(path, num_classes=classes, image_shape=shape)
   names = [field.name for field in dataclasses.fields(Facts)]
   facts = Facts(**{n: getattr(said, n) for n in names})
-  setup = setups.assemble(whole, dataclasses.replace(facts, dataset=name))
+  try:
+    facts = dataclasses.replace(facts, dataset=name)
+    setup = setups.assemble(whole, facts, code)
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
   own = setups.load_model(setup, path)
   file, beside = path / CHAIN, path.parent / records.NAME
   record = records.read(beside) if file.exists() else None
@@ -133,7 +140,8 @@ def _require_ours(path: pathlib.Path, said: Manifest) -> None:
   if said.recipe is None:
     raise InputError(
       f'{path} does not say how it was trained, allowed: a checkpoint of'
-      ' experiments.train, or of an earlier experiments.forget'
+      ' experiments.train, of experiments.adopt --recipe, or of an earlier'
+      ' experiments.forget'
     )
   if said.given_labels:
     raise InputError(f'{path} learned wrong labels, allowed: those of the data')

@@ -120,7 +120,7 @@ def _contents(
   told: _Told, path: pathlib.Path, record: Record, key: bytes, asked: Any
 ) -> None:
   """Ids, data, chain and numbers."""
-  basis = bases.read(path, asked.dataset, asked.archives)
+  basis = bases.read(path, asked.dataset, asked.archives, asked.model)
   chain, request = basis.chain, record.request
   *_, newest = chain.requests
   state = checkpoints.digest(basis.own.state._asdict())

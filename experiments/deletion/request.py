@@ -104,9 +104,8 @@ def plan(asked: Any) -> Plan:
       raise FlagError(
         'received', asked.received, 'such as 2026-11-30'
       ) from None
-  basis = bases.read(
-    bases.find(pathlib.Path(asked.source)), asked.dataset, asked.archives
-  )
+  where, more = bases.find(pathlib.Path(asked.source)), asked.archives
+  basis = bases.read(where, asked.dataset, more, asked.model)
   if (last := basis.record) is not None:
     if records.digest(last) != last.content_sha256:
       raise InputError(
@@ -167,7 +166,7 @@ def _study(asked: Any, basis: Basis) -> config.Study:
   which = basis.setup.facts.dataset, said.train_subset, said.test_fraction
   return config.Study(
     data=config.Data(*which),
-    network=config.Network(said.model, said.width, said.dtype),
+    network=setups.network_of(said, asked.model),
     training=planning.training_as(recipe, str(basis.path)),
     draws=config.Seeds(asked.seed),
     archives=asked.archives,
@@ -263,10 +262,12 @@ def origin(chain: Chain, basis: Basis) -> ModelState | None:
 def tensors(basis: Basis, state: ModelState) -> bytes:
   """A model as safetensors, with all that its use needs as metadata."""
   facts = basis.setup.facts
+  # One's own network sees pixels in [0, 1], and standardises them itself.
+  own = facts.model_sha256 is not None
   said = {
     'class_names': list(basis.setup.dataset.class_names),
-    'mean': facts.pixel_mean,
-    'std': facts.pixel_std,
+    'mean': [0.0] * len(facts.pixel_mean) if own else facts.pixel_mean,
+    'std': [1.0] * len(facts.pixel_std) if own else facts.pixel_std,
     'input_size': facts.image_shape,
     'model': facts.model,
     'width': facts.width,

@@ -88,6 +88,11 @@ class ModelFacts:
   parameters: int
   tensor_sizes: dict[str, int]  # In definition order.
 
+  @property
+  def wide(self) -> str:
+    """' of width 64', where it is a number."""
+    return f' of width {self.width}' if self.width else ''
+
 
 @dataclass(frozen=True)
 class StopRuleFacts:

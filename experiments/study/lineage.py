@@ -29,18 +29,24 @@ class Lineage:
   references: list[Finished]  # more like it, beside the model
 
 
-def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
+def read(
+  path: pathlib.Path,
+  asked: config.Study,
+  ids: str | None,
+  code: str | None = None,
+) -> Lineage:
   """Reads a checkpoint and those beside it, or that flags name.
 
   Args:
     path: of the checkpoint, whose manifest says data and model.
     asked: all else, such as the folders of the source and of Retrain.
     ids: file of the forget set, where none lies beside the checkpoint.
+    code: of a model of one's own, as `--model` spells it.
   """
   said = finished.manifest(path)
   which = config.Data(said.dataset, said.train_subset, said.test_fraction)
   dataset = setups.load(which, asked.archives)
-  setup = _setup(path, said, dataset)
+  setup = _setup(path, said, dataset, code)
   own = setups.load_model(setup, path)
 
   # What was to be forgotten.
@@ -86,7 +92,7 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   study = dataclasses.replace(
     asked,
     data=which,
-    network=config.Network(said.model, said.width, said.dtype),
+    network=setups.network_of(said, code),
     forget=config.Forget(f'ids({file})'),
     draws=config.Seeds(source_seed=first, unlearn_seed=second),
     seeds=1,
@@ -94,7 +100,9 @@ def read(path: pathlib.Path, asked: config.Study, ids: str | None) -> Lineage:
   return Lineage(study, setup, splits, own, source, retrained, references)
 
 
-def _setup(path: pathlib.Path, said: Manifest, dataset: Dataset) -> Setup:
+def _setup(
+  path: pathlib.Path, said: Manifest, dataset: Dataset, code: str | None
+) -> Setup:
   """Data and model; refuses a manifest of other data or of no such model."""
   finished.require(
     path,
@@ -105,7 +113,7 @@ def _setup(path: pathlib.Path, said: Manifest, dataset: Dataset) -> Setup:
   try:
     if {len(said.pixel_mean), len(said.pixel_std)} != {said.image_shape[-1]}:
       raise InputError('pixel_mean and pixel_std, allowed: one a channel')
-    return setups.assemble(dataset, said)
+    return setups.assemble(dataset, said, code)
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
 

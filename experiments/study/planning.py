@@ -138,7 +138,7 @@ class Planner:
     study, recipe = self.study, self.study.recipe
     names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
     facts = [getattr(self.setup.facts, name) for name in names]
-    seed = study.draws.seed + run
+    seed, code = study.draws.seed + run, self.setup.facts.model_sha256
     return Stage(
       self.root,
       f'seed{seed}-source',
@@ -149,6 +149,7 @@ class Planner:
         'recipe': dataclasses.astuple(Recipe.of(recipe)),
         'seed': study.draws.of('source', run),
         **({'labels': labels} if labels else {}),
+        **({'code': code} if code else {}),
       },
       functools.partial(training.train_source, run=run),
       epochs=recipe.epochs,

@@ -13,6 +13,7 @@ import numpy as np
 from experiments import config
 from experiments.report.wording import say
 from experiments.settings import FlagError
+from experiments.study import networks
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
@@ -32,7 +33,7 @@ from unlearn_jax.data import images, near, streaming
 _PURPOSES = ('split', 'source', 'unlearn', 'degree')
 # What two models must have in common to be compared.
 COMMON = (
-  *('model', 'width', 'dtype', 'num_classes'),
+  *('model', 'model_sha256', 'width', 'dtype', 'num_classes'),
   *('pixel_mean', 'pixel_std', 'data_fingerprint'),
 )
 
@@ -59,19 +60,29 @@ class Setup:
 
 def set_up(study: config.Study) -> Setup:
   """Loads the data and builds the model, or gives those of the last call."""
-  return _set_up(study.data, study.network, study.archives)
+  stamp = networks.stamp(study.network.model)
+  return _set_up(study.data, study.network, study.archives, stamp)
 
 
 @functools.lru_cache(maxsize=8)
 def _set_up(
-  which: config.Data, network: config.Network, archives: config.Archives
+  which: config.Data,
+  network: config.Network,
+  archives: config.Archives,
+  stamp: str,
 ) -> Setup:
+  """The same as long as the code of the network is."""
+  width, (name, sha256) = network.channels, (network.model, None)
   dataset, mean, std = _placed(which, archives)
+  if not width:
+    classes, shape = len(dataset.class_names), dataset.image_shape
+    name, sha256, _ = networks.read(name, classes, shape, mean, std)
   return assemble(
     dataset,
     Facts(
-      model=network.model,
-      width=network.channels,
+      model=name,
+      model_sha256=sha256,
+      width=width,
       dtype=network.dtype,
       num_classes=len(dataset.class_names),
       image_shape=list(dataset.image_shape),
@@ -80,6 +91,7 @@ def _set_up(
       data_fingerprint=dataset.fingerprint,
       **vars(which),
     ),
+    network.model,
   )
 
 
@@ -138,23 +150,30 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
   return read()
 
 
-def assemble(dataset: Dataset, facts: Facts) -> Setup:
-  """The `Setup` of a model that `facts` describe."""
+def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
+  """The `Setup` of a model that `facts` describe; `code`: one of one's own."""
   too_large = FlagError(
     'width', facts.width, 'what has at most 2147483647 parameters'
   )
   if facts.width > 2**20:  # Shapes would no longer be numbers of JAX.
     raise too_large
   try:
-    model = models.build(
-      facts.model,
-      facts.num_classes,
-      facts.image_shape,
-      width=facts.width,
-      mean=facts.pixel_mean,
-      std=facts.pixel_std,
-      dtype=facts.dtype,
-    )
+    if facts.model_sha256 is not None:
+      model = networks.again(facts, code)
+    elif code not in (None, facts.model):
+      raise FlagError('model', code, f'{facts.model}, as it was trained')
+    else:
+      model = models.build(
+        facts.model,
+        facts.num_classes,
+        facts.image_shape,
+        width=facts.width,
+        mean=facts.pixel_mean,
+        std=facts.pixel_std,
+        dtype=facts.dtype,
+      )
+  except InputError:
+    raise
   except ValueError as error:
     raise InputError(f'{facts.dataset}: {error}') from error
   assert model.init is not None
@@ -163,6 +182,11 @@ def assemble(dataset: Dataset, facts: Facts) -> Setup:
   if sum(setup.tensor_sizes.values()) >= 2**31:
     raise too_large
   return setup
+
+
+def network_of(said: Facts, code: str | None) -> config.Network:
+  """As flags say it; `code` is what they call a model of one's own."""
+  return config.Network(code or said.model, said.width or None, said.dtype)
 
 
 def _tensors(state: ModelState) -> dict[str, str]:
@@ -183,7 +207,7 @@ def load_model(setup: Setup, path: pathlib.Path, **expected: Any) -> Finished:
     if wanted.get(name) != found.get(name):
       raise InputError(
         f'{path}: its tensor {shown(name)} is {found.get(name, "missing")};'
-        f' allowed for {setup.facts.model}, width {setup.facts.width}:'
+        f' allowed for {setup.facts.network}:'
         f' {wanted.get(name, "none")}'
       )
   return model
@@ -267,8 +291,8 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
     f'{shown(dataset.name)}: {dataset.train.size:,} training and'
     f' {dataset.test.size:,} test images of {height}×{width}×{channels},'
     f' {len(dataset.class_names)} classes',
-    f'{facts.model}, width {facts.width}: {sum(sizes.values()):,} parameters in'
-    f' {len(sizes)} tensors',
+    f'{facts.network}: {sum(sizes.values()):,} parameters in {len(sizes)}'
+    ' tensors',
   ]
   for seed, splits in drawn.items():
     ids = ids_of(setup, splits.forget)

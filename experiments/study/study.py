@@ -32,8 +32,9 @@ def root_of(study: config.Study) -> pathlib.Path:
   """Where results go."""
   if study.workdir is not None:
     return pathlib.Path(study.workdir)
-  name = ''.join(c if c.isalnum() else '_' for c in study.data.dataset)
-  return pathlib.Path('runs') / f'{name}-{study.network.model}'
+  both = study.data.dataset, study.network.model
+  names = (''.join(c if c.isalnum() else '_' for c in own) for own in both)
+  return pathlib.Path('runs') / '-'.join(names)
 
 
 def identity(setup: Setup) -> Identity:

@@ -64,6 +64,13 @@ class Facts:
   train_subset: int | None = None
   test_fraction: float | None = None
   dtype: str = 'float32'
+  # Of the file of a model of one's own; None of ours.
+  model_sha256: str | None = None
+
+  @property
+  def network(self) -> str:
+    """As a person calls it: `cnn, width 16`."""
+    return f'{self.model}, width {self.width}' if self.width else self.model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Strategies as text: `retrain, finetune, top_k(k=45), my.module:mine(a=.3)`.
 
 A factory's signature says what is allowed. Values are Python literals and are
-never evaluated; a module that is named is imported.
+never evaluated; a module that is named is imported. Models of one's own are
+spelled by the same functions.
 """
 
 import ast
@@ -12,10 +13,12 @@ import importlib
 import inspect
 import pathlib
 import re
+import types
 from typing import (
   Any,
   Literal,
   NamedTuple,
+  Union,
   get_args,
   get_origin,
   get_type_hints,
@@ -93,12 +96,12 @@ class Chosen(NamedTuple):
   @property
   def text(self) -> str:
     """As it is spelled, without defaults: `top_k(k=0.05)`."""
-    return self.name + _spelled(self.changed)
+    return self.name + spelled(self.changed)
 
   @property
   def label(self) -> str:
     """What a report calls it: `Top-K (k=0.05)`."""
-    tail = f' {_spelled(self.changed)}' if self.changed else ''
+    tail = f' {spelled(self.changed)}' if self.changed else ''
     return self.strategy.label + tail
 
   def __reduce__(self):  # Functions of functions are not for another process.
@@ -109,7 +112,8 @@ def _again(text: str) -> Chosen:
   return parse(text)[0]
 
 
-def _spelled(parameters: Mapping[str, Any]) -> str:
+def spelled(parameters: Mapping[str, Any]) -> str:
+  """Parameters as they stand behind a name: `(k=0.05)`, or nothing."""
   if not parameters:
     return ''
   return f'({", ".join(f"{n}={v!r}" for n, v in parameters.items())})'
@@ -172,9 +176,9 @@ def _chosen(part: str) -> Chosen:
       )
     factory = FACTORIES[name]
   else:
-    factory, source = _imported(module, name)
+    factory, source = imported(module, name)
     name = f'{module}:{name}'
-  given = _arguments(name, whole['call'] or '()', factory)
+  given = arguments(name, whole['call'] or '()', factory)
   return make(name, factory, given, source)
 
 
@@ -189,16 +193,7 @@ def make(
   Raises:
     InputError: a parameter of another type, or one that the factory refuses.
   """
-  signature, hints = inspect.signature(factory), _hints(factory)
-  typed = {
-    key: _typed(f'{name}: {key}', value, hints.get(key, Any))
-    for key, value in given.items()
-  }
-  defaults = {
-    key: parameter.default
-    for key, parameter in signature.parameters.items()
-    if parameter.default is not parameter.empty
-  }
+  typed, defaults = typed_as(name, factory, given), _defaults(factory)
   try:
     strategy = factory(**typed)
   except (ValueError, TypeError) as error:
@@ -207,16 +202,44 @@ def make(
     raise InputError(
       f'{name} returned {shown(type(strategy).__name__)}, allowed: a Strategy'
     )
-  changed = {
-    key: typed[key]
-    for key in signature.parameters
-    if key in typed and (key not in defaults or typed[key] != defaults[key])
-  }
+  changed = changes(factory, typed)
   parameters = {**defaults, **typed}
   return Chosen(name, parameters, strategy, changed, source_sha256)
 
 
-def _imported(module: str, name: str) -> tuple[Factory, str]:
+def _defaults(factory: Callable[..., Any]) -> dict[str, Any]:
+  every = inspect.signature(factory).parameters.items()
+  return {n: own.default for n, own in every if own.default is not own.empty}
+
+
+def changes(
+  factory: Callable[..., Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Those of some parameters that are not the default's, in their order."""
+  names, defaults = inspect.signature(factory).parameters, _defaults(factory)
+  return {
+    key: given[key]
+    for key in names
+    if key in given and (key not in defaults or given[key] != defaults[key])
+  }
+
+
+def typed_as(
+  name: str, factory: Callable[..., Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Parameters of the types that a factory's hints say, or an `InputError`."""
+  hints = _hints(factory)
+  return {
+    key: _typed(f'{name}: {key}', value, hints.get(key, Any))
+    for key, value in given.items()
+  }
+
+
+def imported(
+  module: str,
+  name: str,
+  fits: Callable[[Any], bool] = inspect.isfunction,
+) -> tuple[Any, str]:
   """A factory from outside, and the digest of the file that it is from."""
   try:
     home = importlib.import_module(module)
@@ -225,20 +248,28 @@ def _imported(module: str, name: str) -> tuple[Factory, str]:
       f'{shown(module)} cannot be imported: {type(error).__name__}:'
       f' {shown(error)}; allowed: a module on the path of Python'
     ) from error
-  factory = getattr(home, name, None)
-  if not inspect.isfunction(factory):
-    known = [n for n, v in vars(home).items() if inspect.isfunction(v)]
-    raise InputError(
-      f'{module} has no {shown(name)}, allowed: {closest(name, known)}'
-    )
+  factory = member(home, name, fits)
   # Modules within Python itself name files that are not there.
   file = pathlib.Path(inspect.getsourcefile(factory) or '')
   content = file.read_bytes() if file.is_file() else b''
   return factory, hashlib.sha256(content).hexdigest()
 
 
-def _arguments(name: str, call: str, factory: Factory) -> dict[str, Any]:
-  """Literals by parameter."""
+def member(home: Any, name: str, fits: Callable[[Any], bool]) -> Any:
+  """What a module calls by a name; an `InputError` names the nearest."""
+  found = getattr(home, name, None)
+  if not fits(found):
+    known = [n for n, value in vars(home).items() if fits(value)]
+    raise InputError(
+      f'{home.__name__} has no {shown(name)}, allowed: {closest(name, known)}'
+    )
+  return found
+
+
+def arguments(
+  name: str, call: str, factory: Callable[..., Any]
+) -> dict[str, Any]:
+  """Literals by parameter, of a text such as `(k=0.05)`."""
   try:
     tree = ast.parse(f'f{call}', mode='eval').body
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
@@ -272,7 +303,7 @@ def _arguments(name: str, call: str, factory: Factory) -> dict[str, Any]:
   return dict(bound.arguments)
 
 
-def _hints(factory: Factory) -> dict[str, Any]:
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
   try:
     return get_type_hints(factory)
   except Exception:  # Names that only a type checker knows.
@@ -286,7 +317,8 @@ def _typed(name: str, value: Any, hint: Any) -> Any:
       allowed = closest(str(value), [str(word) for word in get_args(hint)])
       raise InputError(f'{name}={shown(repr(value))}, allowed: {allowed}')
     return value
-  kinds = get_args(hint) or (hint,)
+  several = get_origin(hint) in (Union, types.UnionType)
+  kinds = get_args(hint) if several else (hint,)
   if not all(kind in _KINDS for kind in kinds):
     return value
   allowed = ' or '.join(_KINDS[kind] for kind in kinds)
@@ -312,7 +344,7 @@ def closest(value: str, allowed: Any) -> str:
   return f'{hint}one of {", ".join(allowed)}'
 
 
-def signature(name: str, factory: Factory) -> str:
+def signature(name: str, factory: Callable[..., Any]) -> str:
   """A factory as `--help` shows it: `eu_k(k=5, learning_rate=None, …)`."""
   parts = [
     key if p.default is p.empty else f'{key}={p.default!r}'
