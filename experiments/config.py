@@ -67,6 +67,9 @@ class Data:
   test_fraction: float | None = setting(
     None, 'Share to hold out of TFDS data without a test split.', SHARE
   )
+  image_size: str | None = setting(
+    None, 'H,W: folder:DIR of any sizes, resized to cover it, then cropped.'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import re
 import types
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -142,6 +143,17 @@ def require_word(
   """Raises a `FlagError` unless a flag has one of some values."""
   if value not in words:
     raise FlagError(name, value, closest(value, words) + more)
+
+
+def pair(name: str, text: str, most: int) -> tuple[int, int]:
+  """Two whole numbers above 0, such as `32,48`."""
+  found = re.fullmatch(r'\s*(\d{1,9})\s*,\s*(\d{1,9})\s*', text, re.ASCII)
+  first, second = map(int, found.groups()) if found else (0, 0)
+  if 0 < first <= most and 0 < second <= most:
+    return first, second
+  raise FlagError(
+    name, text, f'two whole numbers from 1 to {most}, as in 32,32'
+  )
 
 
 def number(name: str, text: str, most: float, *words: str) -> Any:

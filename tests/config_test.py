@@ -38,7 +38,7 @@ FREE = {
   *('retrained_dir', 'workdir', 'scheduler', 'coordinator', 'tuned'),
 }
 # Texts with a grammar of their own, each tested below.
-PARSED = {'model', 'strategies', 'max_perturbation', 'cap'}
+PARSED = {'image_size', 'model', 'strategies', 'max_perturbation', 'cap'}
 
 
 def wrong_values():

@@ -302,6 +302,38 @@ def test_folder_of_other_gray_modes(folder, mode):
   assert dataset.test.images[:, 0, 0, 0].tolist() == [4, 255]
 
 
+def test_folder_of_any_sizes(folder):
+  ramp = np.tile(np.arange(0, 240, 20, np.uint8), (6, 1))
+  (folder / 'test/dog').mkdir()
+  PIL.Image.fromarray(ramp).save(folder / 'test/dog/f.png')
+  save_image(folder / 'train/dog/tall.jpg', (40, 9), 200)
+  plain = error_of(data.load, f'folder:{folder}')
+  assert plain.endswith('or --image_size=H,W for all')
+  dataset = data.load(f'folder:{folder}', image_size=(3, 4))
+  check(dataset)
+  assert dataset.image_shape == (3, 4, 1)
+  assert dataset.train.images[:, 1, 1, 0].tolist() == [3, 2, 1, 200]
+  # A row of 12 pixels covers 3×4 as one of 6, of which the middle 4 are kept.
+  row = dataset.test.images[dataset.test.labels == 1][0, 1, :, 0].astype(int)
+  np.testing.assert_allclose(row, [50, 90, 130, 170], atol=2)
+  other = data.load(f'folder:{folder}', image_size=(4, 4))
+  assert other.fingerprint != dataset.fingerprint
+  only = error_of(data.load, 'digits', image_size=(4, 4))
+  assert only == 'digits: image_size is for folder:DIR only'
+
+
+def test_what_systems_leave_in_folders_is_skipped_and_counted(folder):
+  assert data.litter(f'folder:{folder}') == 0
+  before = data.load(f'folder:{folder}')
+  (folder / '__MACOSX/train').mkdir(parents=True)
+  (folder / 'train/__MACOSX').mkdir()
+  (folder / 'train/dog/Thumbs.db').write_bytes(b'x')
+  (folder / 'test/cat/desktop.ini').write_bytes(b'x')
+  (folder / 'test/.DS_Store').write_bytes(b'x')
+  assert data.load(f'folder:{folder}').fingerprint == before.fingerprint
+  assert data.litter(f'folder:{folder}') == 5
+
+
 def test_folder_defects(folder):
   def message():
     return error_of(data.load, f'folder:{folder}')
@@ -310,7 +342,8 @@ def test_folder_defects(folder):
   save_image(odd, (5, 6))
   first = folder / 'train/cat/c d.png'
   assert message() == (
-    f'{odd}: is 5x6 (height x width); allowed is 4x6 like {first}'
+    f'{odd}: is 5x6 (height x width); allowed is 4x6 like {first}, or '
+    '--image_size=H,W for all'
   )
   odd.write_text('no image')
   assert f'{odd}: cannot be read as an image' in message()

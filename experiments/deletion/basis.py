@@ -105,7 +105,7 @@ def read(
   said = finished.manifest(path)
   _require_ours(path, said)
   name = dataset or said.dataset
-  which = config.Data(name, said.train_subset, said.test_fraction)
+  which = setups.data_of(said, name)
   whole = setups.load(which, archives)
   classes, shape = len(whole.class_names), list(whole.image_shape)
   finished.require(path, num_classes=classes, image_shape=shape)

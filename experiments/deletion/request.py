@@ -163,9 +163,9 @@ def _study(asked: Any, basis: Basis) -> config.Study:
   """What the stages take from a study: how the source was trained."""
   said, recipe = basis.own.manifest, basis.own.manifest.recipe
   assert recipe is not None
-  which = basis.setup.facts.dataset, said.train_subset, said.test_fraction
+  which = setups.data_of(said, basis.setup.facts.dataset)
   return config.Study(
-    data=config.Data(*which),
+    data=which,
     network=setups.network_of(said, asked.model),
     training=planning.training_as(recipe, str(basis.path)),
     draws=config.Seeds(asked.seed),
@@ -223,6 +223,7 @@ def carry_out(made: Plan) -> None:
   wanted = settings.key([*depends, records.keyed(made.key)])
   workdir = Workdir(root, {'request': wanted}, 'out')
   workdir.claim()
+  say(*setups.left_out(made.basis.setup))
   for count, text in (
     (named.repeated, 'Entries that name an image again, taken once'),
     (named.earlier, 'Images that an earlier request named, left out'),

@@ -44,7 +44,7 @@ def read(
     code: of a model of one's own, as `--model` spells it.
   """
   said = finished.manifest(path)
-  which = config.Data(said.dataset, said.train_subset, said.test_fraction)
+  which = setups.data_of(said)
   dataset = setups.load(which, asked.archives)
   setup = _setup(path, said, dataset, code)
   own = setups.load_model(setup, path)

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments import config
 from experiments.report.wording import say
-from experiments.settings import FlagError
+from experiments.settings import FlagError, pair
 from experiments.study import networks
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished
@@ -124,6 +124,8 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
 
   @functools.cache
   def read() -> Dataset:
+    text = which.image_size
+    size = None if text is None else pair('image_size', text, 4096)
     try:
       dataset = data.load(
         which.dataset,
@@ -131,15 +133,16 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
         raw_dir=archives.raw_dir,
         map_beyond=streaming.limit_bytes(),
         test_fraction=which.test_fraction,
+        image_size=size,
       )
     except InputError as error:
       raise InputError(f'--dataset={which.dataset}: {error}') from error
-    size = which.train_subset
-    if size is None:
+    most = which.train_subset
+    if most is None:
       return dataset
-    if size > dataset.train.size:
-      raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
-    return data.subset(dataset, size)
+    if most > dataset.train.size:
+      raise FlagError('train_subset', most, f'1 to {dataset.train.size}')
+    return data.subset(dataset, most)
 
   told = parallel.by_first(lambda: read().fingerprint)
   if read().fingerprint != told:
@@ -182,6 +185,12 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
   if sum(setup.tensor_sizes.values()) >= 2**31:
     raise too_large
   return setup
+
+
+def data_of(said: Facts, dataset: str | None = None) -> config.Data:
+  """Which data a manifest means, or those that have moved to `dataset`."""
+  rest = said.train_subset, said.test_fraction, said.image_size
+  return config.Data(dataset or said.dataset, *rest)
 
 
 def network_of(said: Facts, code: str | None) -> config.Network:
@@ -294,6 +303,7 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
     f'{facts.network}: {sum(sizes.values()):,} parameters in {len(sizes)}'
     ' tensors',
   ]
+  lines += left_out(setup)
   for seed, splits in drawn.items():
     ids = ids_of(setup, splits.forget)
     few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')
@@ -302,6 +312,15 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
       f' ({few})'
     )
   return lines + [f'warning: {text}' for text in cautions(setup, drawn)]
+
+
+def left_out(setup: Setup) -> list[str]:
+  """A line on what lies among the images of a folder and is none."""
+  count = data.litter(setup.facts.dataset)
+  what = 'Thumbs.db, .DS_Store, __MACOSX or the like'
+  return [f'Entries that are no images, skipped: {count} ({what})'] * bool(
+    count
+  )
 
 
 def cautions(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:

@@ -63,6 +63,7 @@ class Facts:
   dataset: str = ''
   train_subset: int | None = None
   test_fraction: float | None = None
+  image_size: str | None = None  # as --image_size says it
   dtype: str = 'float32'
   # Of the file of a model of one's own; None of ours.
   model_sha256: str | None = None

@@ -33,6 +33,7 @@ __all__ = [
   'copies',
   'forget_set',
   'fingerprint',
+  'litter',
   'load',
   'pixel_statistics',
   'read_ids',
@@ -55,6 +56,7 @@ def load(
   raw_dir: str | os.PathLike[str] | None = None,
   map_beyond: float = math.inf,
   test_fraction: float | None = None,
+  image_size: tuple[int, int] | None = None,
 ) -> base.Dataset:
   """Reads a data set for image classification.
 
@@ -77,6 +79,8 @@ def load(
       `np.savez`, and in what was decoded of TFDS. `streaming.limit_bytes()`
       maps what is streamed. The file must not change as long as it is mapped.
     test_fraction: share to hold out of TFDS data that have no test split.
+    image_size: (height, width) for `folder:` of images of any size, see
+      `local.read_folder`.
 
   Returns:
     The data set: uint8 images `[N, height, width, channels]`, int32 labels.
@@ -94,6 +98,8 @@ def load(
   from unlearn_jax.data import local, prepare, prepared
 
   kind, colon, path = name.partition(':')
+  if image_size is not None and not (colon and kind == 'folder'):
+    raise base.InputError(f'{name}: image_size is for folder:DIR only')
   if name == 'digits':
     parts = local.read_digits()
   elif colon and kind in ('npz', 'folder'):
@@ -102,7 +108,7 @@ def load(
     if kind == 'npz':
       parts = local.read_npz(_expanded(path), map_beyond)
     else:
-      parts = local.read_folder(_expanded(path))
+      parts = local.read_folder(_expanded(path), image_size)
   else:
     root = _expanded(
       prepared.default_data_dir() if data_dir is None else data_dir
@@ -120,6 +126,19 @@ def load(
   elif not len(parts[2]):
     raise base.InputError(f'{name}: has no test images, allowed: test_fraction')
   return _dataset(name, *parts)
+
+
+def litter(name: str) -> int:
+  """How much of `folder:DIR` is skipped as left there by a system.
+
+  Example:
+    >>> litter('digits')
+    0
+  """
+  from unlearn_jax.data import local
+
+  kind, _, path = name.partition(':')
+  return local.litter(_expanded(path)) if kind == 'folder' else 0
 
 
 def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:

@@ -29,6 +29,8 @@ Parts = tuple[
 
 _DIGITS_TEST = 360
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
+# What systems leave in folders, beside hidden files.
+_LITTER = ('thumbs.db', 'ehthumbs.db', 'desktop.ini', '__macosx', '.ds_store')
 _NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
 _MEDMNIST = {'x': 'images', 'y': 'labels'}  # 'train_images' for 'x_train'.
 
@@ -139,17 +141,21 @@ def read_npz(
   )
 
 
-def read_folder(folder: str | os.PathLike[str]) -> Parts:
+def read_folder(
+  folder: str | os.PathLike[str], size: tuple[int, int] | None = None
+) -> Parts:
   """Image files in train/CLASS/ and test/CLASS/.
 
   PNG, JPEG, BMP, GIF, PPM, TIFF or WebP, all of one size, one frame and 8 bits
   a channel, turned as EXIF says; transparency is dropped. All are grayscale or,
   if one is not, all become RGB. The classes are the folders in train/, sorted
-  by name. Hidden files are skipped. The id of an example is its path relative
-  to train/.
+  by name. Hidden files, and what `litter` counts, are skipped. The id of an
+  example is its path relative to train/.
 
   Args:
     folder: holds `train` and `test`.
+    size: (height, width) that images of any size are brought to: resized
+      (bicubic) until the shorter side fits, and cropped at the centre.
 
   Returns:
     The parts of the data set, see the module.
@@ -180,12 +186,12 @@ def read_folder(folder: str | os.PathLike[str]) -> Parts:
   for split, classes in files.items():
     for label, name in enumerate(names):
       for file in classes.get(name, ()):
-        image = _read_image(file)
+        image = _read_image(file, size)
         first = first or (file, image.shape[:2])
         if image.shape[:2] != first[1]:
           raise base.InputError(
             f'{file}: is {_size(image.shape[:2])} (height x width); allowed is'
-            f' {_size(first[1])} like {first[0]}'
+            f' {_size(first[1])} like {first[0]}, or --image_size=H,W for all'
           )
         pixels[split].append(image)
         labels[split].append(label)
@@ -269,7 +275,11 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
     raise base.InputError(
       f'{base.shown(folder)}: cannot be read: {reason}'
     ) from None
-  found = [entry for entry in entries if not entry.name.startswith('.')]
+  found = [
+    entry
+    for entry in entries
+    if not entry.name.startswith('.') and entry.name.lower() not in _LITTER
+  ]
   for entry in found:
     # Names become ids, which stand one a line in text files.
     text = entry.name.encode(errors='ignore').decode()
@@ -281,7 +291,13 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
   return found
 
 
-def _read_image(file: pathlib.Path) -> np.ndarray:
+def litter(folder: str | os.PathLike[str]) -> int:
+  """How many entries of a folder are skipped as left there by a system."""
+  inside = pathlib.Path(folder).rglob('*')
+  return sum(entry.name.lower() in _LITTER for entry in inside)
+
+
+def _read_image(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
   """uint8 `[height, width, channels]`, 1 channel for gray or 3 for RGB."""
   import PIL.Image
   import PIL.ImageOps
@@ -303,10 +319,13 @@ def _read_image(file: pathlib.Path) -> np.ndarray:
         mode = 'I;16'
       else:
         image = PIL.ImageOps.exif_transpose(image)
-      if mode in ('1', 'L', 'LA', 'La'):
-        return np.asarray(image.convert('L'))[..., None]
       if not mode.startswith(('I', 'F')):
-        return np.asarray(image.convert('RGB'))
+        gray = mode in ('1', 'L', 'LA', 'La')
+        image = image.convert('L' if gray else 'RGB')
+        if size is not None:
+          image = PIL.ImageOps.fit(image, size[::-1])
+        pixels = np.asarray(image)
+        return pixels[..., None] if gray else pixels
   except Exception as error:  # Broken files raise a dozen types.
     raise base.InputError(
       f'{file}: cannot be read as an image ({reason(error)})'
