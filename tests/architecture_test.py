@@ -14,7 +14,7 @@ import unlearn_jax
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {'unlearn_jax': r'\d+', 'experiments': '[a-z]'}
 # Lines of Python, and of one module.
-MOST = {'unlearn_jax': 12_950, 'experiments': 8_700, 'benchmarks': 1_000}
+MOST = {'unlearn_jax': 12_950, 'experiments': 9_050, 'benchmarks': 1_000}
 MOST_OF_ONE = 450
 # Of our modules that the main job loads before its flags are known.
 MOST_AT_START = 45
@@ -175,7 +175,7 @@ def test_every_main_fits_on_a_screen():
         mains.append(path.stem)
         assert node.end_lineno - node.lineno < 40, path
   wanted = {'unlearn', 'train', 'tune', 'evaluate', 'reproduce', 'table1'}
-  wanted |= {'forget', 'verify'}
+  wanted |= {'adopt', 'forget', 'verify'}
   assert wanted <= set(mains)
 
 

@@ -9,6 +9,7 @@ import pytest
 import running
 
 from experiments import (
+  adopt,
   config,
   evaluate,
   reproduce,
@@ -31,6 +32,7 @@ KINDS = (
   reproduce.Reproduce,
   table1.Table1,
   tune.Tune,
+  adopt.Adopt,
 )
 # Texts, of which data, disk or network say whether they are allowed.
 FREE = {

@@ -3,11 +3,20 @@
 import json
 import re
 
+from flax import serialization
+from flax.traverse_util import flatten_dict
 import helpers
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import running
+from safetensors.numpy import save_file
 
+from experiments.study import networks
 from experiments.workdir import finished
+from unlearn_jax import parallel, training
+from unlearn_jax.base import Examples
 
 LINEN = """
 from flax import linen as nn
@@ -207,3 +216,183 @@ def test_a_file_that_cannot_be_run_is_one_line(here, tmp_path):
     file.write_text(content)
     line = running.refused('train', *flags(f'{file}:f', tmp_path / 'w'))
     assert 'cannot be run: ' in line and 'allowed: a file of Python' in line
+
+
+# Weights from elsewhere.
+
+
+@pytest.fixture(scope='module')
+def trained(place):
+  """A network of somebody's, trained without us: its variables."""
+  text = f'{place}/my_linen.py:Net(width=4)'
+  model = networks.read(text, 3, (6, 6, 1), (0.5,), (0.5,)).model
+  with np.load(place / 'stripes.npz') as arrays:
+    examples = Examples.of(arrays['x_train'][..., None], arrays['y_train'])
+  with parallel.use(jax.devices()[:1]):
+    key = jax.random.key(3)
+    how = {'epochs': 6, 'batch_size': 24, 'optimizer': training.adam(0.01)}
+    fit = training.train(key, model, examples, **how)
+  return jax.tree.map(np.asarray, fit.state)
+
+
+def variables(state):
+  """As its own program would save them; nothing of ours in them."""
+  stats = state.batch_stats['batch_stats']
+  return {'params': state.params, 'batch_stats': stats}
+
+
+def flat(tree, sep):
+  return flatten_dict(tree, sep=sep)
+
+
+def as_safetensors(tree, folder):
+  path = folder / 'net.safetensors'
+  save_file({n: np.array(a) for n, a in flat(tree, '.').items()}, path)
+  return path
+
+
+def as_npz(tree, folder):
+  bare = {n.partition('/')[2]: a for n, a in flat(tree, '/').items()}
+  np.savez(folder / 'net.npz', **bare)
+  return folder / 'net.npz'
+
+
+def as_msgpack(tree, folder):
+  both = {'step': np.int32(7), 'opt_state': tree['params'], **tree}
+  path = folder / 'net.msgpack'
+  path.write_bytes(serialization.to_bytes(both))
+  return path
+
+
+def as_orbax(tree, folder):
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / 'orbax', {'model': tree})
+  return folder / 'orbax'
+
+
+def as_steps(tree, folder):
+  zeros = jax.tree.map(np.zeros_like, tree)
+  with ocp.CheckpointManager(folder / 'steps') as manager:
+    for step, own in ((9, zeros), (10, tree)):
+      manager.save(step, args=ocp.args.StandardSave(own))
+  return folder / 'steps'
+
+
+NET = '--model=my_linen.py:Net(width=4)', '--dataset=npz:stripes.npz'
+
+
+@pytest.mark.parametrize(
+  'write', [as_safetensors, as_npz, as_msgpack, as_orbax, as_steps]
+)
+def test_weights_of_any_kind_are_adopted(write, trained, here, tmp_path):
+  path = write(variables(trained), tmp_path)
+  out = tmp_path / 'prod'
+  own = f'--weights={path}', f'--out={out}', '--trained_on=all', *NET
+  told = running.done('adopt', *own)
+  assert '8 of 10 tensors of the model are there:' in told
+  assert 'Begin anew: 2 (batch_stats/lot/count, batch_stats/lot/key)' in told
+  share = float(re.search(r'test    accuracy ([\d.]+) %', told)[1])
+  assert share > 70 and told.endswith(f'Checkpoint: {out}\n')
+  made = finished.load(out)
+  for name in ('params', 'batch_stats'):
+    tree = getattr(made.state, name)
+    tree = tree if name == 'params' else tree['batch_stats']
+    jax.tree.map(np.testing.assert_array_equal, tree, variables(trained)[name])
+  assert made.manifest.strategy == 'source' and made.manifest.recipe is None
+  assert (out / 'trained.txt').read_text().split('\n')[:2] == ['0', '1']
+  again = running.refused('adopt', *own, status=1)
+  assert 'never overwritten' in again
+
+
+def test_a_source_without_a_recipe_is_not_retrained_by_default(
+  trained, here, tmp_path
+):
+  path = as_npz(variables(trained), tmp_path)
+  (tmp_path / 'known.txt').write_text('\n'.join(map(str, range(5, 240))))
+  known = f'--trained_on={tmp_path / "known.txt"}'
+  out = tmp_path / 'prod'
+  running.done('adopt', f'--weights={path}', f'--out={out}', known, *NET)
+  assert (out / 'trained.txt').read_text().split() == [*map(str, range(5, 240))]
+  own = *NET, f'--workdir={tmp_path / "w"}', f'--source_dir={out}', '--seeds=1'
+  line = running.refused('unlearn', *own, '--strategies=retrain')
+  assert '--recipe=' in line and 'does not tell how it was trained' in line
+  ids = tmp_path / 'ids.txt'
+  ids.write_text('7\n11\n')
+  line = running.refused(
+    'forget', f'--source={out}', f'--ids={ids}', f'--out={tmp_path / "o"}'
+  )
+  assert 'experiments.adopt --recipe' in line
+  # Of what it never knew nothing is to be forgotten.
+  (tmp_path / 'never.txt').write_text('2\n')
+  line = running.refused(
+    'unlearn',
+    *own,
+    '--strategies=finetune',
+    f'--forget=ids({tmp_path}/never.txt)',
+  )
+  assert 'was not trained on 2' in line
+
+
+def test_names_are_matched_and_what_does_not_fit_is_told(
+  trained, here, tmp_path
+):
+  tree = flat(variables(trained), '/')
+  name = {'params': 'module/w', 'batch_stats': 'module/s'}
+  other = {
+    re.sub('^(params|batch_stats)', lambda m: name[m[1]], n): a
+    for n, a in tree.items()
+  }
+  other['module/w/Dense_7/kernel'] = other.pop('module/w/Dense_0/kernel')
+  own = f'--out={tmp_path / "prod"}', '--trained_on=all', *NET
+
+  def weights(**changes):
+    path = tmp_path / 'odd.npz'
+    np.savez(
+      path, **{n: a for n, a in (other | changes).items() if a is not None}
+    )
+    return f'--weights={path}'
+
+  status, told, line = running.run('adopt', weights(), *own)
+  assert status == 1 and '7 of 10 tensors' in told
+  assert 'Not used: 1 (module/w/Dense_7/kernel)' in told
+  assert 'params/Dense_0/kernel float32[36, 3] is missing; unused: did' in line
+  fixed = r'--rename=module/w/Dense_7/(.*)=module/w/Dense_0/\1'
+  done = running.done('adopt', weights(), *own, fixed)
+  assert 'params/Conv_0/kernel' in done and '← module/w/Conv_0/kernel' in done
+  bad = {'module/w/Conv_0/bias': np.zeros(5), 'module/s/BatchNorm_0/var': None}
+  own = f'--out={tmp_path / "next"}', *own[1:], fixed
+  line = running.refused('adopt', weights(**bad), *own)
+  assert 'params/Conv_0/bias is float64[5], allowed: float32[4]' in line
+  assert '(1 more: batch_stats/batch_stats/BatchNorm_0/var float32[4]' in line
+  for value, words in ((np.nan, 'NaN'), (1, 'int64[4], allowed: float32[4]')):
+    broken = {'module/w/Conv_0/bias': np.full(4, value)}
+    assert words in running.refused('adopt', weights(**broken), *own)
+  twice = {f'ema/w/{n[9:]}': a for n, a in other.items() if '/w/' in n}
+  line = running.refused('adopt', weights(**twice), *own[:-1])
+  assert 'several times' in line and '--rename=ema/w/(.*)=params/' in line
+  for rule, words in (
+    ('(=b', 'a/(.*)=b/'),
+    ('no_such=b', 'what fits a whole name'),
+    ('.*=x', 'each name once'),
+  ):
+    line = running.refused('adopt', weights(), *own[:-1], f'--rename={rule}')
+    assert '--rename=' in line and words in line
+  assert not (tmp_path / 'next').exists()
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--weights=no_such'], '--weights=no_such: no such file'),
+    (['--weights=ids.txt'], 'allowed: safetensors, an npz, msgpack'),
+    (['--weights=.'], 'no _METADATA in it'),
+    (['--out='], '--out='),
+    (['--trained_on=no_such'], '--trained_on=no_such'),
+    (['--train_epochs=4'], '--recipe=, allowed: said, where --train_epochs is'),
+  ],
+)
+def test_what_cannot_be_adopted(flags, words, here, tmp_path):
+  (here / 'ids.txt').write_text('3\n7\n')
+  own = '--weights=ids.txt', f'--out={tmp_path / "o"}', '--trained_on=all'
+  assert words in running.refused('adopt', *own, *NET, *flags)
+  assert not (tmp_path / 'o').exists()

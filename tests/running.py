@@ -8,6 +8,7 @@ from absl import flags
 import jax
 
 from experiments import (
+  adopt,
   config,
   evaluate,
   forget,
@@ -27,6 +28,7 @@ KINDS = {
   'evaluate': (evaluate.main, evaluate.Evaluate),
   'forget': (forget.main, forget.Forget),
   'verify': (verify.main, verify.Verify),
+  'adopt': (adopt.main, adopt.Adopt),
 }
 
 

@@ -18,7 +18,7 @@ from experiments.settings import FlagError
 from experiments.study import setup as setups
 from experiments.workdir import finished
 from unlearn_jax import checkpoints
-from unlearn_jax.base import InputError, ModelState
+from unlearn_jax.base import InputError, ModelState, shown
 
 # By which a number may differ: other devices round otherwise.
 _TOLERANCE = 1e-4
@@ -68,6 +68,10 @@ def check(asked: Any) -> None:
     told.holds(f'tensors of {TENSORS}', same, 'not those of the result')
   whole = _folder(told, root / MODEL, record)
   if whole:
+    said = finished.manifest(root / MODEL)
+    if said.model_sha256 is not None and asked.model is None:
+      allowed = f'{shown(said.model)}, with the path of its file, which is run'
+      raise FlagError('model', '', allowed)
     try:
       _contents(told, root / MODEL, record, key, asked)
     except InputError as error:
