@@ -179,7 +179,10 @@ def test_changed_code_is_another_model(here, tmp_path):
   ('model', 'words'),
   [
     ('no_such.py:Net', 'no_such.py: no such file'),
-    ('my_linen.py:Nett', 'has no Nett, allowed: did you mean Net? one of'),
+    (
+      'my_linen.py:Nett',
+      'my_linen.py has no Nett, allowed: did you mean Net? one of',
+    ),
     ('my_linen.py:Net(widht=4)', 'no parameter widht, allowed: did you mean w'),
     ("my_linen.py:Net(width='4')", "width='4', allowed: a whole number"),
     ('my_linen.py:Net(4)', 'allowed: my_linen.py:Net(num_classes=3, width=8)'),

@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import inspect
 import pathlib
 import re
 import sys
 import types
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, cast, get_type_hints
 
 from flax import linen as nn
 import jax
@@ -34,9 +33,7 @@ from unlearn_jax.models import from_linen
 from unlearn_jax.strategies import spelling
 
 _NAME = re.compile(r'(?P<home>[^:()]+):(?P<name>\w+)(?P<call>\(.*\))?', re.S)
-_KINDS = 'a Flax Linen module, an NNX module or an unlearn_jax.Model'
-# Of modules, the digest of the file when it was first looked at.
-_FIRST: dict[str, str] = {}
+_KINDS = 'a Flax Linen module, one of NNX that takes rngs, or a Model'
 
 
 class Own(NamedTuple):
@@ -49,15 +46,10 @@ class Own(NamedTuple):
 
 def stamp(text: str) -> str:
   """Digest of the file that a spelling names, as it is now; '' of others."""
-  home, colon, _ = text.partition(':')
-  file: pathlib.Path | None = pathlib.Path(home)
-  if not home.endswith('.py'):
-    with contextlib.suppress(Exception):
-      found = importlib.util.find_spec(home) if colon else None
-      file = pathlib.Path(found.origin) if found and found.origin else None
-  if colon and file and file.is_file():
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-  return ''
+  path = pathlib.Path(text.partition(':')[0])
+  if path.suffix != '.py' or not path.is_file():
+    return ''
+  return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read(
@@ -76,16 +68,23 @@ def read(
   Raises:
     InputError: in one line, what the text, the file or the network lacks.
   """
-  offered = {
-    'num_classes': num_classes,
-    'image_shape': tuple(image_shape),
-    'mean': tuple(mean),
-    'std': tuple(std),
-  }
+  shape = tuple(image_shape)
   try:
-    return _read(text, stamp(text), tuple(offered.items()))
+    numbers = num_classes, shape, tuple(mean), tuple(std)
+    return _read(text, stamp(text), *numbers)
   except InputError as error:
     raise InputError(f'--model={shown(text)}: {error}') from error
+  except Exception as error:  # Whatever that code does.
+    raise InputError(
+      f'--model={shown(text)}: {_first(error)}; allowed: a network that maps'
+      f' float32 [B, {", ".join(map(str, shape))}] to [B, {num_classes}]'
+    ) from error
+
+
+def _first(error: Exception) -> str:
+  """Its type and first line."""
+  text = str(error).strip().split('\n')[0]
+  return f'{type(error).__name__}: {shown(text)}'
 
 
 def again(facts: Facts, text: str | None) -> Model:
@@ -95,13 +94,8 @@ def again(facts: Facts, text: str | None) -> Model:
       f'its network is code, which no manifest has run; allowed:'
       f' --model={shown(facts.model)}, with the path of that file'
     )
-  own = read(
-    text,
-    facts.num_classes,
-    facts.image_shape,
-    facts.pixel_mean,
-    facts.pixel_std,
-  )
+  numbers = facts.num_classes, facts.image_shape
+  own = read(text, *numbers, facts.pixel_mean, facts.pixel_std)
   if (own.name, own.sha256) != (facts.model, facts.model_sha256):
     raise InputError(
       f'--model={shown(text)} is {own.name} of a file with SHA-256'
@@ -112,37 +106,40 @@ def again(facts: Facts, text: str | None) -> Model:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(text: str, sha256: str, offered: tuple[tuple[str, Any], ...]) -> Own:
+def _read(
+  text: str,
+  stamp: str,
+  num_classes: int,
+  shape: tuple[int, ...],
+  mean: tuple[float, ...],
+  std: tuple[float, ...],
+) -> Own:
+  """The same as long as the file is."""
   whole = _NAME.fullmatch(text)
   if whole is None:
     raise InputError('allowed: FILE.py:Net(width=32) or module:factory(…)')
-  home, attribute = whole['home'], whole['name']
+  home, attribute, call = whole.groups()
   if home.endswith('.py'):
-    kind, sha256 = _of_file(pathlib.Path(home), attribute)
+    kind, stamp = _of_file(pathlib.Path(home), attribute)
     home = pathlib.Path(home).name
   else:
-    kind, sha256 = spelling.imported(home, attribute, _makes)
-    if _FIRST.setdefault(home, sha256) != sha256:
-      raise InputError('its file has changed meanwhile; allowed: a new process')
-  name, make = f'{home}:{attribute}', _keywords(kind, dict(offered))
-  given = spelling.arguments(name, whole['call'] or '()', make)
-  typed = spelling.typed_as(name, make, given)
+    kind, stamp = spelling.imported(home, attribute, _makes)
+  offered = {
+    'num_classes': num_classes,
+    'image_shape': shape,
+    'mean': mean,
+    'std': std,
+  }
+  name, make = f'{home}:{attribute}', _keywords(kind, offered)
+  typed = spelling.typed_as(
+    name, make, spelling.arguments(name, call or '()', make)
+  )
   bound = inspect.signature(make).bind(**typed)
   bound.apply_defaults()
+  model = _model(name, kind, bound.arguments, shape)
+  _check(model, num_classes, shape)
   changed = spelling.spelled(spelling.changes(make, typed))
-  classes, shape = dict(offered)['num_classes'], dict(offered)['image_shape']
-  try:
-    model = _model(name, kind, dict(bound.arguments), shape)
-    _check(model, classes, shape)
-  except InputError:
-    raise
-  except Exception as error:  # Whatever that code does.
-    first = shown(str(error).strip().split('\n')[0])
-    raise InputError(
-      f'{type(error).__name__}: {first}; allowed: a network that maps float32'
-      f' [B, {", ".join(map(str, shape))}] to logits [B, {classes}]'
-    ) from error
-  return Own(name + changed, sha256, model)
+  return Own(name + changed, stamp, model)
 
 
 def _makes(thing: Any) -> bool:
@@ -161,14 +158,11 @@ def _of_file(path: pathlib.Path, name: str) -> tuple[Any, str]:
     sys.modules[known] = home  # Where dataclasses look for the names of types.
     try:
       exec(compile(content, str(path), 'exec'), vars(home))
-    except BaseException as error:
+      home.__name__ = path.name  # For messages.
+    except Exception as error:
       del sys.modules[known]
-      if not isinstance(error, Exception):
-        raise
-      first = shown(str(error).split('\n')[0])
       raise InputError(
-        f'cannot be run: {type(error).__name__}: {first}; allowed: a file of'
-        ' Python'
+        f'cannot be run: {_first(error)}; allowed: a file of Python'
       ) from error
   return spelling.member(sys.modules[known], name, _makes), sha256
 
@@ -181,56 +175,45 @@ def _parameters(kind: Any) -> dict[str, inspect.Parameter]:
   return dict(rest)
 
 
-def _keywords(
-  kind: Callable[..., Any], offered: Mapping[str, Any]
-) -> Callable[..., Any]:
-  """The same with what a user may say of it as its signature, in keywords."""
+def _keywords(kind: Any, offered: Mapping[str, Any]) -> Callable[..., Any]:
+  """What a user may say of it, in keywords, as the signature of a function."""
+
+  def make() -> None:
+    pass
+
+  own, found, kinds = cast(Any, make), [], inspect.Parameter
   linen = inspect.isclass(kind) and issubclass(kind, nn.Module)
   hidden = {'rngs', *(('parent', 'name') if linen else ())}
-
-  def make(**given: Any) -> Any:
-    return kind(**given)
-
-  own: Any = make
-  own.__signature__ = inspect.Signature(
-    [
-      parameter.replace(
-        kind=parameter.KEYWORD_ONLY,
-        default=offered.get(name, parameter.empty)
-        if parameter.default is parameter.empty
-        else parameter.default,
-      )
-      for name, parameter in _parameters(kind).items()
-      if name not in hidden
-      and parameter.kind
-      not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-  )
-  typed: Any = kind if linen or not inspect.isclass(kind) else kind.__init__
+  for name, each in _parameters(kind).items():
+    if each.default is each.empty:
+      each = each.replace(default=offered.get(name, each.empty))
+    if name not in hidden and each.kind not in (
+      kinds.VAR_POSITIONAL,
+      kinds.VAR_KEYWORD,
+    ):
+      found.append(each.replace(kind=kinds.KEYWORD_ONLY))
+  own.__signature__ = inspect.Signature(found)
+  plain = linen or not inspect.isclass(kind)
   with contextlib.suppress(Exception):  # Names that only a type checker knows.
-    own.__annotations__ = get_type_hints(typed)
+    own.__annotations__ = get_type_hints(kind if plain else kind.__init__)
   return own
 
 
 def _model(
-  name: str,
-  kind: Callable[..., Any],
-  values: Mapping[str, Any],
-  shape: Sequence[int],
+  name: str, kind: Any, values: Mapping[str, Any], shape: Sequence[int]
 ) -> Model:
   if 'rngs' in _parameters(kind):
     from unlearn_jax.models.nnx import from_nnx  # Takes a while.
 
     return from_nnx(lambda rngs: kind(**values, rngs=rngs), shape, scale=255.0)
   made = kind(**values)
-  if isinstance(made, Model):
-    return made
   if isinstance(made, nn.Module):
     return from_linen(made, shape, scale=255.0)
-  raise InputError(
-    f'{name} gave {shown(type(made).__name__)}, allowed: {_KINDS}; one of NNX'
-    ' takes rngs'
-  )
+  if not isinstance(made, Model):
+    raise InputError(
+      f'{name} gave {shown(type(made).__name__)}, allowed: {_KINDS}'
+    )
+  return made
 
 
 def _check(model: Model, classes: int, shape: Sequence[int]) -> None:
@@ -246,20 +229,20 @@ def _check(model: Model, classes: int, shape: Sequence[int]) -> None:
     )
   images = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
   for train in (False, True):
-    logits, carried = jax.eval_shape(
-      lambda s, x, train=train: model.apply(s, x, train), state, images
-    )
+    apply = functools.partial(lambda t, s, x: model.apply(s, x, t), train)
+    logits, carried = jax.eval_shape(apply, state, images)
     if logits.shape != (2, classes):
       raise InputError(
         f'logits {list(logits.shape)} of 2 images of {classes} classes,'
         f' allowed: [2, {classes}]'
       )
-    same = jax.tree.map(
-      lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype),
-      *(state.batch_stats, carried),
+    # It raises where there are other tensors.
+    jax.tree.map(_alike, state.batch_stats, carried)
+
+
+def _alike(before: Any, after: Any) -> None:
+  if (before.shape, before.dtype) != (after.shape, after.dtype):
+    raise InputError(
+      f'it is given {before.dtype}{list(before.shape)} and hands on'
+      f' {after.dtype}{list(after.shape)}, allowed: what it is given'
     )
-    if not all(jax.tree.leaves(same)):
-      raise InputError(
-        'what it carries along changes its form in a call, allowed: the same'
-        f' tensors (train={train})'
-      )
