@@ -156,6 +156,7 @@ OTHERS = {
     'source_dir',
     'retrained_dir',
     'test_fraction',
+    'image_size',
   ),
   'tuned',
 }
