@@ -40,9 +40,9 @@ def from_nnx(
     make: `rngs -> module`, which maps float32 `[B, height, width, channels]` to
       logits `[B, C]`.
     image_shape: (height, width, channels).
-    mean: per channel, subtracted after the division by `scale`.
-    std: per channel, divided by then.
-    scale: what pixels are divided by; None: 255 if integers, 1 if floats.
+    mean: as `std` and `scale` of `from_linen`.
+    std: likewise.
+    scale: likewise.
 
   Returns:
     The model; its `order` is that in which the module got its parameters.
@@ -89,7 +89,10 @@ def from_nnx(
       logits = module(standardised(images, *units), **say(train))
       if not train:
         return logits, state.batch_stats
-      return logits, _nested(_kept(rest, nnx.state(module, nnx.Not(nnx.Param))))
+      after = nnx.state(module, nnx.Not(nnx.Param))
+      # Keys of devices are not kept.
+      after = jax.tree.map(lambda a, b: a if _is_key(a) else b, rest, after)
+      return logits, _nested(after)
 
     return Model(apply, init, order=order, freeze=with_frozen)
 
@@ -170,17 +173,10 @@ def _like(tree: Any, form: Any) -> Any:
 
 
 def _apart(rest: Any) -> Any:
-  """With keys of this device alone: each drops other units."""
+  """With keys of this device alone, so that each drops other units."""
   if not axis_is_bound():
     return rest
   rank = jax.lax.axis_index(AXIS)
   return jax.tree.map(
     lambda leaf: jax.random.fold_in(leaf, rank) if _is_key(leaf) else leaf, rest
-  )
-
-
-def _kept(before: Any, after: Any) -> Any:
-  """What was carried along, with the keys of all devices again."""
-  return jax.tree.map(
-    lambda old, new: old if _is_key(old) else new, before, after
   )
