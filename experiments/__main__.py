@@ -12,7 +12,7 @@ import sys
 _FOLDER = pathlib.Path(__file__).parent
 # In the order in which a user meets them.
 BINARIES = (
-  *('unlearn', 'train', 'tune', 'evaluate'),
+  *('unlearn', 'train', 'adopt', 'tune', 'evaluate', 'audit'),
   *('forget', 'verify', 'reproduce', 'table1'),
 )
 
