@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from experiments import (
+  audit,
   config,
   evaluate,
   forget,
@@ -59,7 +60,7 @@ def test_the_readme_is_short():
 def test_every_flag_strategy_and_binary_that_is_named_exists(page):
   text = (ROOT / page).read_text()
   kinds = config.Study, train.Train, evaluate.Evaluate, reproduce.Reproduce
-  kinds += forget.Forget, verify.Verify, tune.Tune
+  kinds += forget.Forget, verify.Verify, tune.Tune, audit.Audit
   known = {name for kind in kinds for name in settings.names(kind)} | {'help'}
   assert set(re.findall(r'--(\w+)[=`,]', _without_tools(text))) <= known
   for spelled in re.findall(r"--strategies='([^'…]*)'", text):

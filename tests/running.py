@@ -9,6 +9,7 @@ import jax
 
 from experiments import (
   adopt,
+  audit,
   config,
   evaluate,
   forget,
@@ -22,6 +23,7 @@ from experiments.runtime import binary
 from unlearn_jax import parallel
 
 KINDS = {
+  'audit': (audit.main, audit.Audit),
   'unlearn': (unlearn.main, config.Study),
   'train': (train.main, train.Train),
   'tune': (tune.main, tune.Tune),

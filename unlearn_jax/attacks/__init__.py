@@ -9,6 +9,7 @@ attack sees and what its numbers mean.
 | `scores` | margin, log p_y, AUC, TPR at an FPR, intervals, loss threshold |
 | `likelihood` | LiRA offline, U-LiRA, RMIA: against reference models |
 | `audit` | U-LiRA on targets with known answers; whom to attack first |
+| `designs` | what shadow models learn and forget |
 | `svc` | the "MIA efficacy" of unlearning papers |
 | `ensembles` | KLOM and the forgetting score: many models against many |
 | `comparison` | one model against Retrain |
@@ -24,6 +25,7 @@ from unlearn_jax.attacks.canaries import epsilon_one_run, plant
 from unlearn_jax.attacks.comparison import Residual, activation_distance
 from unlearn_jax.attacks.comparison import js_to_retrained, relearn_epochs
 from unlearn_jax.attacks.comparison import residual_knowledge, tug_of_war
+from unlearn_jax.attacks.designs import Drawn, shadow_draws
 from unlearn_jax.attacks.ensembles import forgetting_score, halves, klom
 from unlearn_jax.attacks.likelihood import Status, lira, lira_offline, rmia
 from unlearn_jax.attacks.scores import auc, auc_interval, loss_threshold

@@ -1,0 +1,410 @@
+"""An audit: its stages, and its numbers."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments import config
+from experiments.report.audit import Attack, Audit, Row
+from experiments.report.model import SOURCE, Estimate
+from experiments.report.wording import say
+from experiments.settings import FlagError, key
+from experiments.study import planning, provenance, results, shadows, training
+from experiments.study.setup import Setup
+from experiments.study.shadows import MEMBER, SHADOW, TARGET, Which
+from experiments.study.stages import Stage
+from experiments.workdir.finished import Recipe
+from unlearn_jax import attacks, metrics
+from unlearn_jax.attacks import Drawn, Status
+from unlearn_jax.base import Splits
+from unlearn_jax.strategies import REFERENCE, Chosen, Strategy, parse
+
+_SHOWN = 10  # Examples of which φ is drawn.
+_AGAIN = 'again'  # The second Retrain.
+_RATES = np.geomspace(1e-4, 1, 81)  # False positive rates of a curve.
+
+
+@dataclasses.dataclass(frozen=True)
+class Game:
+  """Which attack is played, with how many models."""
+
+  attack: str  # 'ulira' or 'ensemble'
+  shadows: int
+  targets: int
+  requests: int
+  slice: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+  """All that an audit computes."""
+
+  study: config.Study
+  game: Game
+  setup: Setup
+  splits: Splits  # D, and how much of it is forgotten
+  chosen: list[Chosen]  # Retrain first
+  models: dict[Which, Stage]
+  # What each is made to forget, by spelling; the second Retrain by `_AGAIN`.
+  made: dict[str, dict[Which, Stage]]
+
+  @property
+  def stages(self) -> list[Stage]:
+    """A model is made to forget right after it is trained."""
+    return [
+      stage
+      for which, trained in self.models.items()
+      for stage in (trained, *(own[which] for own in self.made.values()))
+    ]
+
+  def drawn(self, which: Which) -> Drawn:
+    """What one of the models learns and forgets."""
+    return shadows.drawn(self.study, self.splits, which)
+
+  def covered(self) -> tuple[int, int]:
+    """Shadows that forget the least covered example, and that never see it."""
+    counts = np.zeros((2, self.splits.train.size), np.int64)
+    for which in self.models:
+      if which.kind == SHADOW:
+        own = self.drawn(which)
+        counts[0, np.concatenate(own.requests)] += 1
+        counts[1] += ~np.isin(np.arange(len(counts[1])), own.rows)
+    return int(counts[0].min()), int(counts[1].min())
+
+
+def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
+  """The stages of an audit; nothing is computed or written."""
+  chosen = study.methods.chosen
+  if all(own.strategy.role != REFERENCE for own in chosen):
+    chosen = [*parse('retrain'), *chosen]
+  chosen.sort(key=lambda own: own.strategy.role != REFERENCE)
+  for own in chosen:
+    if own.strategy.needs_retrained:
+      raise FlagError('strategies', own.text, 'none that Retrain teaches')
+  base = planning.plan(study, root, chosen)  # It refuses what does not fit.
+  setup, splits = base.setup, base.runs[0].splits
+  kinds, requests = {MEMBER: game.shadows}, 1
+  if game.attack == 'ulira':
+    kinds = {SHADOW: game.shadows, TARGET: game.targets}
+    requests = _require_game(study, game, splits)
+  every = [Which(k, n, requests) for k in kinds for n in range(kinds[k])]
+  first = shadows.parts_of(splits, shadows.drawn(study, splits, every[0]), 0)
+  size, least = study.recipe.batch_size, first.retain.size
+  if size > least:
+    allowed = f'at most the {least} images that a model retains'
+    raise FlagError('batch_size', size, allowed)
+  make = _Maker(study, setup, splits, root)
+  models = {which: make.model(which) for which in every}
+  made = {
+    own.text: {w: make.requests(w, s, own) for w, s in models.items()}
+    for own in chosen
+  }
+  if game.attack == 'ensemble':
+    again = [make.requests(w, s, chosen[0], 1) for w, s in models.items()]
+    made[_AGAIN] = dict(zip(models, again))
+  found = Plan(study, game, setup, splits, chosen, models, made)
+  if game.attack == 'ulira' and min(fewest := found.covered()) < 2:
+    allowed = 'more, or more --requests: the least covered image would be'
+    allowed += f' forgotten by {fewest[0]} models and unseen by {fewest[1]}'
+    raise FlagError('shadows', game.shadows, allowed)
+  return found
+
+
+def _require_game(study: config.Study, game: Game, splits: Splits) -> int:
+  """The number of requests, if so many sets can be drawn."""
+  if not study.forgotten.startswith(('random(', 'mislabelled(')):
+    allowed = 'random(SHARE) or mislabelled(SHARE) with --attack=ulira'
+    raise FlagError('forget', study.forgotten, allowed)
+  half, size = splits.train.size // 2, splits.forget.size // 2
+  if not 0 < game.requests * size < half:
+    allowed = f'so many disjoint sets of {size} images as {half} have room for'
+    raise FlagError('requests', game.requests, allowed)
+  return game.requests
+
+
+def describe(plan: Plan) -> str:
+  """What is going to be done."""
+  own = plan.drawn(next(iter(plan.models)))
+  text = (
+    f'{len(plan.models)} models learn {len(own.rows):,} images each and forget'
+    f' {len(own.requests[0]):,} of them {len(own.requests)} times, in'
+    f' {len(plan.made)} ways'
+  )
+  if plan.game.attack == 'ulira':
+    inside, outside = plan.covered()
+    text += f'; each image is forgotten by {inside} shadow models or more, and'
+    text += f' unseen by {outside} or more'
+    text += ': few, the spread is pooled' * (inside < 8)
+  return text
+
+
+class _Maker(NamedTuple):
+  """Makes stages, as `planning.Planner` does."""
+
+  study: config.Study
+  setup: Setup
+  splits: Splits
+  root: pathlib.Path
+
+  def model(self, which: Which) -> Stage:
+    """Trains one."""
+    study, facts = self.study, self.setup.facts
+    names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
+    own = shadows.drawn(study, self.splits, which)
+    return Stage(
+      self.root,
+      f'{which.kind}{which.number}',
+      f'{which.kind} {which.number}',
+      {
+        'kind': which.kind,
+        'number': which.number,
+        'facts': [getattr(facts, name) for name in names],
+        'recipe': dataclasses.astuple(Recipe.of(study.recipe)),
+        'rows': key(own.rows.tolist()),
+        'labels': key(self.splits.train.own_labels.tolist()),
+        'seed': study.draws.of('source', 0),
+      },
+      functools.partial(shadows.train_model, which=which),
+      epochs=study.recipe.epochs,
+      required=True,
+      study=study,
+    )
+
+  def requests(
+    self, which: Which, model: Stage, own: Chosen, copy: int = 0
+  ) -> Stage:
+    """Has it forget its requests, each by itself."""
+    study, epochs = self.study, own.strategy.epochs
+    if epochs is None:
+      follows = own.strategy.follows == 'recipe'
+      epochs = (study.recipe if follows else study.methods).epochs
+    asked = shadows.drawn(study, self.splits, which).requests
+    return Stage(
+      self.root,
+      f'{which.kind}{which.number}-{own.name.replace(":", ".")}',
+      f'{which.kind} {which.number} · {own.text}' + ', again' * copy,
+      {
+        'kind': 'requests',
+        'strategy': own.name,
+        'training': training.trained_by(study, own),
+        'code': own.source_sha256,
+        'requests': key([rows.tolist() for rows in asked]),
+        'seed': study.draws.of('unlearn', 0),
+        'copy': copy,
+      },
+      functools.partial(
+        shadows.unlearn_requests, which=which, chosen=own, copy=copy
+      ),
+      {'source': model},
+      epochs=epochs * which.requests,
+      required=own.strategy.role == REFERENCE,
+      study=study,
+    )
+
+
+def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
+  """All that audit.json holds; a strategy that failed is left out, and named.
+
+  `errors`: by key of a stage. `asked`: what the flags said.
+  """
+  failed = {
+    text: next(errors[s.key] for s in own.values() if s.key in errors)
+    for text, own in plan.made.items()
+    if errors.keys() & {stage.key for stage in own.values()}
+  }
+  source = Chosen(SOURCE, {}, Strategy(say('audit', 'label'), SOURCE), {})
+  kept = [source, *(c for c in plan.chosen if c.text not in failed)]
+  game, truth = plan.game, plan.splits.truth
+  own = plan.drawn(next(iter(plan.models)))
+  audit = Audit(
+    command=results.command(),
+    config=asked,
+    environment=provenance.environment(),
+    attack=game.attack,
+    data=plan.setup.dataset.name,
+    model=f'{plan.setup.facts.model} of width {plan.setup.facts.width}',
+    train=plan.splits.train.size,
+    request=len(own.requests[0]),
+    requests=len(own.requests),
+    models=game.shadows,
+    targets=game.targets,
+    mislabelled=0 if truth is None else len(truth),
+    rows=[],
+    warnings=[f'{text} is left out: {why}' for text, why in failed.items()],
+  )
+  if game.attack == 'ensemble':
+    return dataclasses.replace(audit, rows=_ensembles(plan, kept))
+  before = _seen(plan, plan.models, SHADOW)
+  learned = before.phi[:, : audit.train], before.status
+  exposed = attacks.most_vulnerable(*learned, game.slice)
+  _, retrain, *others = kept
+  null = _attacked(plan, retrain, exposed)
+  more = [_attacked(plan, c, exposed, null) for c in (source, *others)]
+  wrong = 0 if truth is None else int(np.isin(exposed, _forgotten(plan)).sum())
+  return dataclasses.replace(
+    audit,
+    rows=[more[0], null, *more[1:]],
+    slice=len(exposed),
+    mislabelled_slice=wrong,
+  )
+
+
+def _forgotten(plan: Plan) -> np.ndarray:
+  """Positions in D of the forget set of the study."""
+  splits = plan.splits
+  lost = np.isin(splits.train.indices, splits.forget.indices)
+  return np.flatnonzero(lost)
+
+
+class _Seen(NamedTuple):
+  """What is known of all models of a kind, one row a model or request."""
+
+  phi: np.ndarray  # `[rows, N + T]`, of D and the test images
+  right: np.ndarray  # `[rows, N + T]`
+  status: np.ndarray  # `[rows, N]`
+
+
+def _seen(plan: Plan, stages: Mapping[Which, Stage], kind: str) -> _Seen:
+  """Of models as trained all that they learned is IN_FORGET: to be found."""
+  total, found = plan.splits.train.size, []
+  for which in (which for which in stages if which.kind == kind):
+    own, (phi, right) = plan.drawn(which), shadows.read(stages[which])
+    status = np.full((len(own.requests), total), Status.OUT, np.int8)
+    status[:, own.rows] = Status.IN_RETAIN
+    for row, forgotten in zip(status, own.requests):
+      row[forgotten] = Status.IN_FORGET
+    if phi.ndim == 1:
+      phi, right = phi[None], right[None]
+      status = np.where(status[:1], Status.IN_FORGET, Status.OUT)
+    found.append(_Seen(phi, right, status))
+  return _Seen(*map(np.concatenate, zip(*found)))
+
+
+def _attacked(
+  plan: Plan, chosen: Chosen, exposed: np.ndarray, null: Row | None = None
+) -> Row:
+  """What U-LiRA finds of one strategy; `null`: of Retrain."""
+  stages = plan.made.get(chosen.text, plan.models)
+  shadow, target = (_seen(plan, stages, kind) for kind in (SHADOW, TARGET))
+  forgotten, total = Status.IN_FORGET, target.status.shape[1]
+  retained = forgotten if chosen.strategy.role == SOURCE else Status.IN_RETAIN
+  every = np.arange(total)
+  groups = {
+    'forget': (every, forgotten),
+    'slice': (exposed, forgotten),
+    'retain': (every, retained),
+  }
+  right = target.right[:, :total]
+  accuracy = {
+    'forget': right[target.status == forgotten],
+    'retain': right[target.status == retained],
+    'test': target.right[:, total:],
+  }
+  names, labels = plan.setup.dataset.class_names, plan.splits.train.own_labels
+  ids = plan.setup.dataset.ids[np.asarray(plan.splits.train.indices)]
+  its = null.attacks if null else {}
+  return Row(
+    chosen.text,
+    chosen.label,
+    chosen.strategy.role,
+    {name: float(own.mean()) for name, own in accuracy.items()},
+    {
+      name: _attack(plan, shadow, target, *group, its.get(name))
+      for name, group in groups.items()
+    },
+    {
+      f'{ids[n]} · {names[labels[n]]}': {
+        f'{kind}{side}': seen.phi[seen.status[:, n] == status, n].tolist()
+        for kind, seen in (('', shadow), ('target_', target))
+        for side, status in (('outside', Status.OUT), ('inside', forgotten))
+      }
+      for n in exposed[:_SHOWN]
+    },
+  )
+
+
+def _attack(
+  plan: Plan,
+  shadow: _Seen,
+  target: _Seen,
+  columns: np.ndarray,
+  members: Status,
+  null: Attack | None,
+) -> Attack:
+  """U-LiRA of some examples; `null`: of the same by Retrain."""
+  truth = target.status[:, columns]
+  found = attacks.u_lira(
+    *(shadow.phi[:, columns], shadow.status[:, columns]),
+    *(target.phi[:, columns], truth),
+    members=members,
+  )
+  scores, targets = found.log_ratio, []
+  inside, outside = scores[truth == members], scores[truth == Status.OUT]
+  # All requests to one target model are one observation.
+  ways = (np.split(array, plan.game.targets) for array in (scores, truth))
+  for own, its in zip(*ways):
+    both = own[its == members], own[its == Status.OUT]
+    targets.append(attacks.auc(*both) if min(map(len, both)) else None)
+  return Attack(
+    auc=found.auc,
+    targets=targets,
+    interval=_interval(targets),
+    minus_null=_interval(targets, null.targets) if null else None,
+    balanced_accuracy=found.balanced_accuracy,
+    tpr={f'{rate:g}': share for rate, share in found.tpr.items()},
+    members=len(inside),
+    others=len(outside),
+    fewest_in=found.fewest_in,
+    fewest_out=found.fewest_out,
+    roc=[[f, attacks.tpr_at_fpr(inside, outside, f)] for f in _RATES.tolist()],
+  )
+
+
+def _interval(
+  values: Sequence[float | None], others: Sequence[float | None] = ()
+) -> Estimate | None:
+  """Over target models; of paired differences, if there are `others`."""
+  both = np.array([values, others or [0.0] * len(values)], float)
+  if np.isnan(both).any():
+    return None
+  return Estimate.of(metrics.mean_interval((both[0] - both[1]).tolist()))
+
+
+def _ensembles(plan: Plan, every: Sequence[Chosen]) -> list[Row]:
+  """Each strategy against Retrain; Retrain's own row is of as many others."""
+  total, forget = plan.splits.train.size, _forgotten(plan)
+  parts = {
+    'forget': forget,
+    'retain': np.setdiff1d(np.arange(total), forget),
+    'test': total + np.arange(plan.splits.test.size),
+  }
+  retrain = _seen(plan, plan.made[every[1].text], MEMBER)
+  its = {name: retrain.right[:, part].mean() for name, part in parts.items()}
+  rows = []
+  for chosen in every:
+    text = _AGAIN if chosen is every[1] else chosen.text
+    own = _seen(plan, plan.made.get(text, plan.models), MEMBER)
+    accuracy = {n: float(own.right[:, p].mean()) for n, p in parts.items()}
+    pairs = {n: (own.phi[:, p], retrain.phi[:, p]) for n, p in parts.items()}
+    score, _ = attacks.forgetting_score(*pairs['forget'])
+    left = [accuracy[name] / its[name] for name in ('retain', 'test')]
+    klom = {name: attacks.klom(*pair) for name, pair in pairs.items()}
+    rows.append(
+      Row(
+        chosen.text,
+        chosen.label,
+        chosen.strategy.role,
+        accuracy,
+        forgetting_score=score,
+        final_score=float(score * np.prod(left)),
+        klom={
+          name: [float(found.mean()), float(np.percentile(found, 95))]
+          for name, found in klom.items()
+        },
+      )
+    )
+  return rows

@@ -1,0 +1,195 @@
+"""Audits of many models: what they draw, find, keep and refuse."""
+
+import json
+
+import helpers
+import jax
+import numpy as np
+import pytest
+import running
+
+from unlearn_jax import attacks, checkpoints
+
+QUICK = '--train_epochs=10', '--strategies=finetune(epochs=1), retrain'
+GAME = '--shadows=8', '--targets=2', '--requests=4'
+
+
+@pytest.fixture(scope='module')
+def data_file(tmp_path_factory):
+  return helpers.stripes_file(tmp_path_factory.mktemp('data'))
+
+
+def flags(data_file, workdir, *more):
+  own = running.training(data_file, workdir, '--forget=mislabelled(0.2)')
+  return *own, *QUICK, *more
+
+
+@pytest.fixture(scope='module')
+def audited(data_file, tmp_path_factory):
+  """What an audit by shadow models wrote and said, and where."""
+  workdir = tmp_path_factory.mktemp('audit') / 'run'
+  out = running.done('audit', *flags(data_file, workdir, *GAME))
+  return workdir, out, json.loads((workdir / 'audit.json').read_text())
+
+
+def drawn(count, total=41, size=3, requests=3, seed=0):
+  every = attacks.shadow_draws(jax.random.key(seed), total, size, requests)
+  return [next(every) for _ in range(count)]
+
+
+def test_each_example_is_in_as_often_as_another():
+  made, learned = drawn(40), np.zeros(41, int)
+  forgotten = np.zeros(41, int)
+  for own in made:
+    assert len(own.rows) == 20 and len(own.requests) == 3
+    every = np.concatenate(own.requests)
+    assert len(set(every.tolist())) == 9 and set(every) <= set(own.rows)
+    assert all(np.all(np.diff(rows) > 0) for rows in (own.rows, *own.requests))
+    learned[own.rows] += 1
+    forgotten[every] += 1
+  # Of two models after each other each learns what the other does not.
+  for a, b in zip(made[::2], made[1::2]):
+    assert not set(a.rows.tolist()) & set(b.rows.tolist())
+  assert learned.min() >= 18 and learned.max() == 20
+  assert forgotten.sum() == 360 and np.ptp(forgotten) <= 2
+  # By lot, and whatever comes after.
+  assert np.array_equal(drawn(3)[2].requests, made[2].requests)
+  assert not np.array_equal(drawn(1, seed=1)[0].rows, made[0].rows)
+  assert not np.array_equal(made[0].rows, made[2].rows)
+
+
+def test_requests_are_no_sorted_leftovers():
+  """Sets are drawn by lot: none holds what another would hold less of."""
+  own = drawn(1, total=4000, size=500, requests=3)[0]
+  means = [rows.mean() / 4000 for rows in own.requests]
+  assert all(abs(mean - 0.5) < 0.06 for mean in means)
+
+
+def test_the_attack_finds_what_was_never_forgotten_and_nothing_in_retrain(
+  audited,
+):
+  _, out, found = audited
+  rows = {row['role']: row for row in found['rows']}
+  assert [*rows] == ['source', 'reference', 'control']
+  assert found['mislabelled'] == 48 and found['slice'] == 12
+  assert found['request'] == 24 and found['models'] == 8
+  # Wrong labels are what has to be remembered: the slice finds them.
+  assert found['mislabelled_slice'] >= 9
+  source, null = (rows[n]['attacks'] for n in ('source', 'reference'))
+  assert source['slice']['auc'] > 0.85 and source['forget']['auc'] > 0.55
+  assert source['slice']['auc'] > null['slice']['auc'] + 0.1
+  assert abs(null['forget']['auc'] - 0.5) < 0.1
+  # 2 targets, 4 requests, 24 images each; 120 images unseen in each.
+  assert (null['forget']['members'], null['forget']['others']) == (192, 960)
+  assert null['retain']['members'] == 2 * 4 * 96
+  assert source['forget']['members'] == source['retain']['members'] == 240
+  # 4 · 24 · 8 images are forgotten: 3.2 shadow models each.
+  assert null['forget']['fewest_in'] >= 2
+  assert null['forget']['fewest_out'] == 16
+  for row in found['rows']:
+    forget = row['attacks']['forget']
+    mean = np.mean(forget['targets'])
+    assert forget['interval']['mean'] == pytest.approx(mean)
+    assert forget['roc'][-1] == [1, 1]
+    assert len(row['phi']) == 10
+  gap = rows['control']['attacks']['forget']['minus_null']['mean']
+  pairs = zip(*(rows[n]['attacks']['forget']['targets'] for n in (
+    'control', 'reference'
+  )))  # fmt: skip
+  assert gap == pytest.approx(np.mean([a - b for a, b in pairs]))
+  assert 'Retrain, the null' in out and 'unseen by 4 or more' in out
+
+
+def test_what_one_model_is_told_is_what_its_stage_kept(audited):
+  """Status and φ belong together: by the margins of one stage alone."""
+  workdir, _, found = audited
+  (path,) = (workdir / 'checkpoints').glob('target0-retrain-*')
+  tree, manifest = checkpoints.restore_tree(path)
+  assert tree['phi'].shape == tree['right'].shape == (4, 300)
+  assert manifest['depends']['strategy'] == 'retrain'
+  targets = found['rows'][1]['phi'].values()
+  inside = sum(len(own['target_inside']) for own in targets)
+  outside = sum(len(own['target_outside']) for own in targets)
+  assert 0 < inside <= 20 and 0 < outside <= 80
+  for own in targets:  # Each value is one that some target gave.
+    assert len(own['inside']) >= 2 and len(own['outside']) == 16
+
+
+def test_the_page_says_what_attacker_null_and_numbers_are(audited):
+  workdir, _, found = audited
+  page = (workdir / 'audit.html').read_text()
+  for words in (
+    'What the attacker knows.',
+    'What the null is.',
+    'What was not tested.',
+    'TPR at 0.1 % FPR',
+    'Nothing forgotten (as trained)',
+  ):
+    assert words in page
+  assert page.count('data:image/png') == 1 + len(found['rows'])
+  text = (workdir / 'audit.md').read_text()
+  # 1,000 non-members are needed for ten alarms at 1 %: there are 960.
+  (line,) = [x for x in text.splitlines() if x.startswith('| Retrain | 0')][:1]
+  assert line.split('|')[5].strip() == line.split('|')[6].strip() == '–'
+  assert (workdir / 'figures' / 'roc.png').stat().st_size > 10_000
+
+
+def test_a_second_run_trains_nothing_and_a_new_strategy_only_itself(
+  audited, data_file
+):
+  workdir, _, found = audited
+  before = {*(workdir / 'checkpoints').iterdir()}
+  own = *flags(data_file, workdir, *GAME), '--strategies=retrain, random_k'
+  out = running.done('audit', *own)
+  new = {*(workdir / 'checkpoints').iterdir()} - before
+  assert len(new) == 10 and all('random_k' in path.name for path in new)
+  assert out.count('done before') == 20
+  again = json.loads((workdir / 'audit.json').read_text())
+  assert again['rows'][1]['attacks'] == found['rows'][1]['attacks']
+  # What trains a source elsewhere is none of them.
+  assert not [path for path in before if path.name.startswith('seed')]
+
+
+def test_many_models_against_many_retrains(data_file, tmp_path):
+  own = flags(data_file, tmp_path / 'run', '--attack=ensemble', '--shadows=5')
+  out = running.done('audit', *own)
+  found = json.loads((tmp_path / 'run' / 'audit.json').read_text())
+  rows = {row['role']: row for row in found['rows']}
+  null, source = rows['reference'], rows['source']
+  # Of wrong labels: those who learned them differ, a second Retrain does not.
+  assert null['forgetting_score'] > source['forgetting_score']
+  assert null['klom']['forget'][0] < source['klom']['forget'][0] - 1
+  assert 0 < null['klom']['forget'][0]  # Alike ensembles are not at 0.
+  assert found['request'] == 48 and found['models'] == 5
+  assert 'Retrain against Retrain, the null' in out
+  names = [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()]
+  assert sum('retrain' in name for name in names) == 10 and len(names) == 20
+  for row in found['rows']:
+    assert row['final_score'] <= 1.2 * row['forgetting_score']
+  assert 0 < null['final_score'] and null['accuracy']['forget'] < 0.5
+
+
+def test_no_more_is_drawn_than_a_half_holds():
+  with pytest.raises(ValueError, match='size · requests=21, allowed: 1 to 20'):
+    next(attacks.shadow_draws(jax.random.key(0), 41, 7, 3))
+
+
+@pytest.mark.parametrize(
+  'flag, said',
+  [
+    ('--attack=lira', '--attack=lira, allowed: '),
+    ('--shadows=4', '--shadows=4, allowed: more, or more --requests: the'),
+    ('--requests=9', '--requests=9, allowed: so many disjoint sets of 24'),
+    ('--forget=class(0)', '--forget=class(0), allowed: random(SHARE) or mis'),
+    ('--batch_size=99', '--batch_size=99, allowed: at most the 96 images'),
+    ('--slice=1', '--slice=1.0, allowed: above 0 and below 1'),
+    (
+      "--strategies=top_k(js_teacher='retrained')",
+      ', allowed: none that Retrain teaches',
+    ),
+  ],
+)
+def test_a_bad_flag_is_one_line(flag, said, data_file, tmp_path):
+  own = *flags(data_file, tmp_path / 'r', *GAME), flag
+  assert said in running.refused('audit', *own, status=2)
+  assert not (tmp_path / 'r').exists()
