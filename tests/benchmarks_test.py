@@ -7,12 +7,14 @@ import pathlib
 import re
 import subprocess
 
+import helpers
 import jax
 import numpy as np
 import pytest
+import running
 
-from benchmarks import record, train
-from unlearn_jax import models, strategies
+from benchmarks import record, shadows, train
+from unlearn_jax import models, parallel, strategies
 
 ROOT = pathlib.Path(__file__).parent.parent
 ANCHOR = ROOT / 'benchmarks' / 'anchor.sh'
@@ -188,3 +190,11 @@ def test_the_anchor_refuses_other_sizes_and_names_strategies_that_exist():
   chosen = strategies.parse(text)
   assert len(chosen) == 15
   assert {each.parameters['epochs'] for each in chosen} == {4}
+
+
+def test_a_shadow_takes_longer_than_its_epochs(tmp_path):
+  data_file = helpers.stripes_file(tmp_path)
+  flags = running.training(data_file, tmp_path / 'run')
+  with parallel.use(jax.devices()[:1]):
+    found = shadows.ratios(running.study(*flags), tmp_path / 'run', 2)
+  assert len(found) == 2 and min(found) > 1

@@ -96,7 +96,9 @@ def train_model(
     seed=study.draws.of('source', 0),
   )
   tree = fit.state._asdict() | {'phi': phi, 'right': right}
-  return Output(tree, manifest, finished.contents(Record([])), note)
+  rows = [finished.Epoch(*row[:3]) for row in fit.history]
+  record = Record(rows, fit.compile_seconds)
+  return Output(tree, manifest, finished.contents(record), note)
 
 
 def unlearn_requests(
