@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from experiments import (
+  adopt,
   audit,
   config,
   evaluate,
@@ -55,12 +56,13 @@ def test_the_readme_is_short():
 
 @pytest.mark.parametrize(
   'page',
-  ['README.md', 'docs/binaries.md', 'docs/methods.md', 'docs/own.md'],
+  ['README.md']
+  + [f'docs/{n}.md' for n in ('binaries', 'methods', 'own', 'own-weights')],
 )
 def test_every_flag_strategy_and_binary_that_is_named_exists(page):
   text = (ROOT / page).read_text()
   kinds = config.Study, train.Train, evaluate.Evaluate, reproduce.Reproduce
-  kinds += forget.Forget, verify.Verify, tune.Tune, audit.Audit
+  kinds += forget.Forget, verify.Verify, tune.Tune, audit.Audit, adopt.Adopt
   known = {name for kind in kinds for name in settings.names(kind)} | {'help'}
   assert set(re.findall(r'--(\w+)[=`,]', _without_tools(text))) <= known
   for spelled in re.findall(r"--strategies='([^'…]*)'", text):
