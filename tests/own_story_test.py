@@ -17,17 +17,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_image
 
-import unlearn_jax
-from unlearn_jax import data, evaluation, models, parallel, training
-from unlearn_jax.finetuning import Budget
-from unlearn_jax.unlearning import unlearn
+from unlearn_jax import data, models, parallel, training
 
 EACH, SIDE = 16, 12
 DOC = pathlib.Path(__file__).parent.parent / 'docs' / 'own-weights.md'
-# As the page has them.
-NET, METHOD, METRIC = re.findall(
-  r'^```python\n(.*?)^```$', DOC.read_text(), re.M | re.S
-)
+# As the page has it.
+(NET,) = re.findall(r'^```python\n(.*?)^```$', DOC.read_text(), re.M | re.S)
 
 
 def cut_up(folder):
@@ -133,23 +128,3 @@ def test_the_whole_story(place, monkeypatch):
   helpers.flip(pathlib.Path('two/model.safetensors'))
   status, out, _ = running.run('verify', *check)
   assert status == 1 and 'DIFFERS      model.safetensors' in out
-
-
-def test_a_method_and_a_metric_of_the_page(monkeypatch):
-  method = {}
-  exec(METHOD, method)
-  strategy, parts = method['mine'](rate=0.02), helpers.splits()
-  assert strategy.learning_rate == 0.02
-  monkeypatch.setattr(evaluation, 'METRICS', dict(evaluation.METRICS))
-  monkeypatch.setattr(unlearn_jax, 'METRICS', evaluation.METRICS)
-  exec(METRIC, {})
-  model = helpers.model()
-  with parallel.use(jax.devices()[:1]):
-    key, budget = jax.random.key(0), Budget(epochs=1, batch_size=16)
-    source = model.init(key)
-    other = unlearn(key, model, source, parts, strategy, budget).state
-    same, moved = (
-      evaluation.evaluate(model, state, source, parts)['flips']
-      for state in (source, other)
-    )
-  assert same == 0 and 0 < moved <= 1
