@@ -4,7 +4,7 @@ import re
 
 project = html_title = 'unlearn_jax'
 html_theme = 'furo'
-html_copy_source = False
+html_copy_source = html_show_copyright = False
 html_static_path = ['static']
 html_css_files = ['site.css']
 extensions = ['myst_parser', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
