@@ -184,6 +184,7 @@ class Trial:
 
   strategy: str
   gap: float
+  damaged: bool = False  # It lost retain accuracy, which no gap makes good.
 
 
 @dataclasses.dataclass(frozen=True)

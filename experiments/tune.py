@@ -6,7 +6,9 @@ r"""Finds a rate for each method, on forget sets that are not the judged ones.
 
 Each strategy is run with so many values of one parameter of its own, the same
 number for all, on forget sets of seeds of their own with Retrains of their own;
-the value with the smallest mean gap to Retrain is written down.
+the value with the smallest mean gap to Retrain is written down, of those that
+do not damage the model: one with retain accuracy below Retrain's by more than
+half a point, and than Retrain's own range over seeds, is taken only if all are.
 """
 
 import dataclasses
@@ -59,6 +61,7 @@ def check(asked: Tune, every: list[Chosen]) -> None:
 
 def main(asked: Tune) -> None:
   """From strategies to a file of their values."""
+  from experiments.report import judging
   from experiments.runtime.progress import say
   from experiments.study import planning, study
   from experiments.workdir.directory import Workdir
@@ -78,12 +81,20 @@ def main(asked: Tune) -> None:
   workdir = Workdir(root, study.identity(plan.setup))
   found = study.compute(own, plan, workdir)
   best: dict[str, list[Trial]] = {}
+  its = found.whole('retrain', judging.RETAIN)
   for text, several in tried.items():
-    gaps = {v.text: found.whole(v.text, 'gap_to_retrained') for v in several}
-    known = [Trial(v, float(np.mean(gap))) for v, gap in gaps.items() if gap]
+    known = [
+      Trial(
+        own.text,
+        float(np.mean(gap)),
+        judging.lost(found.whole(own.text, judging.RETAIN), its),
+      )
+      for own in several
+      if (gap := found.whole(own.text, judging.GAP))
+    ]
     if not known:
       raise InputError(f'{text}: no value of {asked.knob} gave a gap')
-    best[text] = sorted(known, key=lambda trial: trial.gap)
+    best[text] = sorted(known, key=lambda trial: (trial.damaged, trial.gap))
     say(told(best[text][0], several))
   made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
@@ -96,6 +107,7 @@ def told(best: Trial, several: list[Chosen]) -> str:
   """The best of several values, and whether others might be better."""
   ends = {several[0].text, several[-1].text} if len(several) > 1 else ()
   more = ', at an end of its range' if best.strategy in ends else ''
+  more += ', damaged at every value' if best.damaged else ''
   return f'{best.strategy}: gap {100 * best.gap:.2f} points{more}'
 
 

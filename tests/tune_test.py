@@ -1,6 +1,7 @@
 """Rates that are found on forget sets of their own, and wrong labels."""
 
 import json
+import re
 
 import helpers
 import msgspec
@@ -9,6 +10,7 @@ import running
 
 from experiments import config, tune
 from experiments.config import Trial, Tuned
+from experiments.study import study
 from unlearn_jax.base import InputError
 from unlearn_jax.strategies import parse
 
@@ -40,8 +42,9 @@ def test_each_is_tried_at_as_many_values_and_the_nearest_to_retrain_wins(tuned):
   assert found['knob'] == 'learning_rate' and found['seeds'] == [1000, 1001]
   assert list(found['tried']) == ['finetune(js_weight=0.0)', 'scratch', 'ssd']
   for text, trials in found['tried'].items():
-    gaps = [trial['gap'] for trial in trials]
-    assert gaps == sorted(gaps) and len(gaps) == (1 if text == 'ssd' else 3)
+    order = [(trial['damaged'], trial['gap']) for trial in trials]
+    assert order == sorted(order) and len(order) == (1 if text == 'ssd' else 3)
+    gaps = [gap for _, gap in order]
     assert f'{trials[0]["strategy"]}: gap {100 * gaps[0]:.2f} points' in out
   rates = {t['strategy'] for t in found['tried']['finetune(js_weight=0.0)']}
   assert rates == {
@@ -49,6 +52,38 @@ def test_each_is_tried_at_as_many_values_and_the_nearest_to_retrain_wins(tuned):
     for rate in (0.0001, 0.001, 0.01)
   }
   assert 'seed 1000 · retrain' in out and 'seed 1001 · source' in out
+
+
+def test_a_rate_that_ruins_the_model_does_not_win_by_its_low_gap(
+  data_file, tmp_path, monkeypatch
+):
+  """Of fine-tuning one value of three is whole, from scratch none is."""
+
+  class Found:
+    def whole(self, text, metric):
+      rate = re.search('learning_rate=([0-9.e-]+)', text)
+      place = (1e-4, 1e-3, 1e-2).index(float(rate[1])) if rate else None
+      if metric == 'gap_to_retrained':
+        return [0.3 - 0.1 * place] * 2
+      if text == 'retrain':
+        return [0.90, 0.92]
+      return [0.90 if text.startswith('finetune') and not place else 0.5] * 2
+
+  monkeypatch.setattr(study, 'compute', lambda *_: Found())
+  told = '--strategies=finetune, scratch'
+  more = '--seeds=2', '--trials=3', '--lowest=1e-4', '--highest=0.01'
+  out = running.done('tune', *quick(data_file, tmp_path, told, *more))
+  found = json.loads((tmp_path / 'tuned.json').read_text())['tried']
+  tried = [(t['strategy'], t['damaged']) for t in found['finetune']]
+  assert tried == [
+    ('finetune(learning_rate=0.0001)', False),
+    ('finetune(learning_rate=0.01)', True),
+    ('finetune(learning_rate=0.001)', True),
+  ]
+  assert found['scratch'][0]['strategy'] == 'scratch(learning_rate=0.01)'
+  assert (
+    'scratch(learning_rate=0.01): gap 10.00 points, at an end of its' in out
+  )
 
 
 def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):

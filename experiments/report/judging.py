@@ -73,10 +73,15 @@ def damaged(row: Row, reference: Row | None) -> bool:
   if row.role in UNJUDGED:
     return False
   its = known(reference.values.get(RETAIN)) if reference else []
-  own = known(row.values.get(RETAIN))
-  lost = float(np.mean(its) - np.mean(own)) if its and own else 0.0
-  spread = max(its) - min(its) if its else 0.0
-  return None in row.stop_epoch or lost > max(spread, NO_DAMAGE)
+  return None in row.stop_epoch or lost(known(row.values.get(RETAIN)), its)
+
+
+def lost(own: Sequence[float], its: Sequence[float]) -> bool:
+  """Whether retain accuracies lie so far below Retrain's; both by seed."""
+  if not own or not its:
+    return False
+  fall, spread = float(np.mean(its) - np.mean(own)), max(its) - min(its)
+  return fall > max(spread, NO_DAMAGE)
 
 
 def gap_marks(rows: Sequence[Row]) -> dict[str, str]:
