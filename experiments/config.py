@@ -70,6 +70,7 @@ class Data:
   image_size: str | None = setting(
     None, 'H,W: folder:DIR of any sizes, resized to cover it, then cropped.'
   )
+  canaries: int = setting(0, 'Images that coins may add noise to.', WHOLE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,11 +13,12 @@ seed: it is found beside the source, or named. The report goes to --workdir.
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 from experiments import config
 from experiments.runtime import binary
 from experiments.settings import FlagError, setting
-from experiments.study import lineage
+from experiments.study import canaries, lineage, setup
 from unlearn_jax.evaluation import evaluate
 
 
@@ -57,7 +58,7 @@ def main(asked: Evaluate) -> None:
     root = pathlib.Path(asked.workdir or f'runs/degree-{path.absolute().name}')
     studies.measure_degree(family, asked.null_dir, root)
     return
-  found = evaluate(
+  found: dict[str, Any] = evaluate(
     family.setup.model,
     family.own.state,
     family.source.state,
@@ -65,6 +66,12 @@ def main(asked: Evaluate) -> None:
     family.retrained.state if family.retrained else None,
     [own.state for own in family.references],
   )
+  which = family.study.data
+  if which.canaries:  # As the images were before.
+    clean = setup.load(dataclasses.replace(which, canaries=0), asked.archives)
+    model, state = family.setup.model, family.own.state
+    read = canaries.read_out(model, state, clean, which.canaries)
+    found['canaries'] = read
   print(json.dumps(found, indent=2))
 
 

@@ -16,7 +16,7 @@ from experiments import config
 from experiments.runtime import binary
 from experiments.runtime.progress import say
 from experiments.settings import setting
-from experiments.study import planning, study
+from experiments.study import canaries, planning, study
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import parse
 
@@ -56,7 +56,10 @@ def main(asked: Train) -> None:
   for part in ('forget', 'retain', 'test'):
     (share,) = found.whole(name, f'{part}_accuracy')
     say(f'{part:7} accuracy {100 * share:.2f} %')
-  say(f'Checkpoint: {run.strategies.get(name, run.source).path}')
+  path = run.strategies.get(name, run.source).path
+  say(f'Checkpoint: {path}')
+  if asked.data.canaries and not chosen:
+    say(f'Canaries that were planted: {path / canaries.FILE}')
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ import numpy as np
 from experiments import config
 from experiments.report.wording import say
 from experiments.settings import FlagError, pair
-from experiments.study import networks
+from experiments.study import canaries, networks
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
@@ -33,7 +33,7 @@ from unlearn_jax.data import images, near, streaming
 _PURPOSES = ('split', 'source', 'unlearn', 'degree', 'audit')
 # What two models must have in common to be compared.
 COMMON = (
-  *('model', 'model_sha256', 'width', 'dtype', 'num_classes'),
+  *('model', 'model_sha256', 'width', 'dtype', 'num_classes', 'canaries'),
   *('pixel_mean', 'pixel_std', 'data_fingerprint'),
 )
 
@@ -137,12 +137,12 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
       )
     except InputError as error:
       raise InputError(f'--dataset={which.dataset}: {error}') from error
-    most = which.train_subset
-    if most is None:
-      return dataset
-    if most > dataset.train.size:
-      raise FlagError('train_subset', most, f'1 to {dataset.train.size}')
-    return data.subset(dataset, most)
+    size = which.train_subset
+    if size is not None and size > dataset.train.size:
+      raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
+    dataset = dataset if size is None else data.subset(dataset, size)
+    count = which.canaries
+    return canaries.plant(dataset, count) if count else dataset
 
   told = parallel.by_first(lambda: read().fingerprint)
   if read().fingerprint != told:
@@ -189,8 +189,8 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
 
 def data_of(said: Facts, dataset: str | None = None) -> config.Data:
   """Which data a manifest means, or those that have moved to `dataset`."""
-  rest = said.train_subset, said.test_fraction, said.image_size
-  return config.Data(dataset or said.dataset, *rest)
+  kept = said.train_subset, said.test_fraction, said.image_size, said.canaries
+  return config.Data(dataset or said.dataset, *kept)
 
 
 def network_of(said: Facts, code: str | None) -> config.Network:

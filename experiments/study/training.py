@@ -9,8 +9,8 @@ import numpy as np
 
 from experiments import config
 from experiments.runtime.progress import Progress
+from experiments.study import canaries, stages
 from experiments.study import setup as setups
-from experiments.study import stages
 from experiments.study.setup import Setup
 from experiments.study.stages import Output, Stage
 from experiments.workdir import finished
@@ -57,7 +57,14 @@ def train_source(
     forget_sha256=None if splits.truth is None else forget,
     seed=seed,
   )
-  return with_ids(output, finished.TRAINED, setups.ids_of(setup, splits.train))
+  ids = setups.ids_of(setup, splits.train)
+  output = with_ids(output, finished.TRAINED, ids)
+  if count := setup.facts.canaries:  # They are found in `train`'s order.
+    own = canaries.draw(splits.train.size, count)
+    output = with_ids(
+      output, canaries.FILE, [ids[row] for row in own.rows[own.planted]]
+    )
+  return output
 
 
 def unlearn_source(

@@ -64,6 +64,7 @@ class Facts:
   train_subset: int | None = None
   test_fraction: float | None = None
   image_size: str | None = None  # as --image_size says it
+  canaries: int = 0  # Images that coins added noise to, or did not.
   dtype: str = 'float32'
   # Of the file of a model of one's own; None of ours.
   model_sha256: str | None = None

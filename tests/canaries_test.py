@@ -1,0 +1,98 @@
+"""Canaries: planted by `train`, kept from nobody's data, read by `evaluate`."""
+
+import json
+
+import helpers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import running
+
+from experiments.study import canaries
+from unlearn_jax import checkpoints, parallel, training
+from unlearn_jax.base import Dataset, Examples, Model, ModelState
+
+
+def dataset(count=120, side=24):
+  """Grey images with labels by lot: noise is all there is to learn."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(118, 138, (count, side, side, 1)).astype(np.uint8)
+  labels = rng.integers(0, 3, count)
+  part = Examples.of(images, labels)
+  ids = np.array([str(i) for i in range(count)])
+  return Dataset('grey', part, part, ('a', 'b', 'c'), ids, 'print')
+
+
+def linear():
+  def apply(state, x, train):
+    del train
+    x = x.astype(jnp.float32) / (255 if x.dtype == jnp.uint8 else 1) - 0.5
+    return x.reshape(len(x), -1) @ state.params['w'], {}
+
+  return Model(apply, lambda key: ModelState({'w': jnp.zeros((576, 3))}))
+
+
+def test_noise_is_planted_where_coins_say_so():
+  clean = dataset()
+  planted, own = canaries.plant(clean, 60), canaries.draw(120, 60)
+  moved = np.any(planted.train.images != clean.train.images, axis=(1, 2, 3))
+  assert np.flatnonzero(moved).tolist() == own.rows[own.planted].tolist()
+  assert 15 < own.planted.sum() < 45 and len({*own.rows}) == 60
+  assert planted.fingerprint != clean.fingerprint
+  assert np.array_equal(planted.train.labels, clean.train.labels)
+  again = canaries.plant(clean, 60).fingerprint
+  assert again == planted.fingerprint
+
+
+def test_a_model_that_learned_the_noise_shows_it_and_retrain_does_not():
+  clean, model = dataset(), linear()
+  planted, own = canaries.plant(clean, 60), canaries.draw(120, 60)
+  rest = np.setdiff1d(np.arange(120), own.rows[own.planted])
+  read = {}
+  with parallel.use(jax.devices()[:1]):
+    for name, rows in (('source', np.arange(120)), ('retrain', rest)):
+      state = training.train(
+        jax.random.key(0),
+        model,
+        planted.train.take(rows),
+        epochs=20,
+        batch_size=20,
+      ).state
+      read[name] = canaries.read_out(model, state, clean, 60)
+  assert read['source']['planted']['z'] > 6
+  assert abs(read['source']['not_planted']['z']) < 4
+  assert abs(read['retrain']['planted']['z']) < 4
+  used = sum(read['source'][n]['used'] for n in ('planted', 'not_planted'))
+  assert used == 60
+
+
+def test_train_plants_and_evaluate_reads(tmp_path):
+  flags = running.training(helpers.stripes_file(tmp_path), tmp_path / 'run')
+  out = running.done('train', *flags, '--canaries=40')
+  (file,) = (tmp_path / 'run').rglob(canaries.FILE)
+  assert str(file) in out
+  assert checkpoints.read_manifest(file.parent)['canaries'] == 40
+  ids, own = file.read_text().split(), canaries.draw(240, 40)
+  assert ids == [str(row) for row in own.rows[own.planted]]
+  more = f'--checkpoint={file.parent}', f'--forget_ids={file}'
+  found = json.loads(running.done('evaluate', *more))['canaries']
+  assert found['planted']['used'] == len(ids)
+  assert found['not_planted']['used'] == 40 - len(ids)
+  # What was planted is a data set of its own: the clean one is another.
+  more = f'--source_dir={file.parent}', '--strategies=finetune', '--seeds=1'
+  asked = f'--forget=ids({file})', '--recipe=paper', '--epochs=1'
+  line = running.refused('unlearn', *flags[:1], *flags[2:], *asked, *more)
+  assert 'was made with canaries=40, allowed here: 0' in line
+  out = tmp_path / 'out'
+  own = *flags[:1], *flags[2:], '--canaries=40', f'--workdir={out}'
+  running.done('unlearn', *own, *asked, *more)
+  (path,) = (out / 'checkpoints').glob('seed0-finetune-*')
+  parents = f'--checkpoint={path}', f'--source_dir={file.parent}'
+  found = json.loads(running.done('evaluate', *parents))['canaries']
+  assert found['planted']['used'] == len(ids)
+
+
+def test_more_canaries_than_images_are_one_line(tmp_path):
+  flags = running.training(helpers.stripes_file(tmp_path), tmp_path / 'run')
+  line = running.refused('train', *flags, '--canaries=241', status=2)
+  assert '--canaries=241, allowed: at most the 240 of D' in line
