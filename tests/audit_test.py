@@ -1,6 +1,7 @@
 """Audits of many models: what they draw, find, keep and refuse."""
 
 import json
+import pickle
 
 import helpers
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import running
 
+from experiments.study import auditing
 from unlearn_jax import attacks, checkpoints
 
 QUICK = '--train_epochs=10', '--strategies=finetune(epochs=1), retrain'
@@ -193,3 +195,15 @@ def test_a_bad_flag_is_one_line(flag, said, data_file, tmp_path):
   own = *flags(data_file, tmp_path / 'r', *GAME), flag
   assert said in running.refused('audit', *own, status=2)
   assert not (tmp_path / 'r').exists()
+
+
+def test_a_stage_travels_to_a_worker(data_file, tmp_path):
+  asked = running.study(*flags(data_file, tmp_path))
+  for attack in ('ulira', 'ensemble'):
+    game = auditing.Game(attack, 8, 2, 4, 0.05)
+    plan = auditing.plan(asked, game, tmp_path)
+    models = 10 if attack == 'ulira' else 8
+    ways = 3 if attack == 'ulira' else 4
+    assert len({stage.key for stage in plan.stages}) == models * ways
+    for stage in plan.stages[:3]:
+      assert pickle.loads(pickle.dumps(stage)).key == stage.key
