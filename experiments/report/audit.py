@@ -145,6 +145,7 @@ def _found(row: Row, null: Row) -> str:
     if gap.low > 0 or gap.high < 0
   ]
   facts = {'row': row, 'auc': numbers, 'where': ' and '.join(found)}
+  facts['kept'] = [100 * own.accuracy['retain'] for own in (row, null)]
   facts['null'] = {name: own.auc for name, own in null.attacks.items()}
   return say('audit', 'told' if found else 'untold', **facts)
 
