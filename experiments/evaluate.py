@@ -66,13 +66,16 @@ def main(asked: Evaluate) -> None:
     family.retrained.state if family.retrained else None,
     [own.state for own in family.references],
   )
-  which = family.study.data
-  if which.canaries:  # As the images were before.
-    clean = setup.load(dataclasses.replace(which, canaries=0), asked.archives)
-    model, state = family.setup.model, family.own.state
-    read = canaries.read_out(model, state, clean, which.canaries)
-    found['canaries'] = read
+  if family.study.data.canaries:
+    found['canaries'] = _read_out(family, asked.archives)
   print(json.dumps(found, indent=2))
+
+
+def _read_out(family: lineage.Lineage, archives: config.Archives) -> Any:
+  """What the canaries say, held against the images as they were before."""
+  which, own = family.study.data, family.own.state
+  clean = setup.load(dataclasses.replace(which, canaries=0), archives)
+  return canaries.read_out(family.setup.model, own, clean, which.canaries)
 
 
 if __name__ == '__main__':

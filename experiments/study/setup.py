@@ -137,10 +137,10 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
       )
     except InputError as error:
       raise InputError(f'--dataset={which.dataset}: {error}') from error
-    size = which.train_subset
-    if size is not None and size > dataset.train.size:
-      raise FlagError('train_subset', size, f'1 to {dataset.train.size}')
-    dataset = dataset if size is None else data.subset(dataset, size)
+    most = which.train_subset
+    if most is not None and most > dataset.train.size:
+      raise FlagError('train_subset', most, f'1 to {dataset.train.size}')
+    dataset = dataset if most is None else data.subset(dataset, most)
     count = which.canaries
     return canaries.plant(dataset, count) if count else dataset
 
