@@ -325,6 +325,9 @@ def test_a_source_without_a_recipe_is_not_retrained_by_default(
     'forget', f'--source={out}', f'--ids={ids}', f'--out={tmp_path / "o"}'
   )
   assert 'experiments.adopt --recipe' in line
+  own_ids = f'--checkpoint={out}', f'--forget_ids={ids}'
+  found = json.loads(running.done('evaluate', *own_ids, NET[0]))
+  assert 0.7 < found['test_accuracy'] <= 1
   # Of what it never knew nothing is to be forgotten.
   (tmp_path / 'never.txt').write_text('2\n')
   line = running.refused(

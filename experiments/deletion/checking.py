@@ -68,9 +68,10 @@ def check(asked: Any) -> None:
     told.holds(f'tensors of {TENSORS}', same, 'not those of the result')
   whole = _folder(told, root / MODEL, record)
   if whole:
-    said = finished.manifest(root / MODEL)
-    if said.model_sha256 is not None and asked.model is None:
-      allowed = f'{shown(said.model)}, with the path of its file, which is run'
+    said = checkpoints.read_manifest(root / MODEL)
+    if said.get('model_sha256') is not None and asked.model is None:
+      name = shown(said.get('model'))
+      allowed = f'{name}, with the path of its file, which is run'
       raise FlagError('model', '', allowed)
     try:
       _contents(told, root / MODEL, record, key, asked)

@@ -317,10 +317,8 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
 def left_out(setup: Setup) -> list[str]:
   """A line on what lies among the images of a folder and is none."""
   count = data.litter(setup.facts.dataset)
-  what = 'Thumbs.db, .DS_Store, __MACOSX or the like'
-  return [f'Entries that are no images, skipped: {count} ({what})'] * bool(
-    count
-  )
+  what = f'skipped: {count} (Thumbs.db, .DS_Store, __MACOSX or the like)'
+  return [f'Entries that are no images, {what}'] if count else []
 
 
 def cautions(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
