@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax import models, parallel, training
+from unlearn_jax import models, parallel, snapshots, training
 from unlearn_jax.base import ModelState, tensor_paths
 from unlearn_jax.models.nnx import from_nnx
 from unlearn_jax.normalization import reestimate
@@ -191,3 +191,35 @@ def test_batch_norm_alone_is_stored_as_ever():
   assert sorted(state.batch_stats) == ['bn1', 'bn2']
   bare = models.from_linen(nn.Dense(2), (3,)).init(jax.random.key(0))
   assert isinstance(bare, ModelState) and bare.batch_stats == {}
+
+
+class Keeper:
+  """Ends a training after its first epoch, and lets the next go on."""
+
+  def __init__(self):
+    self.packed = None
+
+  def load(self, like):
+    return None if self.packed is None else snapshots.unpack(self.packed, like)
+
+  def save(self, snapshot):
+    first = self.packed is None
+    self.packed = snapshots.pack(snapshot)
+    if first:
+      raise KeyboardInterrupt
+
+
+@BOTH
+def test_a_stopped_training_draws_on_as_if_it_never_stopped(make):
+  model, parts, keeper = make(), helpers.splits(), Keeper()
+
+  def train(**more):
+    how = {'epochs': 3, 'batch_size': 32, **more}
+    with parallel.use(jax.devices()[:1]):
+      return training.train(jax.random.key(0), model, parts.train, **how).state
+
+  whole = train()
+  with pytest.raises(KeyboardInterrupt):
+    train(keeper=keeper)
+  assert len(keeper.packed.course.history) < 4
+  jax.tree.map(np.testing.assert_array_equal, train(keeper=keeper), whole)

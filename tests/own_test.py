@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from experiments.study import networks
 from experiments.workdir import finished
-from unlearn_jax import parallel, training
+from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import Examples
 
 LINEN = """
@@ -402,3 +402,28 @@ def test_what_cannot_be_adopted(flags, words, here, tmp_path):
   own = '--weights=ids.txt', f'--out={tmp_path / "o"}', '--trained_on=all'
   assert words in running.refused('adopt', *own, *NET, *flags)
   assert not (tmp_path / 'o').exists()
+
+
+def test_no_manifest_has_code_run(trained, here, tmp_path):
+  path = as_npz(variables(trained), tmp_path)
+  out = tmp_path / 'prod'
+  own = f'--weights={path}', f'--out={out}', '--trained_on=all', *NET
+  running.done('adopt', *own, '--recipe=paper')
+  evil, mark = tmp_path / 'evil.py', tmp_path / 'mark'
+  evil.write_text(f'open({str(mark)!r}, "w")\n{LINEN}')
+  file = out / 'manifest.json'
+  said = json.loads(file.read_text())
+  said['model'] = f'{evil}:Net'
+  said['model_sha256'] = networks.stamp(said['model'])
+  said['manifest_sha256'] = checkpoints._own_digest(said)
+  file.write_text(json.dumps(said))
+  (tmp_path / 'ids.txt').write_text('3\n')
+  ids, went = tmp_path / 'ids.txt', f'--source={out}'
+  asked = 'evaluate', f'--checkpoint={out}', f'--forget_ids={ids}'
+  for command in (asked, ('forget', went, f'--ids={ids}', '--out=never')):
+    assert 'which no manifest has run' in running.refused(*command)
+    line = running.refused(*command, NET[0])
+    assert 'of a file with SHA-256' in line
+  study = *NET, f'--source_dir={out}', f'--workdir={tmp_path / "w"}'
+  assert 'was made with model=' in running.refused('unlearn', *study)
+  assert not mark.exists()
