@@ -12,6 +12,7 @@ half a point, and than Retrain's own range over seeds, is taken only if all are.
 """
 
 import dataclasses
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -61,7 +62,6 @@ def check(asked: Tune, every: list[Chosen]) -> None:
 
 def main(asked: Tune) -> None:
   """From strategies to a file of their values."""
-  from experiments.report import judging
   from experiments.runtime.progress import say
   from experiments.study import planning, study
   from experiments.workdir.directory import Workdir
@@ -81,26 +81,28 @@ def main(asked: Tune) -> None:
   workdir = Workdir(root, study.identity(plan.setup))
   found = study.compute(own, plan, workdir)
   best: dict[str, list[Trial]] = {}
-  its = found.whole('retrain', judging.RETAIN)
   for text, several in tried.items():
-    known = [
-      Trial(
-        own.text,
-        float(np.mean(gap)),
-        judging.lost(found.whole(own.text, judging.RETAIN), its),
-      )
-      for own in several
-      if (gap := found.whole(own.text, judging.GAP))
-    ]
+    known = [t for own in several if (t := trial(found, own.text))]
     if not known:
       raise InputError(f'{text}: no value of {asked.knob} gave a gap')
-    best[text] = sorted(known, key=lambda trial: (trial.damaged, trial.gap))
+    best[text] = sorted(known, key=lambda own: (own.damaged, own.gap))
     say(told(best[text][0], several))
   made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
   path = root / 'tuned.json'
   parallel.by_first(lambda: str(files.replace(path, content)))
   say(f'Tuned: {path}')
+
+
+def trial(found: Any, text: str) -> Trial | None:
+  """What a strategy came to, over the seeds; None where one has no gap."""
+  from experiments.report import judging
+
+  gap = found.whole(text, judging.GAP)
+  own, its = (found.whole(n, judging.RETAIN) for n in (text, 'retrain'))
+  if not gap:
+    return None
+  return Trial(text, float(np.mean(gap)), judging.lost(own, its))
 
 
 def told(best: Trial, several: list[Chosen]) -> str:
