@@ -249,7 +249,6 @@ class Methods:
     "Stop rule: share of the source's retain accuracy; above 1: no rule.",
     Range(0, 2),
   )
-
   tuned: str | None = setting(
     None, 'File of experiments.tune: what was tuned is run as it says.'
   )
@@ -398,6 +397,9 @@ class Study:
     'More Retrains a seed, by which a stronger attack judges the strategies and'
     ' Retrain itself; 0: Retrain alone judges the others.',
     Range(0, 1000),
+  )
+  heldout: float = setting(
+    0.0, 'Share of the test images that methods alone see.', Range(0, 0.9)
   )
   source_dir: str | None = setting(None, 'Checkpoint of the source model.')
   retrained_dir: str | None = setting(None, 'Checkpoint of the reference.')

@@ -18,7 +18,7 @@ import running
 
 from experiments.runtime import signals
 from experiments.workdir import finished as kept
-from unlearn_jax import checkpoints
+from unlearn_jax import checkpoints, data
 from unlearn_jax.recipes import RECIPES
 
 MINE = """
@@ -469,6 +469,105 @@ def test_the_null_is_found_or_named(main, degree, tmp_path):
   out = one_degree(main, tmp_path / 'run', f'--null_dir={twin}', *more)
   assert '· source' not in out and 'done before' not in out
   assert measured(tmp_path / 'run') == known
+
+
+# Held-out data.
+
+
+@pytest.fixture(scope='module')
+def held(main, data_file, tmp_path_factory):
+  """The same job where main has run, with a fifth of its test images apart."""
+  workdir = tmp_path_factory.mktemp('held') / 'run'
+  shutil.copytree(main[0], workdir)
+  names = (
+    '--strategies=retrain, finetune, regun, finetune(js_teacher="heldout")'
+  )
+  args = *quick(data_file, workdir, names, '--seeds=1'), '--references=1'
+  out = running.done('unlearn', *args, '--heldout=0.2')
+  return workdir, out, report_of(workdir)
+
+
+def test_what_is_held_out_is_said_and_no_test_image(held, main):
+  _, out, report = held
+  before, after = main[2]['dataset'], report['dataset']
+  assert (before['test'], before['heldout']) == (60, 0)
+  assert (after['test'], after['heldout']) == (48, 12)
+  assert 'Test images that methods alone see: 12' in out
+  page = (held[0] / 'report.md').read_text()
+  assert '48 more for testing, 12 for methods alone)' in page
+  assert 'for methods alone' not in (main[0] / 'report.md').read_text()
+
+
+def test_only_sources_are_the_same_whatever_is_held_out(held, main, data_file):
+  own, before = stages(held[0]) - stages(main[0]), stages(main[0])
+  assert len(own) == 5 and not any('source' in name for name in own)
+  assert before < stages(held[0])
+  (row,) = [r for r in held[2]['rows'] if r['name'] == 'source']
+  # Of kept outputs on all test images those of the others.
+  path = pathlib.Path(row['checkpoints'][0])
+  with np.load(path / 'logits.npz') as kept, np.load(data_file) as raw:
+    found, labels = kept['test'].argmax(-1), raw['y_test']
+  said = json.loads((path / 'manifest.json').read_text())
+  assert len(found) == 60 and not said['heldout']
+  dataset = data.load(f'npz:{data_file}')
+  judged = data.set_aside(dataset, 0.2)[0].test.indices
+  accuracy = (found == labels)[judged].mean()
+  assert row['values']['test_accuracy'] == [pytest.approx(accuracy)]
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['retrain', 'finetune', 'regun', "finetune(js_teacher='heldout')"],
+)
+def test_evaluate_knows_what_was_held_out(name, held):
+  # Beside it are those of a run that held nothing out.
+  (row,) = [r for r in held[2]['rows'] if r['strategy'] == name]
+  (path,) = row['checkpoints']
+  got = json.loads(running.done('evaluate', f'--checkpoint={path}'))
+  assert {'test_accuracy', 'mia_auc', 'rmia_auc'} <= {*got}
+  for metric, value in got.items():
+    wanted = row['values'].get(metric, [None])[0]
+    assert value == pytest.approx(wanted, abs=1e-6), metric
+
+
+def test_a_retrain_of_other_held_out_images_is_judged_by_these(
+  held, main, data_file, tmp_path
+):
+  names = '--strategies=finetune', '--seeds=1', '--heldout=0.2'
+  given = f'--retrained_dir={folder(main[0], "retrain")}'
+  running.done('unlearn', *quick(data_file, tmp_path, *names), given)
+  values = [
+    row['values']
+    for report in (report_of(tmp_path), held[2])
+    for row in report['rows']
+    if row['name'] == 'retrain'
+  ]
+  for metric in ('test_accuracy', 'mia_auc', 'forget_accuracy'):
+    assert values[0][metric] == pytest.approx(values[1][metric], abs=1e-6)
+
+
+@pytest.mark.parametrize('name', ['regun', "top_k(k=3, js_teacher='heldout')"])
+def test_what_needs_held_out_images_is_refused_without(
+  name, data_file, tmp_path
+):
+  own = quick(data_file, tmp_path / 'run', f'--strategies=retrain, {name}')
+  said = f'--heldout=0.0, allowed: above 0 and at most 0.9, for {name} needs'
+  assert said in running.refused('unlearn', *own, status=2)
+  assert said[:58] in running.refused('tune', *own, status=2)
+  flags = f'--dataset=npz:{data_file}', f'--strategies={name}'
+  audit = running.refused('audit', *flags, status=2)
+  assert f'{name}, allowed: none that needs held-out images' in audit
+  paths = [f'--{flag}={tmp_path / "run"}' for flag in ('source', 'ids', 'out')]
+  forget = running.refused('forget', *paths, f'--strategy={name}', status=2)
+  assert f'{name}, allowed: one that needs no held-out images' in forget
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('share', ['-0.1', '0.95', 'nan'])
+def test_a_share_that_cannot_be_held_out(share, data_file, tmp_path):
+  own = quick(data_file, tmp_path / 'run', f'--heldout={share}')
+  said = f'--heldout={share}, allowed: 0 to 0.9'
+  assert said in running.refused('unlearn', *own, status=2)
 
 
 # Bad input: one line, the right status, and nothing on disk.

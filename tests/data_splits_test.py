@@ -1,5 +1,6 @@
 """Splits into forget and retain, and files of ids."""
 
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -459,6 +460,65 @@ def test_attacks_compare_a_class_with_itself_and_wrong_labels_with_wrong_ones():
   given = wrong.forget.own_labels
   only = data.relabelled(drawn, np.where(wrong.truth == 1, 3, given))
   assert set(only.unseen.own_labels[test == 1]) == {3}
+
+
+def with_test_images(count):
+  dataset = make_dataset(total=400)
+  test = dataset.train.take(np.arange(400 - count, 400))
+  return dataclasses.replace(dataset, test=test)
+
+
+def test_what_is_set_aside_is_a_share_of_each_class_of_the_test_images():
+  dataset = with_test_images(101)
+  assert data.set_aside(dataset, 0.0) == (dataset, None)
+  rest, heldout = data.set_aside(dataset, 0.3)
+  assert rest.train is dataset.train and rest.fingerprint == dataset.fingerprint
+  both = np.concatenate([rest.test.indices, heldout.indices])
+  np.testing.assert_array_equal(np.sort(both), dataset.test.indices)
+  counts = np.bincount(dataset.test.own_labels)
+  taken = np.bincount(heldout.own_labels, minlength=len(counts))
+  np.testing.assert_array_equal(taken, np.round(0.3 * counts))
+  _, again = data.set_aside(dataset, 0.3)
+  np.testing.assert_array_equal(again.indices, heldout.indices)
+  _, fewer = data.set_aside(dataset, 0.1)
+  assert {*fewer.indices.tolist()} < {*heldout.indices.tolist()}
+
+
+@pytest.mark.parametrize('share, left', [(0.01, 2), (0.5, 2), (0.9, 2)])
+def test_of_each_class_with_two_test_images_one_is_taken_and_one_left(
+  share, left
+):
+  labels = np.array([0, 1, 1])
+  test = base.Examples.of(np.zeros((3, 1, 1, 1), np.uint8), labels)
+  dataset = dataclasses.replace(make_dataset(), test=test)
+  rest, heldout = data.set_aside(dataset, share)
+  assert rest.test.own_labels.tolist() == [0, 1] and rest.test.size == left
+  assert heldout.own_labels.tolist() == [1]
+
+
+@pytest.mark.parametrize('share', [-0.1, 0.91, float('nan'), float('inf')])
+def test_another_share_to_set_aside_is_one_line(share):
+  with pytest.raises(base.InputError, match=f'={share}, allowed: 0 to 0.9'):
+    data.set_aside(make_dataset(), share)
+
+
+@pytest.mark.parametrize(
+  'text', ['random(0.3)', 'class(c)', 'mislabelled(0.3)', 'ids(IDS)']
+)
+def test_held_out_images_are_no_test_images_of_any_forget_set(text, tmp_path):
+  (tmp_path / 'ids').write_text('3\n7\n')
+  text = text.replace('IDS', str(tmp_path / 'ids'))
+  dataset = with_test_images(100)
+  rest, apart = data.set_aside(dataset, 0.4)
+  splits = data.forget_set(key(3), rest, text, apart)
+  assert splits.heldout.size and splits.test.size == rest.test.size
+  judged = [splits.test, *([splits.unseen] if splits.unseen else [])]
+  for part in judged:
+    assert not np.isin(splits.heldout.indices, part.indices).any()
+  plain = data.forget_set(key(3), dataset, text)
+  assert rows(plain) == rows(splits) and plain.heldout is None
+  wrong = splits.heldout.own_labels != apart.own_labels
+  assert wrong.all() if splits.truth is not None else not wrong.any()
 
 
 def test_class_matched_is_as_much_as_there_is_in_the_same_proportions():

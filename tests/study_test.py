@@ -121,6 +121,7 @@ DEPENDS = {
   'split_seed': (5, FORGETTING),
   'source_seed': (5, {'source'}),
   'unlearn_seed': (5, FORGETTING),
+  'heldout': (0.2, FORGETTING),
   'epochs': (3, BUDGET),
   'learning_rate': (0.02, BUDGET),
   'optimizer': ('sgd', UNLEARNED),
@@ -267,7 +268,8 @@ def test_every_parameter_of_a_strategy_is_in_its_key(
   few = 'k=8, ' if 'k' in inspect.signature(FACTORIES[name]).parameters else ''
   few = '' if parameter == 'k' else few  # Of tensors there are eleven.
   text = f'{name}({few}{parameter}={value!r})'
-  study = asked(strategies=f'retrain, {name}({few}), {text}', degree=False)
+  own = f'retrain, {name}({few}), {text}'
+  study = asked(strategies=own, degree=False, heldout=0.2)
   (run,) = planning.plan(study, pathlib.Path('x')).runs
   plain, own = list(run.strategies.values())[1:]
   assert own.key != plain.key and plain.depends['kind'] == 'strategy'

@@ -20,6 +20,7 @@ from unlearn_jax.base import (
   Model,
   ModelState,
   Params,
+  Splits,
   require,
 )
 from unlearn_jax.divergences import js_divergence
@@ -140,21 +141,29 @@ def class_means(context: Context) -> Examples:
   Raises:
     InputError: no held-out data, or none of a class of D_UL.
   """
-  heldout, forget = context.splits.heldout, context.splits.forget
+  heldout, forget = heldout_of(context.splits), context.splits.forget
+  found = predict(context.model, context.source, heldout)
+  labels, means = heldout.own_labels, np.zeros((found.shape[1],) * 2)
+  for label in np.unique(forget.own_labels):
+    means[label] = found[labels == label].mean(0)
+  return forget._replace(targets=means[forget.own_labels].astype(np.float32))
+
+
+def heldout_of(splits: Splits) -> Examples:
+  """Held-out data with every class of D_UL.
+
+  Raises:
+    InputError: there are none, or none of a class.
+  """
+  heldout = splits.heldout
   if heldout is None:
     raise InputError(
       'splits.heldout=None, allowed: examples that are neither trained on nor'
       ' judged by'
     )
-  found = predict(context.model, context.source, heldout)
-  labels, means = heldout.own_labels, np.zeros((found.shape[1],) * 2)
-  for label in np.unique(forget.own_labels):
-    if not (labels == label).any():
-      raise InputError(
-        f'splits.heldout has none of class {label}, allowed: some'
-      )
-    means[label] = found[labels == label].mean(0)
-  return forget._replace(targets=means[forget.own_labels].astype(np.float32))
+  for label in np.setdiff1d(splits.forget.own_labels, heldout.own_labels):
+    raise InputError(f'splits.heldout has none of class {label}, allowed: some')
+  return heldout
 
 
 def of_source(context: Context) -> ModelState:

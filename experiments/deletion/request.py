@@ -151,6 +151,9 @@ def _strategy(asked: Any) -> Chosen:
     allowed = 'one, that no Retrain teaches'
     raise FlagError('strategy', asked.strategy, allowed)
   (chosen,) = every
+  if chosen.strategy.needs_heldout:
+    allowed = 'one that needs no held-out images'
+    raise FlagError('strategy', asked.strategy, allowed)
   if chosen.name == 'retrain' and asked.retrain:
     raise FlagError('retrain', 'true', 'another --strategy than retrain itself')
   wrong = 'unlearn' if chosen.name in _EXACT else 'retrain'

@@ -76,6 +76,7 @@ class DatasetFacts:
   classes: int
   image_shape: list[int]
   fingerprint: str
+  heldout: int = 0  # Of the test split, for methods; not among `test`.
 
 
 @dataclass(frozen=True)

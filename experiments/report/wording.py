@@ -40,6 +40,7 @@ def what_was_done(report: Report) -> str:
     'shape': ' × '.join(map(str, data.image_shape)),
     'times': 'once' if seeds == 1 else f'with {seeds} seeds',
     'tensors': len(model.tensor_sizes),
+    'apart': f', {data.heldout:,} for methods alone' * bool(data.heldout),
     'computed': '' if model.dtype == 'float32' else computed,
   }
   done = say('intro', 'what_was_done', data=data, model=model, **facts)

@@ -85,6 +85,8 @@ def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   for own in chosen:
     if own.strategy.needs_retrained:
       raise FlagError('strategies', own.text, 'none that Retrain teaches')
+    if own.strategy.needs_heldout:
+      raise FlagError('strategies', own.text, 'none that needs held-out images')
   base = planning.plan(study, root, chosen)  # It refuses what does not fit.
   setup, splits = base.setup, base.runs[0].splits
   kinds, requests = {MEMBER: game.shadows}, 1

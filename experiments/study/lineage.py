@@ -58,8 +58,9 @@ def read(
   file = pathlib.Path(ids) if ids else beside
   # Without one beside it, nothing says how the forget set came about.
   matched = said.class_matched or ids is not None
-  splits = setups.read_forget(setup, file, said.given_labels, matched)
-  wanted = {'forget_sha256': setups.forget_hash(setup, splits)}
+  how = said.given_labels, matched, said.heldout
+  splits = setups.read_forget(setup, file, *how)
+  wanted: dict[str, Any] = {'forget_sha256': setups.forget_hash(setup, splits)}
 
   # Who is related: the source by its digest, Retrain by source and forget set.
   origin = said.parent_sha256 or said.state_sha256
@@ -72,13 +73,14 @@ def read(
     )
   setups.require_trained(setup, splits, source.path)
   if asked.retrained_dir is None:
-    wanted['parent_sha256'] = origin
+    wanted |= {'parent_sha256': origin, 'heldout': said.heldout}
     if said.strategy == 'retrain':
       wanted['state_sha256'] = said.state_sha256
   retrained = _relative(
     setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
   )
-  more = {'parent_sha256': origin, 'forget_sha256': wanted['forget_sha256']}
+  more = {'parent_sha256': origin, 'heldout': said.heldout}
+  more['forget_sha256'] = wanted['forget_sha256']
   kept = _beside(setup, path, strategy=finished.REFERENCE, **more)
   references = [
     setups.load_model(setup, own)
@@ -96,6 +98,7 @@ def read(
     forget=config.Forget(f'ids({file})'),
     draws=config.Seeds(source_seed=first, unlearn_seed=second),
     seeds=1,
+    heldout=said.heldout,
   )
   return Lineage(study, setup, splits, own, source, retrained, references)
 

@@ -19,6 +19,7 @@ from experiments.workdir import finished
 from experiments.workdir.finished import Manifest, Recipe
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, Splits, shown
+from unlearn_jax.objectives import heldout_of
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.strategies import REFERENCE, Chosen, parse
@@ -103,6 +104,7 @@ def plan(
     allowed = f'at most the {retained} retained examples'
     raise FlagError('batch_size', size, allowed)
   _require_strategies(study, setup, chosen)
+  _require_heldout(study, splits, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
   seeds = {run.seed for run in runs}
   if study.methods.found and seeds & {*study.methods.found.seeds}:
@@ -132,6 +134,12 @@ class Planner:
   study: config.Study
   setup: Setup
   root: pathlib.Path
+
+  @property
+  def _apart(self) -> dict[str, float]:
+    """What is held out, and thus not judged by, where anything is."""
+    share = self.study.heldout
+    return {'heldout': share} if share else {}
 
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
@@ -225,6 +233,7 @@ class Planner:
         'forget': forget,
         'seed': study.draws.of('unlearn', run),
         **({'reference': reference} if reference else {}),
+        **self._apart,
       },
       functools.partial(
         training.unlearn_source, run=run, chosen=own, reference=reference
@@ -261,6 +270,7 @@ class Planner:
             'unseen': unseen,
             'forget': forget,
             'seed': self.study.draws.of('unlearn', number),
+            **self._apart,
           },
           functools.partial(
             measure_degree, run=number, settings=settings, unseen=unseen
@@ -327,6 +337,22 @@ def _require_strategies(
     if own.strategy.needs_retrained and alone:
       allowed = f'{own.text} beside retrain'
       raise FlagError('strategies', study.methods.strategies, allowed)
+
+
+def _require_heldout(
+  study: config.Study, splits: Iterable[Splits], chosen: Iterable[Chosen]
+) -> None:
+  """Refuses strategies for which too little is held out."""
+  own = next((c.text for c in chosen if c.strategy.needs_heldout), '')
+  if own and not study.heldout:
+    allowed = f'above 0 and at most 0.9, for {own} needs held-out images'
+    raise FlagError('heldout', study.heldout, allowed)
+  for each in splits if own else ():
+    try:
+      heldout_of(each)
+    except InputError as error:
+      allowed = f'what {own} can learn from: {error}'
+      raise FlagError('heldout', study.heldout, allowed) from error
 
 
 def require_two_batches(size: int, splits: Splits) -> None:

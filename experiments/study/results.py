@@ -166,6 +166,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       classes=len(setup.dataset.class_names),
       image_shape=list(setup.dataset.image_shape),
       fingerprint=setup.dataset.fingerprint,
+      heldout=setup.dataset.test.size - splits.test.size,
     ),
     model=reports.ModelFacts(
       name=facts.model,

@@ -231,7 +231,8 @@ def draw(setup: Setup, study: config.Study, run: int) -> Splits:
   """The forget set of run number `run`."""
   key = key_of('split', study.draws.of('split', run))
   try:
-    return data.forget_set(key, setup.dataset, study.forgotten)
+    dataset, heldout = data.set_aside(setup.dataset, study.heldout)
+    return data.forget_set(key, dataset, study.forgotten, heldout)
   except InputError as error:
     raise InputError(f'--forget={study.forgotten}: {error}') from error
 
@@ -241,11 +242,14 @@ def read_forget(
   path: pathlib.Path,
   labels: Sequence[int] = (),
   class_matched: bool = True,
+  heldout: float = 0.0,
 ) -> Splits:
   """The forget set that a file names, with the labels that it was given."""
   try:
     rows = data.read_ids(path, setup.dataset)
-    splits = data.split_forget(None, setup.dataset, ids=rows)
+    dataset, apart = data.set_aside(setup.dataset, heldout)
+    splits = data.split_forget(None, dataset, ids=rows)
+    splits = splits._replace(heldout=apart)
     if not class_matched:
       splits = splits._replace(unseen=None)
     if not labels:
@@ -304,6 +308,8 @@ def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
     ' tensors',
   ]
   lines += left_out(setup)
+  apart = {dataset.test.size - own.test.size for own in drawn.values()} - {0}
+  lines += [f'Test images that methods alone see: {n:,}' for n in apart]
   for seed, splits in drawn.items():
     ids = ids_of(setup, splits.forget)
     few = ', '.join(map(shown, ids[:3])) + (', …' if len(ids) > 3 else '')

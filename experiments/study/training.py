@@ -43,8 +43,8 @@ def train_source(
     keeper=partial,
   )
   # A source serves every forget set, so all of D is kept in `retain`, in the
-  # order of the data set.
-  every = splits._replace(retain=splits.train)
+  # order of the data set; and whatever methods see, all test images.
+  every = splits._replace(retain=splits.train, test=setup.dataset.test)
   forget = setups.forget_hash(setup, splits)
   output = _output(
     setup,
@@ -132,6 +132,7 @@ def unlearn_splits(
     parent_sha256=source.manifest.state_sha256,
     forget_sha256=setups.forget_hash(setup, splits),
     class_matched=splits.unseen is not None,
+    heldout=study.heldout,
     seed=seed,
   )
   return with_ids(output, finished.FORGET, setups.ids_of(setup, splits.forget))
@@ -164,15 +165,19 @@ def predictions_of(
 ) -> Predictions:
   """Predictions on the parts of these splits, kept ones where there are any."""
   kept = model.predictions
-  if kept is None:
+  # A Retrain that is given may be of a run that held out others; as many are
+  # the same, see `data.set_aside`.
+  other = kept and not source and len(kept.test) != splits.test.size
+  if kept is None or other:
     return predict_splits(setup.model, model.state, splits)
   if not source:
     return kept
   rows = np.asarray(splits.train.indices).argsort()
+  tests = np.asarray(setup.dataset.test.indices).argsort()
   return Predictions(
     forget=kept.retain[rows[np.asarray(splits.forget.indices)]],
     retain=kept.retain[rows[np.asarray(splits.retain.indices)]],
-    test=kept.test,
+    test=kept.test[tests[np.asarray(splits.test.indices)]],
   )
 
 

@@ -89,6 +89,7 @@ class Manifest(Facts):
   given_labels: list[int] = dataclasses.field(default_factory=list)
   # Whether attacks hold it against test images of its classes, or all of them.
   class_matched: bool = False
+  heldout: float = 0.0  # share of the test images that nothing is judged by
   seed: int | None = None  # of source or unlearning
   state_sha256: str = ''  # of its own tensors
   code: Code | None = None  # what made it

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+import dataclasses
 import difflib
 import hashlib
 import math
@@ -38,6 +39,7 @@ __all__ = [
   'pixel_statistics',
   'read_ids',
   'relabelled',
+  'set_aside',
   'split_forget',
   'subset',
 ]
@@ -179,6 +181,46 @@ def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
     ids=ids,
     fingerprint=fingerprint(train, dataset.test, ids),
   )
+
+
+def set_aside(
+  dataset: base.Dataset, share: float
+) -> tuple[base.Dataset, base.Examples | None]:
+  """Takes test images out of a data set, for methods that need more than D.
+
+  By the same lot for the same arguments; of a larger share are those of a
+  smaller one.
+
+  Args:
+    dataset: whose training examples stay as they are.
+    share: of each class's test images, 0 to 0.9, rounded; but of two or more
+      at least one is taken and one left.
+
+  Returns:
+    (the data set with the other test images, those taken), in their order;
+    with 0 the very data set, and None.
+
+  Raises:
+    InputError: another share.
+
+  Example:
+    >>> rest, heldout = set_aside(load('digits'), 0.25)
+    >>> rest.test.size, heldout.size
+    (270, 90)
+  """
+  if not 0 <= share <= 0.9:
+    raise base.InputError(f'heldout={share}, allowed: 0 to 0.9')
+  if not share:
+    return dataset, None
+  # RandomState's streams, unlike Generator's, never change between versions.
+  lot, labels = np.random.RandomState(0), dataset.test.own_labels
+  taken = np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    rows = lot.permutation(np.flatnonzero(labels == label))
+    wanted = max(1, round(share * len(rows)))
+    taken[rows[: min(wanted, len(rows) - 1)]] = True
+  rest = dataclasses.replace(dataset, test=dataset.test.take(~taken))
+  return rest, dataset.test.take(taken)
 
 
 def fingerprint(

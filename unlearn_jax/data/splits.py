@@ -108,7 +108,12 @@ def class_matched(
 _KINDS = 'random(SHARE), class(NAME[, SHARE]), mislabelled(SHARE), ids(FILE)'
 
 
-def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
+def forget_set(
+  key: base.Key,
+  dataset: base.Dataset,
+  text: str,
+  heldout: base.Examples | None = None,
+) -> base.Splits:
   """The splits that a text asks for.
 
   | text | what is forgotten |
@@ -124,6 +129,7 @@ def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
       uniformly among the other classes.
     dataset: N training examples.
     text: one of the table.
+    heldout: what `data.set_aside` took out of the data set, if anything.
 
   Returns:
     The splits; for `mislabelled` with the `truth`.
@@ -143,11 +149,13 @@ def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
     raise base.InputError(f'{base.shown(text)}, allowed: {_KINDS}')
   kind, inner = found.groups()
   if kind == 'ids':
-    return split_forget(None, dataset, ids=read_ids(inner, dataset))
-  if kind == 'class':
-    return split_forget(None, dataset, ids=_of_class(key, dataset, inner))
-  splits = split_forget(key, dataset, _share(inner))
-  if kind == 'random':
+    splits = split_forget(None, dataset, ids=read_ids(inner, dataset))
+  elif kind == 'class':
+    splits = split_forget(None, dataset, ids=_of_class(key, dataset, inner))
+  else:
+    splits = split_forget(key, dataset, _share(inner))
+  splits = splits._replace(heldout=heldout)
+  if kind != 'mislabelled':
     return splits
   truth, count = splits.forget.own_labels, len(dataset.class_names)
   lot = jax.random.fold_in(key, 1)
@@ -158,9 +166,9 @@ def forget_set(key: base.Key, dataset: base.Dataset, text: str) -> base.Splits:
 def relabelled(splits: base.Splits, labels: Any) -> base.Splits:
   """D in which D_UL has these labels; `truth` keeps those that it had.
 
-  `unseen` is mislabelled likewise: a test image of class c has the label of an
-  example of D_UL that is of class c in truth, by the same lot for the same
-  arguments.
+  `unseen` and `heldout` are mislabelled likewise: an image of class c has the
+  label of an example of D_UL that is of class c in truth, by the same lot for
+  the same arguments.
 
   Example:
     >>> whole = base.Examples.of(np.zeros((3, 1)), np.array([0, 1, 1]))
@@ -172,16 +180,25 @@ def relabelled(splits: base.Splits, labels: Any) -> base.Splits:
   every[np.asarray(splits.forget.indices)] = labels
   parts = splits.train, splits.forget, splits.retain
   train, forget, retain = (part._replace(labels=every) for part in parts)
-  truth, lot = splits.forget.own_labels, np.random.default_rng(0)
-  given, own = forget.own_labels, splits.test.own_labels
-  rows = np.flatnonzero(np.isin(own, truth))
-  wrong = np.array(splits.test.labels)
-  places = np.asarray(splits.test.indices)[rows]
-  wrong[places] = [lot.choice(given[truth == label]) for label in own[rows]]
-  unseen = splits.test.take(rows)._replace(labels=wrong)
+  truth, given = splits.forget.own_labels, forget.own_labels
+  unseen, heldout = _alike(splits.test, truth, given), splits.heldout
+  if heldout is not None:
+    heldout = _alike(heldout, truth, given)
   return base.Splits(
-    *(train, forget, retain, splits.test, splits.heldout, truth, unseen)
+    *(train, forget, retain, splits.test, heldout, truth, unseen)
   )
+
+
+def _alike(
+  part: base.Examples, truth: np.ndarray, given: np.ndarray
+) -> base.Examples:
+  """Those of the classes of `truth`, with labels that were given to these."""
+  lot, own = np.random.default_rng(0), part.own_labels
+  rows = np.flatnonzero(np.isin(own, truth))
+  wrong = np.array(part.labels)
+  places = np.asarray(part.indices)[rows]
+  wrong[places] = [lot.choice(given[truth == label]) for label in own[rows]]
+  return part.take(rows)._replace(labels=wrong)
 
 
 def _of_class(key: base.Key, dataset: base.Dataset, text: str) -> np.ndarray:

@@ -59,6 +59,7 @@ class Strategy(NamedTuple):
     learning_rate: in place of the budget's.
     epochs: likewise.
     needs_retrained: whether `Context.retrained` has to be there.
+    needs_heldout: whether `Splits.heldout` has to, with D_UL's classes.
     check: `(params, order) -> None`: raises a `ValueError` if the strategy
       does not fit a model of these shapes, before anything is computed.
   """
@@ -76,6 +77,7 @@ class Strategy(NamedTuple):
   learning_rate: float | None = None
   epochs: int | None = None
   needs_retrained: bool = False
+  needs_heldout: bool = False
   check: Callable[[Any, tuple[str, ...]], None] | None = None
 
 

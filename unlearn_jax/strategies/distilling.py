@@ -164,4 +164,5 @@ def regun(weight: float = 0.5) -> Strategy:
       Term(retained, weight=1 - weight),
       Term(class_means, kl_to_teacher, weight),
     ),
+    needs_heldout=True,
   )

@@ -312,6 +312,7 @@ def _shared(
     'terms': guided(js_weight, js_teacher),
     'moves': moves,
     'needs_retrained': js_teacher == 'retrained',
+    'needs_heldout': js_teacher == 'heldout',
   }
 
 

@@ -49,6 +49,7 @@ def finetune(
     CONTROL,
     terms=guided(js_weight, js_teacher),
     needs_retrained=js_teacher == 'retrained',
+    needs_heldout=js_teacher == 'heldout',
   )
 
 
