@@ -17,9 +17,10 @@ import running
 from safetensors.numpy import load
 from sklearn.datasets import load_sample_image
 
-from experiments import forget
+from experiments import config, forget
 from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
+from experiments.study import lineage
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError
 
@@ -125,6 +126,24 @@ def test_what_was_forgotten_is_never_learned_again(story):
   assert one['evidence']['drift'] == one['evidence']['moved'] > 0
   assert two['evidence']['drift'] != two['evidence']['moved']
   assert len(two['evidence']['result']['all']) == 3
+
+
+def test_evaluate_retains_nothing_that_an_earlier_request_forgot(story):
+  root, *_ = story
+  own, before = (root / name / 'model' for name in ('two', 'one'))
+  family = lineage.read(own, config.Study(source_dir=str(before)), None)
+  splits, ids = family.splits, family.setup.dataset.ids
+  assert splits.retain.size == 2 * EACH - 5
+  assert splits.train.size == 2 * EACH - 4
+  gone = (before / 'forget.txt').read_text().split()
+  assert len(gone) == 4 and not {*gone} & {*ids[splits.train.indices]}
+  asked = f'--checkpoint={own}', f'--source_dir={before}'
+  got = json.loads(running.done('evaluate', *asked))
+  said = record_of(root / 'two')['evidence']['result']
+  for name in ('retain_accuracy', 'forget_accuracy', 'test_accuracy'):
+    assert got[name] == pytest.approx(said[name])
+  line = running.refused('evaluate', asked[0], f'--source_dir={own}')
+  assert 'was made with state_sha256=' in line
 
 
 def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):

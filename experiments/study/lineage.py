@@ -4,6 +4,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from experiments import config
 from experiments.settings import FlagError
 from experiments.study import planning, stages
@@ -60,13 +62,16 @@ def read(
   matched = said.class_matched or ids is not None
   how = said.given_labels, matched, said.heldout
   splits = setups.read_forget(setup, file, *how)
+  splits = _known(setup, splits, path)
   wanted: dict[str, Any] = {'forget_sha256': setups.forget_hash(setup, splits)}
 
   # Who is related: the source by its digest, Retrain by source and forget set.
   origin = said.parent_sha256 or said.state_sha256
-  source = _relative(
-    setup, path, asked, 'source_dir', strategy='source', state_sha256=origin
-  )
+  its = {'state_sha256': origin}
+  # A second request's source is the model of the first, whatever made it.
+  if said.parent_sha256 is None or not (path / finished.TRAINED).exists():
+    its['strategy'] = 'source'
+  source = _relative(setup, path, asked, 'source_dir', **its)
   if source is None:
     raise FlagError(
       'source_dir', '', 'a checkpoint of the source; none is beside this one'
@@ -88,8 +93,8 @@ def read(
     if its.state_sha256 != said.state_sha256  # None is judged by itself.
   ]
   if retrained is not None:
-    its, recipe = retrained.manifest, source.manifest.recipe
-    planning.require_recipe(its, recipe, str(retrained.path))
+    both = retrained.manifest, source.manifest.recipe
+    planning.require_recipe(*both, str(retrained.path))
   first, second = source.manifest.seed or 0, said.seed or 0
   study = dataclasses.replace(
     asked,
@@ -101,6 +106,23 @@ def read(
     heldout=said.heldout,
   )
   return Lineage(study, setup, splits, own, source, retrained, references)
+
+
+def _known(setup: Setup, splits: Splits, path: pathlib.Path) -> Splits:
+  """The same without what a model, where it says so, never knew.
+
+  What an earlier request forgot is not retained by the model of a later one.
+  """
+  if not (file := path / finished.TRAINED).exists():
+    return splits
+  names = file.read_bytes().decode().split('\n')
+  rows = np.flatnonzero(np.isin(setup.dataset.ids.astype(str), names))
+  every = np.union1d(rows, splits.forget.indices)
+  parts = (splits.train, every), (splits.retain, rows)
+  train, retain = (
+    part.take(np.flatnonzero(np.isin(part.indices, own))) for part, own in parts
+  )
+  return splits._replace(train=train, retain=retain)
 
 
 def _setup(
