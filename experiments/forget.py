@@ -40,6 +40,12 @@ class Forget:
     'One of experiments.unlearn --strategies. The default is exact, and as slow'
     ' as training.',
   )
+  retrain_every: int = setting(
+    0,
+    'The request that would be the Nth since the last exact model is carried'
+    ' out by retrain in place of --strategy; 0: none is.',
+    WHOLE,
+  )
   out: str | None = setting(None, 'Where model and record go; one a request.')
   key_file: str | None = setting(
     None,

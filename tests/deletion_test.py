@@ -10,6 +10,7 @@ import shutil
 
 import helpers
 import jax
+import msgspec
 import numpy as np
 import PIL.Image
 import pytest
@@ -18,6 +19,7 @@ from safetensors.numpy import load
 from sklearn.datasets import load_sample_image
 
 from experiments import config, forget
+from experiments.deletion import basis as bases
 from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
 from experiments.study import lineage
@@ -281,6 +283,7 @@ def test_all_that_is_unknown_is_named_at_once_with_its_line(story, tmp_path):
   [
     (['--id_column=name'], 'one of the columns when, file'),
     (['--strategy=retrain, eu_k'], '--strategy='),
+    (['--retrain_every=-1'], '--retrain_every=-1'),
     (['--retrain'], 'another --strategy than retrain itself'),
     (['--decision=unlearn'], '--decision=unlearn'),
     (['--decision=maybe'], 'accept_risk'),
@@ -295,6 +298,42 @@ def test_what_cannot_be_asked(flags, words, story, tmp_path):
   more = '--id_column=file', f'--out={tmp_path / "out"}', *flags
   assert words in running.refused('forget', *own, *more)
   assert not (tmp_path / 'out').exists()
+
+
+def test_every_second_request_is_carried_out_by_retrain(story, tmp_path):
+  root, key, *_ = story
+  ids, due, next_one = (tmp_path / name for name in ('ids.txt', 'b', 'c'))
+  ids.write_text('china/IMG_0010.png\n')
+  method = '--strategy=finetune(epochs=1)'
+  own = [key, f'--ids={ids}', '--retrain_every=2', method]
+  # The first since the source was `one`, and not exact.
+  first = [*own, f'--source={root / "one"}', f'--out={due}', '--retrain']
+  line = running.refused('forget', *first, '--decision=unlearn')
+  assert 'another for --retrain_every=2' in line and not due.exists()
+  told, record = running.done('forget', *first), record_of(due)
+  said = 'by --retrain_every=2 in place of finetune(epochs=1): no weight'
+  assert said in told and said in record['verdict'][-1]
+  assert 'Request 2 since the last exact model' in told
+  assert record['request']['decision'] == 'retrain'
+  assert record['method']['strategy'] == 'retrain' and record['method']['exact']
+  assert record['method']['parameters']['retrain_every'] == 2
+  assert not (due / 'checkpoints').exists()  # It is the Retrain itself.
+  gone = (root / 'one' / 'model' / 'forget.txt').read_text().split()
+  kept = (due / 'model' / 'trained.txt').read_text().split()
+  assert len(kept) == 2 * EACH - 5 and not {*kept} & {*gone}
+  # From there on it is counted anew.
+  ids.write_text('china/IMG_0011.png\n')
+  told = running.done('forget', *own, f'--source={due}', f'--out={next_one}')
+  assert 'last exact model: 1; retrain at 2' in told
+  record = record_of(next_one)
+  assert record['method']['strategy'] == 'finetune(epochs=1)'
+  assert 'retrain_every' not in record['method']['parameters']
+  assert bases.read_chain(next_one / 'model').inexact == 1
+
+
+def test_a_chain_of_an_earlier_version_is_read():
+  text = b'[[["a"]],"source","origin"]'
+  assert msgspec.json.decode(text, type=bases.Chain).inexact is None
 
 
 def test_a_record_that_was_changed_is_no_basis(story, tmp_path):

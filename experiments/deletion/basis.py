@@ -28,6 +28,8 @@ class Chain(NamedTuple):
   requests: list[list[str]]  # the ids of each, the oldest first
   source: str  # folder of the model that forgot
   origin: str  # folder of the first source
+  # Requests since the last exact model; None in what earlier versions wrote.
+  inexact: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +42,14 @@ class Basis:
   trained: list[str]  # ids that it may know, in the order of the data set
   chain: Chain
   record: Record | None  # of the last request, if there was one
+
+  @property
+  def inexact(self) -> int:
+    """How many requests were carried out since the last exact model."""
+    if self.record is None or self.record.method.exact:
+      return 0
+    known = self.chain.inexact
+    return len(self.chain.requests) if known is None else known
 
   @functools.cached_property
   def rows(self) -> dict[str, int]:

@@ -234,9 +234,12 @@ def _contrast(
 
 
 def verdict(
-  evidence: Evidence, count: int, label: str, exact: bool
+  evidence: Evidence, count: int, label: str, exact: bool, why: str = ''
 ) -> list[str]:
-  """What the evidence says, and what it cannot, in at most three lines."""
+  """What the evidence says, and what it cannot, in at most three lines.
+
+  `why`: by what an exact method took the place of another.
+  """
   first, own = f'{count} images, {label}: ', evidence.result.own
   if own:
     right, attack = own['accuracy'], own[AUC]
@@ -255,8 +258,8 @@ def verdict(
     numbers = ' → '.join(f'{100 * v:.1f}' for v in known if v is not None)
     accuracies += [f'{part} {numbers} %'] if numbers else []
   last = (
-    'Exact: no weight of this model has seen them. What is not erased elsewhere'
-    ' stands in the record.'
+    f'Exact{why}: no weight of this model has seen them. What is not erased'
+    ' elsewhere stands in the record.'
     if exact
     else 'Approximate: the attack knows only the outputs, and a weaker trace'
     ' stays unseen. This is evidence, and no guarantee.'

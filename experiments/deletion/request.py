@@ -60,6 +60,8 @@ class Plan:
   splits: Splits
   study: config.Study  # how the source was trained, and what else stages take
   key: bytes  # of the hashes
+  # The strategy that was asked for, where --retrain_every has another.
+  instead_of: str | None
 
   @property
   def exact(self) -> bool:
@@ -71,12 +73,14 @@ class Plan:
     """The requests with this one."""
     past = self.basis.chain
     where = str(self.basis.path.absolute())
-    return Chain([*past.requests, self.named.ids], where, past.origin)
+    count = 0 if self.exact else self.basis.inexact + 1
+    return Chain([*past.requests, self.named.ids], where, past.origin, count)
 
   @functools.cached_property
   def stages(self) -> list[Stage]:
     """The model, and Retrain where it is asked for."""
-    more = parse('retrain') if self.asked.retrain else []
+    wanted = self.asked.retrain and self.chosen.name != 'retrain'
+    more = parse('retrain') if wanted else []
     return [_stage(_InPlace, self, self.chosen)] + [
       _stage(Stage, self, own) for own in more
     ]
@@ -112,6 +116,7 @@ def plan(asked: Any) -> Plan:
         f'--source={asked.source}: its record is not as it was written,'
         ' experiments.verify says more; allowed: one that is'
       )
+  chosen, instead_of = _due(asked, chosen, basis.inexact)
   setup, earlier = basis.setup, {n for r in basis.chain.requests for n in r}
   known = setup.dataset.ids.tolist()
   path, name = pathlib.Path(asked.ids), setup.facts.dataset
@@ -139,7 +144,7 @@ def plan(asked: Any) -> Plan:
       chosen.strategy.check(setup.shapes.params, setup.model.order)
   except ValueError as error:
     raise InputError(f'--strategy: {chosen.text}: {error}') from error
-  return Plan(asked, basis, named, chosen, splits, study, key)
+  return Plan(asked, basis, named, chosen, splits, study, key, instead_of)
 
 
 def _strategy(asked: Any) -> Chosen:
@@ -156,10 +161,22 @@ def _strategy(asked: Any) -> Chosen:
     raise FlagError('strategy', asked.strategy, allowed)
   if chosen.name == 'retrain' and asked.retrain:
     raise FlagError('retrain', 'true', 'another --strategy than retrain itself')
+  return chosen
+
+
+def _due(asked: Any, chosen: Chosen, inexact: int) -> tuple[Chosen, str | None]:
+  """Who carries the request out, and what was asked for if that is another.
+
+  `inexact`: how many requests came since the last exact model.
+  """
+  told, instead_of = f'--strategy={chosen.text}', None
+  if chosen.name not in _EXACT and 0 < asked.retrain_every <= inexact + 1:
+    told, instead_of = f'--retrain_every={asked.retrain_every}', chosen.text
+    (chosen,) = parse('retrain')
   wrong = 'unlearn' if chosen.name in _EXACT else 'retrain'
   if asked.decision == wrong:
-    raise FlagError('decision', wrong, f'another for --strategy={chosen.text}')
-  return chosen
+    raise FlagError('decision', wrong, f'another for {told}')
+  return chosen, instead_of
 
 
 def _study(asked: Any, basis: Basis) -> config.Study:
@@ -223,6 +240,7 @@ def carry_out(made: Plan) -> None:
   started, asked = _now(), made.asked
   root, named = made.stages[0].root, made.named
   depends = [made.stages[0].key, asked.decision, asked.received, asked.retrain]
+  depends += [made.instead_of] * (made.instead_of is not None)
   wanted = settings.key([*depends, records.keyed(made.key)])
   workdir = Workdir(root, {'request': wanted}, 'out')
   workdir.claim()
@@ -233,6 +251,7 @@ def carry_out(made: Plan) -> None:
   ):
     if count:
       say(f'{text}: {count}')
+  say(*_turn(made))
   path = root / records.NAME
   if path.exists():
     record = records.read(path)
@@ -253,6 +272,17 @@ def carry_out(made: Plan) -> None:
       files.replace(root / name, text_bytes)
   say(*record.verdict)
   say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')
+
+
+def _turn(made: Plan) -> list[str]:
+  """Where a chain is that has a retrain every few requests."""
+  every, now = made.asked.retrain_every, made.basis.inexact + 1
+  if made.instead_of is not None:
+    why = f'Request {now} since the last exact model, --retrain_every={every}'
+    return [f'{why}: by retrain, not {made.instead_of}']
+  if not every or made.exact:
+    return []
+  return [f'Requests since the last exact model: {now}; retrain at {every}']
 
 
 def origin(chain: Chain, basis: Basis) -> ModelState | None:
@@ -300,6 +330,15 @@ def _record(
   previous = basis.path.parent / records.NAME
   decision = asked.decision or ('retrain' if made.exact else 'unlearn')
   epochs = finished.load(stage.path).record.history[-1].epoch
+  parameters, why = said.parameters, ''
+  if made.instead_of is not None:
+    every, instead_of = asked.retrain_every, made.instead_of
+    why = f', by --retrain_every={every} in place of {instead_of}'
+    parameters = {
+      **parameters,
+      'retrain_every': every,
+      'in_place_of': instead_of,
+    }
   return Record(
     records.Request(
       number=len(chain.requests),
@@ -327,7 +366,7 @@ def _record(
       made.chosen.text,
       strategy.label,
       made.exact,
-      said.parameters,
+      parameters,
       asked.seed,
       epochs,
       *_passes(made, epochs),
@@ -335,7 +374,7 @@ def _record(
     ),
     provenance.code(),
     found,
-    evidence.verdict(found, len(named.ids), strategy.label, made.exact),
+    evidence.verdict(found, len(named.ids), strategy.label, made.exact, why),
     [
       *(() if made.exact else _APPROXIMATE),
       _ALWAYS,
