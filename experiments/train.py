@@ -15,8 +15,8 @@ import dataclasses
 from experiments import config
 from experiments.runtime import binary
 from experiments.runtime.progress import say
-from experiments.settings import setting
-from experiments.study import canaries, planning, study
+from experiments.settings import FlagError, setting
+from experiments.study import canaries, engine, halves, planning, study
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import parse
 
@@ -33,6 +33,11 @@ class Train:
   subset: str = setting(
     'all', 'all: the source, on D; retain: Retrain, on D_RE.', ('all', 'retain')
   )
+  prepare_for_deletion: bool = setting(
+    False,
+    'Also keep what models of halves of D say of what they never saw, by which'
+    ' experiments.forget attacks; four times half the training.',
+  )
   archives: config.Archives = config.Archives()
   workdir: str | None = setting(
     None, 'Where results go; default runs/DATASET-MODEL.'
@@ -43,15 +48,20 @@ class Train:
 
 def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
-  own = {name: v for name, v in vars(asked).items() if name != 'subset'}
+  own = {n: v for n, v in vars(asked).items() if hasattr(config.Study, n)}
   # Of no data set labels are made wrong unless that is said.
   own['forget'] = config.Forget(asked.forget.forget or 'random(0.1)')
   whole = config.Study(**own, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
   plan = planning.plan(whole, root, chosen)
+  more = [halves.stage_of(plan.runs[0].source)] * asked.prepare_for_deletion
+  size, most = whole.recipe.batch_size, plan.setup.dataset.train.size // 2
+  if more and size > most:
+    raise FlagError('batch_size', size, f'at most {most}, half of D')
   workdir = Workdir(root, study.identity(plan.setup))
   found = study.compute(whole, plan, workdir)
+  engine.run(more, whole)
   (run,), name = plan.runs, 'retrain' if chosen else 'source'
   for part in ('forget', 'retain', 'test'):
     (share,) = found.whole(name, f'{part}_accuracy')

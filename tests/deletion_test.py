@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import helpers
 import jax
@@ -22,9 +23,11 @@ from experiments import config, forget
 from experiments.deletion import basis as bases
 from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
-from experiments.study import lineage
-from unlearn_jax import parallel
+from experiments.study import halves, lineage, planning, shadows
+from experiments.study import setup as setups
+from unlearn_jax import attacks, checkpoints, parallel
 from unlearn_jax.base import InputError
+from unlearn_jax.prediction import predict
 
 EACH, SIDE = 20, 8
 DOC = pathlib.Path(__file__).parent.parent / 'docs' / 'deletion.md'
@@ -412,6 +415,90 @@ def test_classes_are_held_against_themselves_alone():
   found = evidence.against(logits, labels, others, np.array(theirs))
   assert all(row.difference == 0 and not row.differs for row in found.values())
   assert not evidence.against(logits[:3], labels[:3], others, np.ones(4, int))
+
+
+@pytest.mark.parametrize('trace', [0.0, 1.0])
+def test_models_that_never_saw_an_image_tell_how_hard_it_is(trace):
+  rng = np.random.default_rng(1)
+  hard = rng.normal(scale=4, size=(2, 100))
+  logits = np.stack([hard + np.array([[trace], [0]]), np.zeros((2, 100))], 2)
+  unseen = [own + rng.normal(scale=0.3, size=(2, 100)) for own in hard]
+  zeros = np.zeros(100, int)
+  four = logits[0], zeros, logits[1], zeros
+  assert not evidence.against(*four)[evidence.AUC].differs
+  found = evidence.against(*four, unseen)
+  assert found[evidence.AUC].differs == bool(trace)
+  score = [
+    attacks.rmia(-np.log1p(np.exp(-z[:, 0])), -np.log1p(np.exp(-phi)))
+    for z, phi in zip(logits, unseen)
+  ]
+  wanted = attacks.auc(*score)
+  assert found[evidence.AUC].forgotten == pytest.approx(wanted)
+
+
+def test_halves_are_told_of_by_who_never_saw_them(tmp_path, monkeypatch):
+  numbers = iter(range(4))
+  study = running.study(dataset='digits', train_subset=101, workdir=tmp_path)
+  setup = setups.set_up(study)
+  total, tests = 101, setup.dataset.test.size
+  named = types.SimpleNamespace(state=None)
+  monkeypatch.setattr(shadows, 'trained', lambda *_: named)
+  look = np.full(total + tests, 1.0)
+  monkeypatch.setattr(shadows, 'look', lambda *_: (look * next(numbers), None))
+  source = planning.Planner(study, setup, tmp_path).source(0)
+  stage = halves.stage_of(source)
+  anything = types.SimpleNamespace(part=lambda *_: None, goes_on=None)
+  tree = stage.work(stage, anything, anything).tree
+  assert stage.key != source.key and tree['phi'].shape == (2, total + tests)
+  learned = tree['learned']
+  assert learned.sum(1).tolist() == [50] * 4
+  assert ((learned[::2] ^ learned[1::2]).sum(1) == 100).all()
+  assert (learned[0] != learned[2]).any()
+  for pair, phi in enumerate(tree['phi'].astype(int)):
+    assert {*phi} == {2 * pair, 2 * pair + 1}
+    assert not learned[phi[:total], np.arange(total)].any()
+    assert abs((phi[total:] == 2 * pair).mean() - 0.5) < 0.01
+
+
+def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
+  root, key, *_ = story
+  data, work = f'--dataset=folder:{root / "photos"}', tmp_path / 'prod'
+  how = '--width=4', '--batch_size=8', '--train_epochs=4'
+  more = f'--workdir={work}', '--prepare_for_deletion'
+  line = running.refused('train', data, *more, '--batch_size=21', status=2)
+  assert line == 'error: --batch_size=21, allowed: at most 20, half of D\n'
+  running.done('train', data, *how, *more)
+  (folder,) = (work / 'checkpoints').glob('*-unseen-*')
+  (folder.parent / f'.{folder.name}.partial').mkdir()  # One that was stopped.
+  out, ids = tmp_path / 'out', tmp_path / 'ids.txt'
+  ids.write_text('DSC_0004.png\nIMG_0002.png\n#7\n')
+  asked = f'--source={work}', f'--ids={ids}', key, f'--out={out}'
+  running.done('forget', *asked, '--strategy=finetune(epochs=1)')
+  record = record_of(out)
+  digest = json.loads((folder / 'manifest.json').read_text())['state_sha256']
+  assert record['evidence']['attack'].endswith(f'SHA-256 {digest}.')
+  assert records.UNSEEN in record['not_erased']
+  # From the models' own outputs, in the order of the data set.
+  basis = bases.read(out / 'model', None, config.Archives())
+  sets = basis.sets(basis.chain.requests, basis.trained)
+  own, test = sets.requests[0], sets.test
+  tree, _ = checkpoints.restore_tree(folder)
+  with parallel.use(jax.devices()[:1]):
+    z = [
+      predict(basis.setup.model, basis.own.state, e, logits=True)
+      for e in (own, test)
+    ]
+  phi = [tree['phi'][:, own.indices], tree['phi'][:, 2 * EACH :]]
+  wanted = evidence.against(z[0], own.own_labels, z[1], test.own_labels, phi)
+  said = record['evidence']['result']['own'][evidence.AUC]['forgotten']
+  assert said == pytest.approx(wanted[evidence.AUC].forgotten)
+  bare = evidence.against(z[0], own.own_labels, z[1], test.own_labels)
+  assert said != bare[evidence.AUC].forgotten
+  where = f'--record={out / "record.json"}', key
+  assert running.done('verify', *where).endswith('not checked: 0.\n')
+  shutil.rmtree(folder)
+  told = running.done('verify', *where)
+  assert 'not checked  the attack: its models of halves' in told
 
 
 def test_the_default_method_is_exact():

@@ -10,8 +10,9 @@ import numpy as np
 
 from experiments import config
 from experiments.deletion import record as records
-from experiments.deletion.evidence import Sets
+from experiments.deletion.evidence import ATTACK, BY_OTHERS, Sets
 from experiments.deletion.record import Record
+from experiments.study import halves
 from experiments.study import setup as setups
 from experiments.study.setup import Setup
 from experiments.workdir import finished
@@ -79,7 +80,15 @@ class Basis:
     """What is measured on, with None for images that are not there."""
     kept = self.take(retain)
     assert kept is not None
-    return Sets(kept, self.setup.dataset.test, [*map(self.take, requests)])
+    sets = Sets(kept, self.setup.dataset.test, [*map(self.take, requests)])
+    if (found := halves.read(self.chain.origin, self.own.manifest)) is None:
+      return sets
+    phi, test, sha256 = found
+    names, there = self.setup.dataset.ids, filter(None, sets.requests)
+    rows = [names[np.asarray(own.indices)] for own in there]
+    unseen = [np.stack([phi[n] for n in own], axis=1) for own in rows]
+    text = f'{ATTACK}{BY_OTHERS}{sha256}.'
+    return sets._replace(unseen=[*unseen, test], attack=text)
 
 
 def find(path: pathlib.Path) -> pathlib.Path:

@@ -23,6 +23,10 @@ ATTACK = (
   ' member; AUC of forgotten against held-out images within each class,'
   ' averaged over the classes of the forgotten. It knows the outputs only.'
 )
+BY_OTHERS = (
+  ' What is large is told by models that learned halves of the data without the'
+  ' image (RMIA offline, a = 0.3); what they say of it has the SHA-256 '
+)
 NULL = (
   'Null: membership drawn by lot within each class. Half widths are 2.394'
   ' standard deviations of that, the normal approximation: 95 % for accuracy,'
@@ -93,6 +97,9 @@ class Sets(NamedTuple):
   retain: Examples
   test: Examples
   requests: Sequence[Examples | None]  # the newest last; None: not there
+  # φ `[R, n]` by models that never saw these that are there, then of `test`.
+  unseen: Sequence[np.ndarray] | None = None
+  attack: str = ATTACK
 
 
 class Models(NamedTuple):
@@ -134,6 +141,7 @@ def gather(
     reversals,
     _distance(models.result, models.origin),
     _distance(models.result, models.source),
+    sets.attack,
   )
 
 
@@ -163,7 +171,9 @@ def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
     if len(known) < len(parts):
       return {}
     labels = np.concatenate([part.own_labels for part in known])
-    return against(np.concatenate([*map(logits, known)]), labels, test, its)
+    own, phi = np.concatenate([*map(logits, known)]), sets.unseen
+    pair = phi and (np.concatenate(phi[~len(parts) : -1], axis=1), phi[-1])
+    return against(own, labels, test, its, pair)
 
   return Measured(
     retain_accuracy=accuracy(sets.retain),
@@ -176,7 +186,11 @@ def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
 
 
 def against(
-  logits: np.ndarray, labels: np.ndarray, others: np.ndarray, theirs: np.ndarray
+  logits: np.ndarray,
+  labels: np.ndarray,
+  others: np.ndarray,
+  theirs: np.ndarray,
+  unseen: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Contrast]:
   """Three differences between two sets of images, class by class.
 
@@ -185,6 +199,7 @@ def against(
     labels: `[M]`.
     others: `[N, C]`, of held-out images.
     theirs: `[N]`, their labels.
+    unseen: φ by models that never saw them, `[R, M]` and `[R, N]`, if any.
 
   Returns:
     Of accuracy, confidence (of the true class) and the attack; none where no
@@ -193,14 +208,15 @@ def against(
   shared = [c for c in np.unique(labels) if (theirs == c).any()]
   if not shared:
     return {}
-  rows = [(labels == c, theirs == c) for c in shared]
+  rows, log_p = [(labels == c, theirs == c) for c in shared], special.log_expit
+  both = zip((logits, others), (labels, theirs), unseen or (None, None))
   own, its = (
     {
       'accuracy': (z.argmax(1) == y).astype(float),
       'confidence': special.expit(margin := attacks.true_class_margin(z, y)),
-      AUC: margin,
+      AUC: margin if phi is None else attacks.rmia(*map(log_p, (margin, phi))),
     }
-    for z, y in ((logits, labels), (others, theirs))
+    for z, y, phi in both
   )
   return {name: _contrast(name, own[name], its[name], rows) for name in own}
 

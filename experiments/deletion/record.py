@@ -27,6 +27,7 @@ _KEY_BYTES = 16  # At least.
 UNKEYED = (
   'The ids are hashed without a key: whoever guesses an id can check the guess.'
 )
+UNSEEN = 'What models of halves of the data say of each image.'
 NOT_ERASED = (
   'The source and every earlier checkpoint, with their optimiser states.',
   'Models that were derived from them, by fine-tuning, distilling or'

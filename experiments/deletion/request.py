@@ -45,7 +45,7 @@ _ALWAYS = (
 _APPROXIMATE = (
   'Approximate: the weights come from a model that knew the images.',
   'The attack is one that knows only outputs of this model; stronger ones, such'
-  ' as with reference models or with the weights, may find a trace.',
+  ' as with many reference models or with the weights, may find a trace.',
 )
 
 
@@ -380,7 +380,7 @@ def _record(
       _ALWAYS,
       *([] if key else [records.UNKEYED]),
     ],
-    list(records.NOT_ERASED),
+    [*records.NOT_ERASED, *[records.UNSEEN] * (sets.unseen is not None)],
     None if before is None else records.sha256(previous.read_bytes()),
   )
 

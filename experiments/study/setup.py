@@ -30,7 +30,7 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.data import images, near, streaming
 
-_PURPOSES = ('split', 'source', 'unlearn', 'degree', 'audit')
+_PURPOSES = ('split', 'source', 'unlearn', 'degree', 'audit', 'halves')
 # What two models must have in common to be compared.
 COMMON = (
   *('model', 'model_sha256', 'width', 'dtype', 'num_classes', 'canaries'),

@@ -83,8 +83,8 @@ def train_model(
   study, setup, splits = stages.problem(stage, 0)
   learned = splits.train.take(drawn(study, splits, which).rows)
   key = _key(study.draws.of('source', 0), which, 0)
-  fit = _trained(key, setup.model, learned, study, progress.epoch, partial)
-  phi, right = _look(setup.model, fit.state, splits)
+  fit = trained(key, setup.model, learned, study, progress.epoch, partial)
+  phi, right = look(setup.model, fit.state, splits)
   total = splits.train.size
   note = f'test {100 * right[total:].mean():.1f} %'
   recipe = study.recipe
@@ -127,7 +127,7 @@ def unlearn_requests(
       progress.epoch(row._replace(epoch=before + row.epoch))
 
     if chosen.strategy.role == REFERENCE:  # As `unlearn`, without its curve.
-      made = _trained(key, setup.model, parts.retain, study, tell, keeper).state
+      made = trained(key, setup.model, parts.retain, study, tell, keeper).state
     else:
       made = unlearn(
         key,
@@ -141,7 +141,7 @@ def unlearn_requests(
         on_epoch=tell,
         keeper=keeper,
       ).state
-    found.append(_look(setup.model, made, splits))
+    found.append(look(setup.model, made, splits))
   phi, right = (np.stack(column) for column in zip(*found))
   note = f'test {100 * right[:, splits.train.size :].mean():.1f} %'
   return Output({'phi': phi, 'right': right}, {}, {}, note)
@@ -163,7 +163,7 @@ def _key(seed: int, which: Which, purpose: int) -> Key:
   return jax.random.fold_in(jax.random.fold_in(key, which.number), purpose)
 
 
-def _trained(
+def trained(
   key: Key,
   model: Model,
   examples: Examples,
@@ -171,6 +171,7 @@ def _trained(
   on_epoch: Callable[[Epoch], None],
   keeper: Partial,
 ) -> loops.Fit:
+  """Trains a model by the recipe of a study."""
   recipe = study.recipe
   steps = recipe.epochs * (examples.size // recipe.batch_size)
   return loops.train(
@@ -186,7 +187,7 @@ def _trained(
   )
 
 
-def _look(
+def look(
   model: Model, state: ModelState, splits: Splits
 ) -> tuple[np.ndarray, np.ndarray]:
   """See `read`."""
