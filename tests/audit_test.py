@@ -9,11 +9,23 @@ import numpy as np
 import pytest
 import running
 
+from experiments.settings import FlagError
 from experiments.study import auditing
 from unlearn_jax import attacks, checkpoints
 
 QUICK = '--train_epochs=10', '--strategies=finetune(epochs=1), retrain'
 GAME = '--shadows=8', '--targets=2', '--requests=4'
+NET = """
+from flax import linen as nn
+
+
+class Net(nn.Module):
+  num_classes: int
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(self.num_classes)(x.reshape(len(x), -1) * {})
+"""
 
 
 @pytest.fixture(scope='module')
@@ -87,7 +99,9 @@ def test_the_attack_finds_what_was_never_forgotten_and_nothing_in_retrain(
   assert source['forget']['members'] == source['retain']['members'] == 240
   # 4 · 24 · 8 images are forgotten: 3.2 shadow models each.
   assert null['forget']['fewest_in'] >= 2
-  assert null['forget']['fewest_out'] == 16
+  # Models, not the 4 requests of each.
+  assert null['forget']['fewest_out'] == 4
+  assert source['forget']['fewest_in'] == null['retain']['fewest_in'] == 4
   for row in found['rows']:
     forget = row['attacks']['forget']
     mean = np.mean(forget['targets'])
@@ -150,6 +164,37 @@ def test_a_second_run_trains_nothing_and_a_new_strategy_only_itself(
   assert again['rows'][1]['attacks'] == found['rows'][1]['attacks']
   # What trains a source elsewhere is none of them.
   assert not [path for path in before if path.name.startswith('seed')]
+
+
+def test_a_slice_that_no_target_can_judge_is_one_line(audited, data_file):
+  workdir, _, found = audited
+  own = flags(data_file, workdir, '--shadows=8', '--requests=4', '--targets=1')
+  line = running.refused('audit', *own, '--slice=0.001', status=2)
+  assert '--slice=0.001, allowed: more, or more --targets: of its 1 im' in line
+  kept = json.loads((workdir / 'audit.json').read_text())
+  assert kept['slice'] == found['slice']
+
+
+def test_changed_code_has_other_shadows(data_file, tmp_path):
+  file, keys = tmp_path / 'mine.py', []
+  own = f'--dataset=npz:{data_file}', f'--model={file}:Net', *QUICK[1:]
+  game = auditing.Game('ulira', 8, 2, 4, 0.05)
+  for scale in (1, 2):
+    file.write_text(NET.format(scale))
+    study = running.study(*own, '--forget=random(0.2)', '--batch_size=24')
+    plan = auditing.plan(study, game, tmp_path)
+    keys.append({stage.key for stage in plan.stages})
+  assert len(keys[0]) == len(keys[1]) and not keys[0] & keys[1]
+
+
+def test_what_is_hardly_retained_is_refused_before_anything_is_trained(
+  data_file, tmp_path
+):
+  own = running.training(data_file, tmp_path, '--forget=random(0.9)')
+  study = running.study(*own, *QUICK, '--batch_size=4')
+  game = auditing.Game('ulira', 8, 2, 1, 0.05)
+  with pytest.raises(FlagError, match='and retained after 0 requests'):
+    auditing.plan(study, game, tmp_path)
 
 
 def test_many_models_against_many_retrains(data_file, tmp_path):

@@ -65,15 +65,21 @@ class Plan:
     """What one of the models learns and forgets."""
     return shadows.drawn(self.study, self.splits, which)
 
-  def covered(self) -> tuple[int, int]:
-    """Shadows that forget the least covered example, and that never see it."""
-    counts = np.zeros((2, self.splits.train.size), np.int64)
+  def covered(self) -> list[int]:
+    """Of the least covered example, by the shadows.
+
+    How many forget it, how many never see it, and after how many requests it
+    is retained.
+    """
+    counts = np.zeros((3, self.splits.train.size), np.int64)
     for which in self.models:
       if which.kind == SHADOW:
         own = self.drawn(which)
         counts[0, np.concatenate(own.requests)] += 1
         counts[1] += ~np.isin(np.arange(len(counts[1])), own.rows)
-    return int(counts[0].min()), int(counts[1].min())
+        counts[2, own.rows] += which.requests
+    counts[2] -= counts[0]
+    return counts.min(1).tolist()
 
 
 def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
@@ -112,6 +118,7 @@ def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   if game.attack == 'ulira' and min(fewest := found.covered()) < 2:
     allowed = 'more, or more --requests: the least covered image would be'
     allowed += f' forgotten by {fewest[0]} models and unseen by {fewest[1]}'
+    allowed += f', and retained after {fewest[2]} requests'
     raise FlagError('shadows', game.shadows, allowed)
   return found
 
@@ -137,7 +144,7 @@ def describe(plan: Plan) -> str:
     f' {len(plan.made)} ways'
   )
   if plan.game.attack == 'ulira':
-    inside, outside = plan.covered()
+    inside, outside, _ = plan.covered()
     text += f'; each image is forgotten by {inside} shadow models or more, and'
     text += f' unseen by {outside} or more'
     text += ': few, the spread is pooled' * (inside < 8)
@@ -156,7 +163,7 @@ class _Maker(NamedTuple):
     """Trains one."""
     study, facts = self.study, self.setup.facts
     names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
-    own = shadows.drawn(study, self.splits, which)
+    own, code = shadows.drawn(study, self.splits, which), facts.model_sha256
     return Stage(
       self.root,
       f'{which.kind}{which.number}',
@@ -169,6 +176,7 @@ class _Maker(NamedTuple):
         'rows': key(own.rows.tolist()),
         'labels': key(self.splits.train.own_labels.tolist()),
         'seed': study.draws.of('source', 0),
+        **({'code': code} if code else {}),
       },
       functools.partial(shadows.train_model, which=which),
       epochs=study.recipe.epochs,
@@ -228,7 +236,7 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
     environment=provenance.environment(),
     attack=game.attack,
     data=plan.setup.dataset.name,
-    model=f'{plan.setup.facts.model} of width {plan.setup.facts.width}',
+    model=plan.setup.facts.network,
     train=plan.splits.train.size,
     request=len(own.requests[0]),
     requests=len(own.requests),
@@ -243,6 +251,7 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
   before = _seen(plan, plan.models, SHADOW)
   learned = before.phi[:, : audit.train], before.status
   exposed = attacks.most_vulnerable(*learned, game.slice)
+  _require_judged(plan, exposed)
   _, retrain, *others = kept
   null = _attacked(plan, retrain, exposed)
   more = [_attacked(plan, c, exposed, null) for c in (source, *others)]
@@ -253,6 +262,17 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
     slice=len(exposed),
     mislabelled_slice=wrong,
   )
+
+
+def _require_judged(plan: Plan, exposed: np.ndarray) -> None:
+  """Refuses a slice of which no target forgot any, or none never saw any."""
+  own = [plan.drawn(which) for which in plan.models if which.kind == TARGET]
+  lost = [np.isin(exposed, np.concatenate(each.requests)).sum() for each in own]
+  never = [(~np.isin(exposed, each.rows)).sum() for each in own]
+  if not (sum(lost) and sum(never)):
+    allowed = f'more, or more --targets: of its {len(exposed)} images these'
+    allowed += f' forgot {sum(lost)} and never saw {sum(never)}; what is'
+    raise FlagError('slice', plan.game.slice, f'{allowed} trained is kept')
 
 
 def _forgotten(plan: Plan) -> np.ndarray:
@@ -345,6 +365,11 @@ def _attack(
     members=members,
   )
   scores, targets = found.log_ratio, []
+  # Rows are requests; models are counted.
+  each = shadow.status[:, columns].reshape(plan.game.shadows, -1, len(columns))
+  fewest = [
+    int((each == own).any(1).sum(0).min()) for own in (members, Status.OUT)
+  ]
   inside, outside = scores[truth == members], scores[truth == Status.OUT]
   # All requests to one target model are one observation.
   ways = (np.split(array, plan.game.targets) for array in (scores, truth))
@@ -360,8 +385,8 @@ def _attack(
     tpr={f'{rate:g}': share for rate, share in found.tpr.items()},
     members=len(inside),
     others=len(outside),
-    fewest_in=found.fewest_in,
-    fewest_out=found.fewest_out,
+    fewest_in=fewest[0],
+    fewest_out=fewest[1],
     roc=[[f, attacks.tpr_at_fpr(inside, outside, f)] for f in _RATES.tolist()],
   )
 
