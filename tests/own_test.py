@@ -205,6 +205,12 @@ def test_what_is_no_model(model, words, here, tmp_path):
   assert not work.exists()
 
 
+def test_what_is_too_large_is_not_called_a_width(here, tmp_path):
+  model = 'my_linen.py:Net(width=9999999999)'
+  line = running.refused('train', *flags(model, tmp_path))
+  assert f'--model={model}, allowed: what has at most' in line
+
+
 def test_flags_of_our_models_are_not_those_of_others(here, tmp_path):
   for flag in ('--width=4', '--dtype=bfloat16'):
     line = running.refused(
@@ -337,6 +343,10 @@ def test_a_source_without_a_recipe_is_not_retrained_by_default(
     f'--forget=ids({tmp_path}/never.txt)',
   )
   assert 'was not trained on 2' in line
+  # Nor is what it never knew retained: Retrain would know more than it.
+  more = f'--forget=ids({ids})', '--strategies=finetune'
+  line = running.refused('unlearn', *own, *more)
+  assert 'was not trained on 5 of 240 training images, such as 0;' in line
 
 
 def test_names_are_matched_and_what_does_not_fit_is_told(

@@ -155,8 +155,9 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
 
 def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
   """The `Setup` of a model that `facts` describe; `code`: one of one's own."""
+  name = 'width' if facts.width else 'model'
   too_large = FlagError(
-    'width', facts.width, 'what has at most 2147483647 parameters'
+    name, getattr(facts, name), 'what has at most 2147483647 parameters'
   )
   if facts.width > 2**20:  # Shapes would no longer be numbers of JAX.
     raise too_large
@@ -281,6 +282,24 @@ def require_trained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
       f'{path} was not trained on {shown(str(setup.dataset.ids[never[0]]))} and'
       f' {never.size - 1} others that are to be forgotten; allowed: what is in'
       f' its {finished.TRAINED}'
+    )
+
+
+def require_retained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
+  """Refuses a source, where it says so, that knows less than is retained.
+
+  Retrain would learn images that the source never saw.
+  """
+  if not (file := path / finished.TRAINED).exists():
+    return
+  rows = data.read_ids(file, setup.dataset)
+  never = np.setdiff1d(np.asarray(splits.train.indices), rows)
+  if never.size:
+    raise InputError(
+      f'{path} was not trained on {never.size:,} of {splits.train.size:,}'
+      ' training images, such as'
+      f' {shown(str(setup.dataset.ids[never[0]]))}; allowed: a --dataset of'
+      f' those in its {finished.TRAINED}, or experiments.forget, which knows'
     )
 
 
