@@ -349,6 +349,27 @@ def test_a_source_without_a_recipe_is_not_retrained_by_default(
   assert 'was not trained on 5 of 240 training images, such as 0;' in line
 
 
+def test_what_shapes_cannot_tell_is_told(here, tmp_path):
+  file, path = tmp_path / 'square.py', tmp_path / 'net.safetensors'
+  file.write_text(LINEN.replace('(self.num_classes)(x)', '(3)(x[:, :3])'))
+  model = networks.read(f'{file}:Net', 3, (6, 6, 1), (0.5,), (0.5,)).model
+  state = model.init(jax.random.key(0))._asdict()
+  own = {'/'.join(n): np.asarray(a) for n, a in flatten_dict(state).items()}
+  own = {n: a for n, a in own.items() if '/lot/' not in n}
+  own['params/fc/weight'] = own.pop('params/Dense_0/kernel')
+  save_file(own, path)
+  asked = f'--weights={path}', f'--model={file}:Net', NET[1]
+  more = '--trained_on=all', f'--out={tmp_path / "o"}'
+  rename = '--rename=params/fc/weight=params/Dense_0/kernel'
+  told = running.done('adopt', *asked, *more, rename)
+  assert told.count('has the same shape in PyTorch') == 1
+  assert 'params/fc/weight, now params/Dense_0/kernel' in told
+  # Of two tensors of one name neither is the one.
+  save_file({**own, 'params.fc.weight': own['params/fc/weight']}, path)
+  line = running.refused('adopt', *asked, *more[:1], f'--out={tmp_path / "p"}')
+  assert 'params/fc/weight is there twice, allowed: once' in line
+
+
 def test_names_are_matched_and_what_does_not_fit_is_told(
   trained, here, tmp_path
 ):

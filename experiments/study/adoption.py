@@ -115,6 +115,10 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
     if hasattr(leaf, 'dtype') and hasattr(leaf, 'shape'):
       # NNX says `kernel/value`, others `layer.kernel`.
       plain = re.sub(r'/(value|raw_value)$', '', name.replace('.', '/'))
+      if plain in found:
+        raise InputError(
+          f'{path}: {shown(plain)} is there twice, allowed: once'
+        )
       found[plain] = np.asarray(leaf)
   if not found:
     raise InputError(f'{path}: holds no tensors; allowed: {_KINDS}')
@@ -178,7 +182,24 @@ def _renamed(
   if len({*names.values()}) < len(names):
     twice = next(n for n in names.values() if [*names.values()].count(n) > 1)
     raise FlagError('rename', text, f'each name once, {shown(twice)} is twice')
+  for line in _turned(names, found):
+    say(line)
   return {names[old]: array for old, array in found.items()}
+
+
+def _turned(
+  names: Mapping[str, str], found: Mapping[str, np.ndarray]
+) -> list[str]:
+  """Kernels whose shape is the same in PyTorch's order, by old name."""
+  return [
+    f'warning: {shown(old)}, now {shown(new)}, has the same shape in'
+    " PyTorch's order of axes: nothing but the accuracy below says whether it"
+    ' was transposed'
+    for old, new in names.items()
+    if old.endswith('weight') and new.endswith('kernel')
+    if (shape := found[old].shape)[1:]
+    if shape == (*shape[2:], shape[1], shape[0])
+  ]
 
 
 def _matched(setup: Setup, found: Mapping[str, np.ndarray]) -> ModelState:
