@@ -61,9 +61,7 @@ class Data:
   dataset: str = setting(
     'digits', 'digits, a TFDS name such as cifar10, npz:FILE or folder:DIR.'
   )
-  train_subset: int | None = setting(
-    None, 'Use this many training examples only.', COUNT
-  )
+  train_subset: int | None = setting(None, 'Use so many images only.', COUNT)
   test_fraction: float | None = setting(
     None, 'Share to hold out of TFDS data without a test split.', SHARE
   )
