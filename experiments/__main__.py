@@ -1,7 +1,8 @@
 """One command for all binaries: `unlearn-jax forget --ids=…`.
 
 The same as `python -m experiments.forget --ids=…`, from any folder: a folder
-`experiments` of the user's own there is not in its way.
+`experiments` of the user's own there is not in its way. Other modules of that
+folder are found, as `--model` and `--strategies` name them.
 """
 
 import ast
@@ -30,6 +31,7 @@ def main() -> None:
     print(f'error: {name!r} is no command, allowed: {allowed}', file=sys.stderr)
     raise SystemExit(2)
   del sys.argv[1]
+  sys.path.append('')  # Modules of the user's own, but last.
   runpy.run_module(f'experiments.{name}', run_name='__main__', alter_sys=True)
 
 

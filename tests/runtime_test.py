@@ -456,6 +456,10 @@ def test_one_command_runs_every_binary_wherever_it_is_called(tmp_path):
   assert {*found} == own and len(found) == len(own)
   made = command(tmp_path, 'evaluate', '--checkpoint=nowhere')
   assert made.returncode in (1, 2) and made.stderr.startswith('error: nowhere')
+  # Modules of one's own are found there, as by `python -m`.
+  (tmp_path / 'work' / 'my_net.py').write_text('def net(): return 3')
+  made = command(tmp_path, 'train', '--model=my_net:net()')
+  assert 'my_net:net gave int, allowed: a Flax Linen' in made.stderr
   made = command(tmp_path, 'forgt')
   assert made.returncode == 2
   assert made.stderr.startswith(
