@@ -480,7 +480,8 @@ def held(main, data_file, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('held') / 'run'
   shutil.copytree(main[0], workdir)
   names = (
-    '--strategies=retrain, finetune, regun, finetune(js_teacher="heldout")'
+    '--strategies=retrain, finetune, regun, scrub(rewind=True),'
+    ' finetune(js_teacher="heldout")'
   )
   args = *quick(data_file, workdir, names, '--seeds=1'), '--references=1'
   out = running.done('unlearn', *args, '--heldout=0.2')
@@ -500,7 +501,7 @@ def test_what_is_held_out_is_said_and_no_test_image(held, main):
 
 def test_only_sources_are_the_same_whatever_is_held_out(held, main, data_file):
   own, before = stages(held[0]) - stages(main[0]), stages(main[0])
-  assert len(own) == 5 and not any('source' in name for name in own)
+  assert len(own) == 6 and not any('source' in name for name in own)
   assert before < stages(held[0])
   (row,) = [r for r in held[2]['rows'] if r['name'] == 'source']
   # Of kept outputs on all test images those of the others.
@@ -517,7 +518,10 @@ def test_only_sources_are_the_same_whatever_is_held_out(held, main, data_file):
 
 @pytest.mark.parametrize(
   'name',
-  ['retrain', 'finetune', 'regun', "finetune(js_teacher='heldout')"],
+  [
+    *('retrain', 'finetune', 'regun', 'scrub(rewind=True)'),
+    "finetune(js_teacher='heldout')",
+  ],
 )
 def test_evaluate_knows_what_was_held_out(name, held):
   # Beside it are those of a run that held nothing out.

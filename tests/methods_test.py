@@ -11,6 +11,7 @@ import pytest
 
 from unlearn_jax import (
   adversaries,
+  data,
   objectives,
   parallel,
   strategies,
@@ -356,6 +357,60 @@ def test_scrub_goes_away_from_the_source_and_then_towards_it(early):
   close(params(strategy, epochs=3), want)
 
 
+def scrubbed(**more):
+  """SCRUB at a rate at which the last of six epochs is not the best."""
+  how = {'temperature': 2.0, 'max_epochs': 1, 'learning_rate': 0.5}
+  return strategies.scrub(0.5, 0.7, **how, **more)
+
+
+def error(params, examples):
+  found = np.asarray(network(params, examples.images[examples.indices]))
+  return (found.argmax(-1) != examples.own_labels).mean()
+
+
+def test_scrub_goes_back_to_where_d_ul_was_as_unseen_images_are_in_the_end():
+  each = [params(scrubbed(), epochs=n) for n in range(1, 7)]
+  unseen = data.class_matched(SPLITS.forget, SPLITS.heldout)
+  goal = error(each[-1], unseen)
+  gaps = [abs(error(own, SPLITS.forget) - goal) for own in each]
+  best = max(n for n in range(6) if gaps[n] == min(gaps))
+  assert best < 5 and max(gaps) > min(gaps)
+  result = run(scrubbed(rewind=True), epochs=6)
+  assert result.picked == best + 1 and len(result.history) == 7
+  equal(result.state.params, each[best])
+  # The way there costs all epochs.
+  assert result.seconds >= result.history[-1].seconds
+  plainly = run(scrubbed(), epochs=6)
+  assert plainly.picked == -1
+  equal(plainly.state.params, each[-1])
+
+
+@pytest.mark.parametrize('last', [1, 3, 6])
+def test_scrub_goes_back_to_the_same_bits_after_a_kill(last):
+  whole, keeper = run(scrubbed(rewind=True), epochs=6), InMemory(last)
+  with pytest.raises(KeyboardInterrupt):
+    run(scrubbed(rewind=True), epochs=6, keeper=keeper)
+  keeper.last = None
+  again = run(scrubbed(rewind=True), epochs=6, keeper=keeper)
+  assert again.picked == whole.picked < 6
+  equal(again.state, whole.state)
+  rows = [
+    [own._replace(seconds=0) for own in r.history] for r in (whole, again)
+  ]
+  assert rows[0] == rows[1]
+
+
+def test_going_back_without_an_epoch_is_staying():
+  result = run(scrubbed(rewind=True), epochs=0)
+  equal(result.state.params, THETA)
+
+
+def test_what_picks_an_epoch_goes_under_pmap():
+  one, four = (run(scrubbed(rewind=True), epochs=6, devices=n) for n in (1, 4))
+  assert one.picked == four.picked
+  close(four.state.params, one.state.params, rtol=1e-3, atol=2e-4)
+
+
 def test_the_noise_of_noisy_fine_tuning():
   quiet = params(strategies.finetune(js_weight=0.0))
   strategy = strategies.noisy_finetune(0.5)
@@ -653,8 +708,11 @@ def test_without_steps_the_edit_is_all(name):
     equal(result.state.params, THETA)
 
 
-def test_held_out_images_are_asked_for_in_one_line():
-  strategy, without = strategies.regun(), SPLITS._replace(heldout=None)
+@pytest.mark.parametrize(
+  'strategy', [strategies.regun(), strategies.scrub(rewind=True)]
+)
+def test_held_out_images_are_asked_for_in_one_line(strategy):
+  without = SPLITS._replace(heldout=None)
   for splits, message in (
     (without, 'splits.heldout=None, allowed: examples that are neither'),
     (

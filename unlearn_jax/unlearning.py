@@ -5,9 +5,17 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax import finetuning, normalization, parallel, timing, training
+from unlearn_jax import (
+  finetuning,
+  normalization,
+  objectives,
+  parallel,
+  timing,
+  training,
+)
 from unlearn_jax.base import (
   Context,
   Key,
@@ -45,6 +53,7 @@ class Unlearning(NamedTuple):
     source_retain_accuracy: of the source, as `finetuning.monitor` sees it;
       what the stop rule's share is taken of.
     compile_seconds: what compilation cost in all.
+    picked: the position in `history` of θ; the last unless the strategy picks.
   """
 
   state: ModelState
@@ -57,6 +66,7 @@ class Unlearning(NamedTuple):
   selection_seconds: float
   source_retain_accuracy: float
   compile_seconds: float
+  picked: int = -1
 
 
 @parallel.apart
@@ -118,6 +128,8 @@ def unlearn(
   if strategy.check:
     strategy.check(source.params, model.order)
   context = Context(key, model, source, splits, retrained)
+  if strategy.needs_heldout:
+    objectives.heldout_of(splits)
   measure = finetuning.monitor(model, source, splits)
   before = measure(source)['retain_accuracy']
   rule = budget.stop_rule(before)
@@ -136,8 +148,10 @@ def unlearn(
   fit = training.Fit(
     perturbed, (training.Epoch(0, None, 0.0, measure(perturbed)),), 0.0
   )
+  kept: list[ModelState] = []
   if strategy.terms:
-    fit = finetuning.minimize(
+    train = functools.partial(
+      finetuning.minimize,
       context,
       perturbed,
       strategy.terms,
@@ -148,11 +162,18 @@ def unlearn(
       update_mask=edit.mask if strategy.moves == 'scalars' else edit.scales,
       mask=edit.mask,
       augment=augment,
-      measure=measure,
+      measure=_keeping(measure, kept) if strategy.pick else measure,
       stop_rule=rule if strategy.follows == 'budget' else None,
-      on_epoch=on_epoch,
-      keeper=keeper,
     )
+    fit = train(on_epoch=on_epoch, keeper=keeper)
+    # Of one that went on the first models are gone: they are made once more.
+    if strategy.pick and len(kept) < len(fit.history):
+      kept.clear()
+      train()
+  picked = -1
+  if strategy.pick and kept:
+    picked = strategy.pick(context, kept)
+    fit = fit._replace(state=kept[picked])
   stop_epoch = rule.epoch(fit.history)
   preparation = watch.seconds + fit.preparation_seconds
   return Unlearning(
@@ -166,7 +187,20 @@ def unlearn(
     selection_seconds=preparation,
     source_retain_accuracy=before,
     compile_seconds=watch.compile_seconds + fit.compile_seconds,
+    picked=picked,
   )
+
+
+def _keeping(
+  measure: Callable[[ModelState], dict[str, float]], kept: list[ModelState]
+) -> Callable[[ModelState], dict[str, float]]:
+  """The same, and keeps what it is shown, which the next epoch destroys."""
+
+  def look(state: ModelState) -> dict[str, float]:
+    kept.append(jax.tree.map(jnp.copy, state))
+    return measure(state)
+
+  return look
 
 
 def _schedule(strategy: Strategy, budget: Budget, recipe: Recipe) -> dict:

@@ -197,8 +197,7 @@ def set_aside(
       at least one is taken and one left.
 
   Returns:
-    (the data set with the other test images, those taken), in their order;
-    with 0 the very data set, and None.
+    (the data set with the other test images, those taken); with 0 None taken.
 
   Raises:
     InputError: another share.

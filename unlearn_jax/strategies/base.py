@@ -1,13 +1,13 @@
 """A strategy as data: one edit of the weights, then weighted terms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 import inspect
 from typing import Any, Literal, NamedTuple
 
 import optax
 
-from unlearn_jax.base import Array, Context, Mask, Params, require
+from unlearn_jax.base import Array, Context, Mask, ModelState, Params, require
 from unlearn_jax.epoch import Step
 from unlearn_jax.objectives import Term
 
@@ -59,6 +59,9 @@ class Strategy(NamedTuple):
     learning_rate: in place of the budget's.
     epochs: likewise.
     needs_retrained: whether `Context.retrained` has to be there.
+    pick: `(context, models after epochs 0, 1, …) -> epoch`, whose model is
+      kept; None for the last. All of them stay on the devices meanwhile, and
+      a training that was stopped is done again from its start.
     needs_heldout: whether `Splits.heldout` has to, with D_UL's classes.
     check: `(params, order) -> None`: raises a `ValueError` if the strategy
       does not fit a model of these shapes, before anything is computed.
@@ -77,6 +80,7 @@ class Strategy(NamedTuple):
   learning_rate: float | None = None
   epochs: int | None = None
   needs_retrained: bool = False
+  pick: Callable[[Context, Sequence[ModelState]], int] | None = None
   needs_heldout: bool = False
   check: Callable[[Any, tuple[str, ...]], None] | None = None
 

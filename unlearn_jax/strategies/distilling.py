@@ -1,5 +1,6 @@
 """Methods in which teachers say what D_UL and D_RE should look like."""
 
+from collections.abc import Sequence
 import functools
 import math
 from typing import Any
@@ -10,17 +11,20 @@ import numpy as np
 
 from unlearn_jax import training
 from unlearn_jax.base import Batch, Context, Examples, ModelState, require
+from unlearn_jax.data import class_matched
 from unlearn_jax.epoch import Step
 from unlearn_jax.objectives import (
   TEACHING,
   Term,
   class_means,
   cross_entropy,
+  heldout_of,
   kl_to_teacher,
   of_source,
   retained,
   taught,
 )
+from unlearn_jax.prediction import predict
 from unlearn_jax.strategies.base import METHOD, Strategy, trained
 
 
@@ -31,6 +35,7 @@ def scrub(
   *,
   temperature: float = 4.0,
   max_epochs: int = 2,
+  rewind: bool = False,
 ) -> Strategy:
   """SCRUB: away from the source on D_UL, towards it on D_RE.
 
@@ -40,14 +45,17 @@ def scrub(
   step has no gradient: what breaks the tie is BatchNorm's batch.
 
   Costs a pass over both sets an epoch. Fails by diverging, more so with T > 1;
-  its knob is the rate. No checkpoint is rewound to. The reference trains at
-  5e-4 of SGD for 3 epochs.
+  its knob is the rate. The reference trains at 5e-4 of SGD for 3 epochs.
 
   Args:
     alpha: α ≥ 0.
     gamma: γ ≥ 0.
     temperature: T > 0.
     max_epochs: how many epochs climb.
+    rewind: whether the model is that of the epoch after which the error on
+      D_UL was nearest to the last one's on held-out images of D_UL's classes,
+      as frequent as there (SCRUB+R). Costs a copy of the model an epoch, and
+      needs `splits.heldout`.
 
   Raises:
     ValueError: a number out of range, or α = γ = 0.
@@ -64,11 +72,30 @@ def scrub(
     )
   up = Term(TEACHING['source'], _kl(temperature), _early(max_epochs))
   return Strategy(
-    'SCRUB',
+    'SCRUB+R' if rewind else 'SCRUB',
     METHOD,
     terms=(up, down) if max_epochs else (down,),
     passes=True,
+    pick=_rewound if rewind else None,
+    needs_heldout=rewind,
   )
+
+
+def _rewound(context: Context, models: Sequence[ModelState]) -> int:
+  """The epoch from 1 whose error on D_UL is as on unseen images, or the last.
+
+  Of several that are as near the latest.
+  """
+
+  def error(model: ModelState, examples: Examples) -> float:
+    found = predict(context.model, model, examples).argmax(-1)
+    return float((found != examples.own_labels).mean())
+
+  forget, last = context.splits.forget, len(models) - 1
+  unseen = class_matched(forget, heldout_of(context.splits))
+  goal = error(models[last], unseen)
+  gaps = [abs(error(model, forget) - goal) for model in models[1:]]
+  return last - int(np.argmin(gaps[::-1])) if gaps else last
 
 
 @functools.lru_cache(maxsize=64)
