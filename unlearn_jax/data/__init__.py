@@ -205,7 +205,7 @@ def set_aside(
   Example:
     >>> rest, heldout = set_aside(load('digits'), 0.25)
     >>> rest.test.size, heldout.size
-    (270, 90)
+    (269, 91)
   """
   if not 0 <= share <= 0.9:
     raise base.InputError(f'heldout={share}, allowed: 0 to 0.9')

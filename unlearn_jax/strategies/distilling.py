@@ -72,7 +72,7 @@ def scrub(
     )
   up = Term(TEACHING['source'], _kl(temperature), _early(max_epochs))
   return Strategy(
-    'SCRUB+R' if rewind else 'SCRUB',
+    'SCRUB',
     METHOD,
     terms=(up, down) if max_epochs else (down,),
     passes=True,
