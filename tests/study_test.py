@@ -274,8 +274,6 @@ def test_every_parameter_of_a_strategy_is_in_its_key(
   plain, own = list(run.strategies.values())[1:]
   assert own.key != plain.key and plain.depends['kind'] == 'strategy'
   assert own.depends['training'][parameter] == value
-  # Models that were made before it was there are found.
-  assert 'rewind' not in plain.depends['training']
 
 
 MINE = """

@@ -23,10 +23,6 @@ from unlearn_jax.evaluation import Predictions, predict_splits
 from unlearn_jax.strategies import Chosen
 from unlearn_jax.unlearning import Unlearning, unlearn
 
-# What came when there were models of the method already: at its default it is
-# no part of keys, so that these are found.
-_LATER = {('rewind', False)}
-
 
 def train_source(
   stage: Stage, partial: Partial, progress: Progress, run: int
@@ -153,7 +149,7 @@ def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
   """All that a strategy's result depends on beside data, model and source."""
   recipe = study.recipe
   own: dict[str, Any] = {
-    **{n: v for n, v in chosen.parameters.items() if (n, v) not in _LATER},
+    **chosen.parameters,
     'augment': recipe.augment,
     'batch_size': recipe.batch_size,
   }
