@@ -637,9 +637,11 @@ def test_bad_data(flag, data_file, tmp_path):
 
 def test_no_pipe_of_flags_is_waited_for(data_file, tmp_path):
   os.mkfifo(tmp_path / 'flags')
-  own = quick(data_file, tmp_path / 'run', f'--flagfile={tmp_path / "flags"}')
-  line = running.refused('unlearn', *own, status=2)
-  assert 'flags: is a pipe or a device; allowed is a file' in line
+  pipe = tmp_path / 'flags'
+  for told in ([f'--flagfile={pipe}'], ['--flagfile', str(pipe)]):
+    own = quick(data_file, tmp_path / 'run', *told)
+    line = running.refused('unlearn', *own, status=2)
+    assert 'flags: is a pipe or a device; allowed is a file' in line
 
 
 def test_bad_arguments_of_evaluate(main, tmp_path):

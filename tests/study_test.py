@@ -158,6 +158,7 @@ OTHERS = {
     'retrained_dir',
     'test_fraction',
     'image_size',
+    'canaries',
   ),
   'tuned',
 }

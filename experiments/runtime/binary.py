@@ -67,9 +67,10 @@ def _parser(main: Any, kind: type) -> Callable[[Sequence[str]], list[str]]:
 
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
-    for flag in argv[1:]:  # Absl would wait for a pipe.
-      name, _, path = flag.partition('=')
-      if name.lstrip('-') == 'flagfile' and path:
+    for flag, after in zip(argv[1:], [*argv[2:], '']):
+      name, is_told, path = flag.partition('=')
+      path = path if is_told else after
+      if name.lstrip('-') == 'flagfile' and path:  # Absl would wait for a pipe.
         require_file(path)
     rest = flags.FLAGS(list(argv))
   except (flags.Error, ValueError, RecursionError) as error:
