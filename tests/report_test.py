@@ -835,13 +835,15 @@ def test_two_rulers_show_every_row_and_seed_beside_retrain():
   assert labels[:2] == ['Source (untouched)', 'Retrain']
   assert len(labels) == len(made.rows)
   rows = {figures.label(row.label): row for row in made.rows}
+  named = dict(zip(first.get_yticks(), labels))
+  assert [*named] == sorted(named)  # The axis points down.
   goal = made.row('retrain')
   for axes, name, scale in (
     (first, 'forget_accuracy', 100),
     (second, 'mia_auc', 1),
   ):
     own = [line for line in axes.lines if line.get_marker() == 'o']
-    at = {labels[int(y)]: x for o in own for x, y in zip(*o.get_data())}
+    at = {named[y]: x for o in own for x, y in zip(*o.get_data())}
     wanted = {n: scale * row.mean[name].mean for n, row in rows.items()}
     assert at == pytest.approx(wanted)
     dots = [line for line in axes.lines if line.get_marker() == '.']

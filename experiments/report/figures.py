@@ -219,20 +219,22 @@ def rulers(report: Report) -> Figure:
     if any(estimate(row, name) for row in rows)
   ]
   names = [label(row.label) for row in rows]
-  lines = max((name.count('\n') for name in names), default=0) + 1
-  figure = Figure((WIDTH, max(0.26, 0.15 * lines) * len(rows) + 1.1))
+  # Inches; a row is as high as its label.
+  high = np.array([max(0.26, 0.15 * name.count('\n') + 0.2) for name in names])
+  places = high.cumsum() - high / 2
+  figure = Figure((WIDTH, high.sum() + 1.1))
   grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
   for axes, metric in zip(grid, shown):
     if goal := estimate(report.row(REFERENCE), metric.name):
       axes.axvline(metric.scale * goal.mean, **LOOKS['goal'])
-    for place, row in enumerate(rows):
+    for place, row in zip(places, rows):
       _point(axes, place, row, metric)
     axes.set_xlim(-0.03 * metric.scale, 1.03 * metric.scale)
     axes.set_xlabel(f'{metric.label}, {metric.unit}')
     axes.grid(axis='x')
     axes.tick_params(axis='y', length=0, labelsize=8)
-  grid[0].set_yticks(range(len(rows)), names)
-  grid[0].set_ylim(len(rows) - 0.45, -0.55)
+  grid[0].set_yticks(places, names)
+  grid[0].set_ylim(high.sum(), 0)
   return legend(figure)
 
 
