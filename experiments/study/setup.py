@@ -271,15 +271,23 @@ def given_labels(splits: Splits) -> list[int]:
   return [] if splits.truth is None else splits.forget.own_labels.tolist()
 
 
+def _never_learned(
+  setup: Setup, examples: Examples, path: pathlib.Path
+) -> np.ndarray:
+  """Ids of examples that a source, where it says what, did not learn."""
+  if not (file := path / finished.TRAINED).exists():
+    return np.array([])
+  known = data.read_ids(file, setup.dataset)
+  rows = np.setdiff1d(np.asarray(examples.indices), known)
+  return setup.dataset.ids[rows]
+
+
 def require_trained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
   """Refuses a forget set that a source, where it says so, never learned."""
-  if not (file := path / finished.TRAINED).exists():
-    return
-  rows = data.read_ids(file, setup.dataset)
-  never = np.setdiff1d(np.asarray(splits.forget.indices), rows)
+  never = _never_learned(setup, splits.forget, path)
   if never.size:
     raise InputError(
-      f'{path} was not trained on {shown(str(setup.dataset.ids[never[0]]))} and'
+      f'{path} was not trained on {shown(str(never[0]))} and'
       f' {never.size - 1} others that are to be forgotten; allowed: what is in'
       f' its {finished.TRAINED}'
     )
@@ -290,15 +298,12 @@ def require_retained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
 
   Retrain would learn images that the source never saw.
   """
-  if not (file := path / finished.TRAINED).exists():
-    return
-  rows = data.read_ids(file, setup.dataset)
-  never = np.setdiff1d(np.asarray(splits.train.indices), rows)
+  never = _never_learned(setup, splits.train, path)
   if never.size:
     raise InputError(
       f'{path} was not trained on {never.size:,} of {splits.train.size:,}'
       ' training images, such as'
-      f' {shown(str(setup.dataset.ids[never[0]]))}; allowed: a --dataset of'
+      f' {shown(str(never[0]))}; allowed: a --dataset of'
       f' those in its {finished.TRAINED}, or experiments.forget, which knows'
     )
 
