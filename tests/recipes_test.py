@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from unlearn_jax import parallel, training
+from unlearn_jax import finetuning, parallel, training
 from unlearn_jax.data import images
 from unlearn_jax.prediction import predict
 from unlearn_jax.recipes import RECIPES, momentum
@@ -14,12 +14,51 @@ from unlearn_jax.recipes import RECIPES, momentum
 def test_the_paper_recipe_is_plain_adam():
   recipe = RECIPES['paper']
   assert not recipe.augment
-  assert recipe.optimizer(1e-3, 7) is training.adam(1e-3)
+  own = recipe.optimizer(1e-3, 7)
+  assert own.update is training.adam(1e-3).update
+  expect_like(own, optax.adam(1e-3))
 
 
-def test_optimisers_are_shared_between_equal_trainings():
+def test_programs_are_shared_between_trainings_whose_rates_differ():
   for recipe in RECIPES.values():
-    assert recipe.optimizer(0.1, 30) is recipe.optimizer(0.1, 30)
+    own = recipe.optimizer(0.1, 30).update
+    assert own is recipe.optimizer(0.2, 30).update
+  annealed = RECIPES['standard'].optimizer
+  assert annealed(0.1, 30).update is not annealed(0.1, 31).update
+
+
+SGD = optax.chain(training.decay, optax.sgd(0.2, 0.9))
+COSINE = optax.cosine_decay_schedule(0.2, 5)
+
+
+@pytest.mark.parametrize(
+  'kind, schedule, want',
+  [
+    ('adam', 'constant', optax.adam(0.2)),
+    ('adam', 'cosine', optax.adam(COSINE)),
+    ('sgd', 'constant', SGD),
+    ('sgd', 'cosine', optax.chain(training.decay, optax.sgd(COSINE, 0.9))),
+  ],
+)
+@pytest.mark.parametrize('clipped', [False, True])
+def test_a_budget_steps_as_optax_does(kind, schedule, want, clipped):
+  transform = optax.clip_by_global_norm(0.5) if clipped else None
+  own = finetuning.optimizer(kind, schedule, transform, 0.2, 5)
+  expect_like(own, optax.chain(transform, want) if clipped else want)
+
+
+def expect_like(own, want):
+  """The same updates, six of them, in two kinds of numbers."""
+  for kind in (jnp.float32, jnp.bfloat16):
+    params = {'kernel': jnp.full((1, 2), 2.0, kind), 'scale': jnp.ones(1, kind)}
+    grads = jax.tree.map(lambda w: w * 0.7 - 0.3, params)
+    got, wanted = (steps_of(o, grads, params, 6) for o in (own, want))
+    error = 1e-6 if kind == jnp.float32 else 1e-2
+    for each, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)):
+      assert each.dtype == other.dtype == kind
+      np.testing.assert_allclose(
+        *(np.asarray(x, float) for x in (each, other)), rtol=error, atol=1e-8
+      )
 
 
 def steps_of(optimizer, grads, params, count):

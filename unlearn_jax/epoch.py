@@ -129,7 +129,7 @@ def _merged(moving: Any, every: Any) -> Any:
 def program(
   model: Model,
   loss: Loss,
-  optimizer: optax.GradientTransformation,
+  descend: optax.TransformUpdateFn,
   sizes: tuple[int, ...],
   steps: int,
   trained: tuple[bool, ...],
@@ -143,7 +143,7 @@ def program(
   Args:
     model: the classifier.
     loss: what is minimised.
-    optimizer: Optax.
+    descend: Optax's update of the optimiser.
     sizes: of each set, the examples that a device takes a step.
     steps: of an epoch.
     trained: of each parameter tensor, whether it moves.
@@ -218,7 +218,7 @@ def program(
         moving
       )
       value, grads, batch_stats = parallel.mean((value, grads, batch_stats))
-      updates, opt_state = optimizer.update(grads, opt_state, moving)
+      updates, opt_state = descend(grads, opt_state, moving)
       if scales is not None:
         updates = jax.tree.map(_scaled, updates, scales)
       moving = optax.apply_updates(moving, updates)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import optax
@@ -29,6 +29,8 @@ from unlearn_jax.prediction import predict
 
 Optimizer = Literal['adam', 'sgd']
 Schedule = Literal['constant', 'cosine']
+
+_MOMENTUM = optax.trace(0.9)
 
 
 class StopRule(NamedTuple):
@@ -90,7 +92,6 @@ class Budget:
     return StopRule(self.stop_js_change, share * source_retain_accuracy)
 
 
-@functools.lru_cache(maxsize=64)
 def optimizer(
   kind: Optimizer,
   schedule: Schedule,
@@ -98,7 +99,7 @@ def optimizer(
   learning_rate: float,
   steps: int,
 ) -> optax.GradientTransformation:
-  """A budget's optimiser, the same object for the same arguments.
+  """A budget's optimiser; rates alone that differ share compiled epochs.
 
   Args:
     kind: see `Budget.optimizer`.
@@ -112,18 +113,26 @@ def optimizer(
 
   Example:
     >>> made = optimizer('sgd', 'cosine', None, 0.1, 10)
-    >>> made is optimizer('sgd', 'cosine', None, 0.1, 10)
+    >>> made.update is optimizer('sgd', 'cosine', None, 0.2, 10).update
     True
   """
-  if (kind, schedule, transform) == ('adam', 'constant', None):
-    return training.adam(learning_rate)
-  rate: Any = learning_rate
-  if schedule == 'cosine':
-    rate = optax.cosine_decay_schedule(learning_rate, max(1, steps))
-  first = transform or optax.identity()
-  if kind == 'adam':
-    return optax.chain(first, optax.adam(rate))
-  return optax.chain(first, training.decay, optax.sgd(rate, 0.9))
+  annealed = max(1, steps) if schedule == 'cosine' else None
+  return training.descent(_direction(kind, transform, annealed), learning_rate)
+
+
+@functools.lru_cache(maxsize=64)
+def _direction(
+  kind: Optimizer,
+  transform: optax.GradientTransformation | None,
+  annealed: int | None,
+) -> optax.GradientTransformation:
+  """What a rate is multiplied by, which falls to 0 in so many steps, or not."""
+  parts = [] if transform is None else [transform]
+  parts += [training.ADAM] if kind == 'adam' else [training.decay, _MOMENTUM]
+  if annealed:
+    schedule = optax.cosine_decay_schedule(1.0, annealed)
+    parts.append(optax.scale_by_schedule(schedule))
+  return parts[0] if len(parts) == 1 else optax.chain(*parts)
 
 
 def monitor(

@@ -16,8 +16,8 @@ class Recipe(NamedTuple):
   """A preset; every number of it can be replaced by the caller's.
 
   Attributes:
-    optimizer: `(peak learning rate, steps in all) -> optimiser`, the same
-      object for the same arguments, so that compiled epochs are shared.
+    optimizer: `(peak learning rate, steps in all) -> optimiser`, with the same
+      `update` for the same steps, so that compiled epochs are shared.
     epochs: passes over the examples.
     learning_rate: the highest.
     batch_size: over all devices.
@@ -37,7 +37,6 @@ def adam(learning_rate: float, steps: int) -> optax.GradientTransformation:
   return training.adam(learning_rate)
 
 
-@functools.lru_cache(maxsize=64)
 def momentum(learning_rate: float, steps: int) -> optax.GradientTransformation:
   """SGD with Nesterov momentum 0.9, warmed up, then annealed by a cosine.
 
@@ -48,20 +47,26 @@ def momentum(learning_rate: float, steps: int) -> optax.GradientTransformation:
     steps: of the whole training; the rate is 0 at the last.
 
   Returns:
-    The optimiser, the same object for the same arguments.
+    The optimiser.
 
   Example:
     >>> import jax
     >>> state = momentum(0.1, 10).init({'kernel': jax.numpy.ones((2, 2))})
-    >>> len(jax.tree.leaves(state))  # the momentum, the step
-    2
+    >>> len(jax.tree.leaves(state))  # the momentum, the step, the rate
+    3
   """
+  return training.descent(_momentum(steps), learning_rate)
+
+
+@functools.lru_cache(maxsize=64)
+def _momentum(steps: int) -> optax.GradientTransformation:
   schedule = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, max(1, round(_WARM_UP * steps)), max(2, steps)
+    0.0, 1.0, max(1, round(_WARM_UP * steps)), max(2, steps)
   )
   return optax.chain(
     training.decay,
-    optax.sgd(schedule, _MOMENTUM, nesterov=True),
+    optax.trace(_MOMENTUM, nesterov=True),
+    optax.scale_by_schedule(schedule),
   )
 
 

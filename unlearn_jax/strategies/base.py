@@ -54,8 +54,8 @@ class Strategy(NamedTuple):
       staying bit-identical with their BatchNorm statistics.
     follows: 'budget': epochs and rate of the fine-tuning, ended by the stop
       rule; 'recipe': those by which the source was trained, to the end.
-    optimizer: `(learning rate, steps in all) -> Optax`, the same object for
-      the same arguments; None is the budget's, or the recipe's.
+    optimizer: `(learning rate, steps in all) -> Optax`, with the same `update`
+      each time, see `training.descent`; None is the budget's, or the recipe's.
     learning_rate: in place of the budget's.
     epochs: likewise.
     needs_retrained: whether `Context.retrained` has to be there.
