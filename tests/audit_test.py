@@ -252,3 +252,20 @@ def test_a_stage_travels_to_a_worker(data_file, tmp_path):
     assert len({stage.key for stage in plan.stages}) == models * ways
     for stage in plan.stages[:3]:
       assert pickle.loads(pickle.dumps(stage)).key == stage.key
+
+
+def test_a_reference_of_ones_own_is_run_as_it_is(
+  data_file, tmp_path, monkeypatch
+):
+  """One that forgets nothing is found as much as what was trained."""
+  (tmp_path / 'lazy.py').write_text(
+    'from unlearn_jax import Strategy\n\n\ndef still() -> Strategy:\n'
+    '  """Leaves all as it is."""\n'
+    "  return Strategy('Still', 'reference', epochs=0)\n"
+  )
+  monkeypatch.syspath_prepend(tmp_path)
+  own = flags(data_file, tmp_path / 'run', *GAME, '--strategies=lazy:still')
+  running.done('audit', *own)
+  found = json.loads((tmp_path / 'run' / 'audit.json').read_text())
+  source, still = (row['attacks']['slice']['auc'] for row in found['rows'])
+  assert source > 0.85 and still > 0.85

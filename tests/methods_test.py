@@ -560,16 +560,33 @@ def test_adversaries_are_near_in_range_and_of_another_class():
     program = adversaries._programs(MODEL, 1.0)
     half = np.float32(reach / 2) * radii
     for i in np.flatnonzero(radii > 0.01):
-      tried = program.attack(
-        XF[i : i + 1],
-        ModelState(THETA),
-        YF[i : i + 1],
-        half[i],
-        steps=50,
-        low=float(XF.min()),
-        high=float(XF.max()),
+      one, low, high = XF[i : i + 1], float(XF.min()), float(XF.max())
+      tried, _ = program.attack(
+        *(ModelState(THETA), one, one, YF[i : i + 1], half[i], 50),
+        low=low,
+        high=high,
       )
       assert np.argmax(network(THETA, tried), -1) == YF[i]
+
+
+def test_who_is_done_makes_room_and_as_few_sizes_are_compiled(monkeypatch):
+  """The same images whether the others are looked at in lots or one by one."""
+  every = SPLITS.train
+
+  def found(examples):
+    own = adversaries.nearest(MODEL, ModelState(THETA), examples, epsilon=0.01)
+    return own[0].images, own[0].labels, own[1]
+
+  with parallel.use(jax.devices()[:1]):
+    want = found(every)
+    with timing.Stopwatch() as watch:
+      fewer = found(every.take(np.arange(every.size - 5)))
+    assert watch.compilations == 0
+    monkeypatch.setattr(adversaries, '_BATCHES', (1,))
+    monkeypatch.setattr(adversaries, '_STEPS', 50)
+    for a, b, c in zip(want, found(every), fewer):
+      np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+      np.testing.assert_array_equal(a[: len(c)], c)
 
 
 def test_who_cannot_be_moved_is_left_out():

@@ -12,8 +12,10 @@ import optax
 from unlearn_jax import parallel
 from unlearn_jax.base import Array, Examples, InputError, Model, ModelState
 
-# Images that are attacked at once, and how often a radius is doubled at most.
-_BATCH, _DOUBLINGS = 256, 16
+# Images that are attacked at once; as few numbers as are compiled.
+_BATCHES = 256, 64, 16
+# How often a radius is doubled at most; after how many steps who is done goes.
+_DOUBLINGS, _STEPS = 16, 10
 
 
 @parallel.apart
@@ -47,7 +49,7 @@ def fgsm(
     signs = np.sign(ascend(x, state, y))
     return np.clip(x + np.float32(epsilon * (high - low)) * signs, low, high)
 
-  return _in_batches(moved, images.astype(np.float32), labels)
+  return _in_batches(moved, images.astype(np.float32), labels)[0]
 
 
 @parallel.apart
@@ -65,10 +67,8 @@ def relabelled(
     [1, 0]
   """
   program = _programs(model, _scale(model, state, _given(examples)[0]))
-  classes = _in_batches(
-    lambda x, y: program.classes(x, state),
-    fgsm(model, state, examples, epsilon),
-    examples.own_labels,
+  (classes,) = _in_batches(
+    lambda x: program.classes(x, state), fgsm(model, state, examples, epsilon)
   )
   labels = np.array(examples.labels)
   labels[np.asarray(examples.indices)] = classes
@@ -89,8 +89,8 @@ def nearest(
   x ← x + ε/10 · g/‖g‖ with g = ∂CE/∂x, projected on the ball of radius ε
   around the image and on the range of pixels, until the class is another; ε
   doubles where it is not after so many steps (Ebrahimpour-Boroojeny et al.,
-  2025). Who is done is looked at no more: a loop ends with its last image,
-  and a doubling takes the rest only.
+  2025). Who is done is looked at no more: every ten steps, and before a
+  doubling, the others move up.
 
   Args:
     model: the classifier, in evaluation mode.
@@ -119,24 +119,26 @@ def nearest(
   images, labels = _given(examples)
   low, high = _range(images)
   program = _programs(model, _scale(model, state, images))
-  attack = functools.partial(program.attack, steps=steps, low=low, high=high)
-  moved = images.astype(np.float32)
-  classes, radii = labels.copy(), np.zeros(len(labels))
+  start = images.astype(np.float32)
+  moved, classes = start.copy(), labels.copy()
+  radii = np.zeros(len(labels))
   left, radius = np.arange(len(labels)), 0.0
   for _ in range(_DOUBLINGS + 1):
-    reach = np.float32(radius * (high - low))
+    moved[left] = start[left]
+    reach, active = np.float32(radius * (high - low)), left
+    for taken in range(0, steps if radius else 1, _STEPS):
+      most = min(_STEPS, steps - taken) if radius else 0
 
-    def search(x: Array, y: Array, reach: Any = reach) -> jax.Array:
-      return attack(x, state, y, reach)
+      def search(*x: Array, own: Any = (reach, most)) -> Any:
+        return program.attack(state, *x, *own, low=low, high=high)
 
-    tried = _in_batches(search, images[left], labels[left])
-    found = _in_batches(
-      lambda x, y: program.classes(x, state), tried, labels[left]
-    )
-    done = found != labels[left]
-    moved[left[done]], classes[left[done]] = tried[done], found[done]
-    radii[left[done]] = radius
-    left, radius = left[~done], 2 * radius or epsilon
+      sets = start[active], moved[active], labels[active]
+      moved[active], classes[active] = _in_batches(search, *sets)
+      radii[active] = radius
+      active = active[classes[active] == labels[active]]
+      if not active.size:
+        break
+    left, radius = active, 2 * radius or epsilon
     if not left.size:
       break
   kept = np.setdiff1d(np.arange(len(labels)), left)
@@ -167,26 +169,24 @@ def _programs(model: Model, scale: float) -> _Programs:
     logits = _logits(model, state, x, scale)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).sum()
 
-  def attack(images, state, labels, radius, *, steps, low, high):
-    start = images.astype(jnp.float32)
-
+  def attack(state, start, x, labels, radius, steps, *, low, high):
     def unfinished(carry):
-      step, _, done = carry
-      return (step < steps) & (radius > 0) & ~done.all()
+      step, _, found = carry
+      return (step < steps) & (found == labels).any()
 
     def moved(carry):
-      step, x, done = carry
+      step, x, found = carry
       g = gradient(x, state, labels)
       there = x + radius / 10 * g / jnp.maximum(_norm(g), 1e-30)
       delta = there - start
       delta *= jnp.minimum(1.0, radius / jnp.maximum(_norm(delta), 1e-30))
       there = jnp.clip(start + delta, low, high)
-      still = done.reshape(-1, *[1] * (x.ndim - 1))
+      still = (found != labels).reshape(-1, *[1] * (x.ndim - 1))
       x = jnp.where(still, x, there)
-      return step + 1, x, classes(x, state) != labels
+      return step + 1, x, classes(x, state)
 
-    done = classes(start, state) != labels
-    return jax.lax.while_loop(unfinished, moved, (0, start, done))[1]
+    carry = 0, x, classes(x, state)
+    return jax.lax.while_loop(unfinished, moved, carry)[1:]
 
   return _Programs(jax.jit(classes), jax.jit(gradient), jax.jit(attack))
 
@@ -225,13 +225,17 @@ def _scale(model: Model, state: ModelState, images: np.ndarray) -> float:
 
 
 def _in_batches(
-  function: Callable[[Array, Array], Any], images: np.ndarray, labels: Array
-) -> np.ndarray:
-  """The function of batches of one size, however many images there are."""
-  found, size = [], min(_BATCH, len(images))
-  padding = -len(images) % size
-  rows = np.pad(np.arange(len(images)), (0, padding), mode='edge')
-  for start in range(0, len(rows), size):
-    chosen = rows[start : start + size]
-    found.append(np.asarray(function(images[chosen], labels[chosen])))
-  return np.concatenate(found)[: len(images)]
+  function: Callable[..., Any], *arrays: np.ndarray
+) -> list[np.ndarray]:
+  """What a function gives of rows, in batches of few sizes; the last is padded.
+
+  Of sizes that add at most a quarter the largest is taken, or the smallest.
+  """
+  count, found = len(arrays[0]), []
+  fitting = [n for n in _BATCHES if -count % n <= count / 4]
+  size = fitting[0] if fitting else _BATCHES[-1]
+  rows = np.pad(np.arange(count), (0, -count % size), mode='edge')
+  for chosen in rows.reshape(-1, size):
+    own = function(*(array[chosen] for array in arrays))
+    found.append(jax.device_get(own if isinstance(own, tuple) else (own,)))
+  return [np.concatenate(column)[:count] for column in zip(*found)]

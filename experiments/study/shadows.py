@@ -9,6 +9,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import itertools
+import threading
 
 import jax
 import numpy as np
@@ -28,8 +29,10 @@ from unlearn_jax.base import Examples, Key, Model, ModelState, Splits
 from unlearn_jax.data import images
 from unlearn_jax.prediction import predict
 from unlearn_jax.snapshots import Epoch
-from unlearn_jax.strategies import REFERENCE, Chosen
+from unlearn_jax.strategies import Chosen
 from unlearn_jax.unlearning import unlearn
+
+_DRAWING = threading.Lock()  # A worker of Dask has several threads.
 
 # Models of an ensemble learn all of D; shadows and targets random halves.
 SHADOW, TARGET, MEMBER = 'shadow', 'target', 'member'
@@ -64,9 +67,10 @@ def _iterator(seed: int, total: int, size: int, kind: str, requests: int):
 
 def _drawn(seed, total, size, kind, requests, number) -> list[Drawn]:
   """Those of the models up to this number."""
-  more, made = _iterator(seed, total, size, kind, requests)
-  made += itertools.islice(more, max(0, number + 1 - len(made)))
-  return made[: number + 1]
+  with _DRAWING:
+    more, made = _iterator(seed, total, size, kind, requests)
+    made += itertools.islice(more, max(0, number + 1 - len(made)))
+    return made[: number + 1]
 
 
 def parts_of(splits: Splits, own: Drawn, number: int) -> Splits:
@@ -126,7 +130,7 @@ def unlearn_requests(
     def tell(row: Epoch, before: int = number * epochs) -> None:
       progress.epoch(row._replace(epoch=before + row.epoch))
 
-    if chosen.strategy.role == REFERENCE:  # As `unlearn`, without its curve.
+    if chosen.name == 'retrain':  # As `unlearn`, without its curve.
       made = trained(key, setup.model, parts.retain, study, tell, keeper).state
     else:
       made = unlearn(
