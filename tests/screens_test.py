@@ -38,6 +38,7 @@ MEASURE = """<script>addEventListener('load', () => {
     cut: all.filter(e => e.tagName == 'TD' && e.scrollWidth > e.clientWidth + 1)
       .map(e => e.innerText),
     gap: box(gap).right, ruler: box(document.querySelector('img')).top,
+    retrain: box(document.querySelector('tr.reference')).bottom,
     broken: [...document.images].filter(e => !e.naturalWidth).length,
     colors: [color.color, color.backgroundColor],
   }, '*');
@@ -107,6 +108,7 @@ def test_the_report_fits_a_screen(page, width, height, dark):
   assert not found['outside'] and not found['cut'] and not found['broken']
   # Seen without being scrolled to.
   assert found['gap'] <= width and found['ruler'] < height
+  assert found['retrain'] <= height or width < 1280
   ink, paper = map(luminance, found['colors'])
   high, low = max(ink, paper), min(ink, paper)
   assert (high + 0.05) / (low + 0.05) > 7  # WCAG AAA.
