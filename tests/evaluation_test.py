@@ -1,5 +1,7 @@
 """Every metric by hand, the table that all reports read, and the AUC."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -263,11 +265,16 @@ def a_problem(labels, classes):
   [
     ([1, 2, 3, 1], 3, 'labels=3, allowed: 0 to 2, the classes'),
     ([0, 1, 0, 1], 1, r'logits float32\[1, 1\], allowed: \[B, C\] of 2'),
+    ([0, 1, 0, 1], None, r'logits a tuple, allowed: \[B, C\] of 2'),
   ],
 )
 def test_what_does_not_fit_the_logits_is_refused(labels, classes, words):
-  model, splits = a_problem(labels, classes)
-  state = ModelState(jnp.zeros((4, classes)))
+  model, splits = a_problem(labels, classes or 2)
+  if classes is None:  # Features beside them.
+    apply = model.apply
+    both = lambda *given: ((apply(*given)[0], given[1]), None)  # noqa: E731
+    model = dataclasses.replace(model, apply=both)
+  state = ModelState(jnp.zeros((4, classes or 2)))
   key = jax.random.key(0)
   for call in (
     lambda: evaluation.evaluate(model, state, state, splits),

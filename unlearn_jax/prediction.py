@@ -124,11 +124,12 @@ def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
   images = parts[0].images
   row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
   logits = jax.eval_shape(lambda s, x: model.apply(s, x, False)[0], state, row)
-  if logits.ndim != 2 or logits.shape[1] < 2:
-    raise ValueError(
-      f'model: logits {logits.dtype}{list(logits.shape)}, allowed: [B, C] of 2'
-      ' classes or more'
-    )
+  shape = getattr(logits, 'shape', ())
+  if len(shape) != 2 or shape[1] < 2:
+    what = f'logits a {type(logits).__name__}'
+    if isinstance(logits, jax.ShapeDtypeStruct):
+      what = f'logits {logits.dtype}{list(shape)}'
+    raise ValueError(f'model: {what}, allowed: [B, C] of 2 classes or more')
   most = logits.shape[1] - 1
   for part in parts:
     require('examples', part.size, part.size > 0, '1 or more')
