@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from unlearn_jax import metrics
 from unlearn_jax.base import require

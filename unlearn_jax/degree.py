@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy
 
 from unlearn_jax import metrics, parallel, training
 from unlearn_jax.base import (

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import chex
 import numpy as np
-import scipy.stats
+import scipy
 
 from unlearn_jax.base import Array, require
 

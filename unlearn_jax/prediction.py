@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
+import scipy
 
 from unlearn_jax import parallel
 from unlearn_jax.base import AXIS, Examples, Model, ModelState, require

@@ -3,8 +3,7 @@
 from typing import Literal, NamedTuple
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 
 from unlearn_jax.attacks import scores
 from unlearn_jax.attacks.likelihood import Status, fit, lira, shadows, statuses

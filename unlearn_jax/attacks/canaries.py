@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import scipy.stats
+import scipy
 
 from unlearn_jax.attacks import scores
 from unlearn_jax.base import Array, InputError, Key, require

@@ -4,8 +4,7 @@ import enum
 from typing import NamedTuple
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 
 from unlearn_jax.attacks.scores import as_floats
 from unlearn_jax.base import Array, require

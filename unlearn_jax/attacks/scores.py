@@ -1,8 +1,7 @@
 """What an attacker scores an example by, and how well scores tell members."""
 
 import numpy as np
-import scipy.special
-import scipy.stats
+import scipy
 
 from unlearn_jax.base import Array, require
 

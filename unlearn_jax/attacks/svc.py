@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.special
+import scipy
 
 from unlearn_jax.attacks import scores
 from unlearn_jax.base import Array
