@@ -11,13 +11,19 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-ALLOWED = [
-  Requirement(text)
-  for text in (
-    *PROJECT['dependencies'],
-    *PROJECT['optional-dependencies']['test'],
-  )
-]
+EXTRAS = PROJECT['optional-dependencies']
+
+
+def needs(*lists):
+  """What they name, and what the extras that they name do."""
+  found = [Requirement(text) for own in lists for text in own]
+  for need in [need for need in found if need.name == PROJECT['name']]:
+    found.remove(need)
+    found += needs(*map(EXTRAS.get, need.extras))
+  return found
+
+
+ALLOWED = needs(PROJECT['dependencies'], EXTRAS['test'])
 
 
 def pins(name):
@@ -29,8 +35,8 @@ def pins(name):
 
 @pytest.mark.parametrize('name', ['constraints.txt', 'constraints-lowest.txt'])
 def test_everything_that_is_needed_is_pinned_to_what_is_allowed(name):
-  pinned, site = pins(name), PROJECT['optional-dependencies']['docs']
-  also = map(Requirement, site if name == 'constraints.txt' else ())
+  pinned = pins(name)
+  also = needs(EXTRAS['docs'] if name == 'constraints.txt' else ())
   for need in (*ALLOWED, *also):
     assert pinned[canonicalize_name(need.name)] in need.specifier, need
 

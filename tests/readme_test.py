@@ -33,7 +33,7 @@ def blocks(language):
 
 def test_the_first_two_commands_are_the_two_commands():
   assert blocks('bash')[:2] == [
-    'pip install -e . && python -m experiments.unlearn\n',
+    "pip install -e '.[experiments]' && python -m experiments.unlearn\n",
     "pip install -e '.[test]' && pytest\n",
   ]
 

@@ -90,12 +90,17 @@ def _other_test_accuracy(evidence: Evidence) -> float | None:
   return metrics.accuracy(evidence.own.test[kept], labels)
 
 
-def _gap(names: Sequence[str]) -> Callable[[Evidence], float | None]:
+def _gap(
+  names: Sequence[str], needed: str = ''
+) -> Callable[[Evidence], float | None]:
   def measure(evidence: Evidence) -> float | None:
     if evidence.retrained is None:
       return None
     both = evidence, evidence._replace(own=evidence.retrained)
     own, its = ({n: METRICS[n].measure(e) for n in names} for e in both)
+    # Without it the mean would be of fewer, and pass for what it is not.
+    if needed and own[needed] is None:
+      return None
     return metrics.gap(own, its, names)
 
   return measure
@@ -243,7 +248,7 @@ METRICS = {
     Metric(
       'svc_gap',
       'AvgGap (SVC)',
-      _gap((*metrics.COMPARED[:3], 'svc_efficacy')),
+      _gap((*metrics.COMPARED[:3], 'svc_efficacy'), 'svc_efficacy'),
       *('points', 100, 2, 'lower', ('retrained',), False),
       docs='as the literature has it: mean |difference| to Retrain over the'
       ' three accuracies and the MIA efficacy; not to be mixed with the gap'
@@ -341,7 +346,8 @@ def evaluate(
 
   Returns:
     By the names of `METRICS`, those that need no costs: shares in [0, 1];
-    None where one does not apply, such as the gap without `retrained`.
+    None where one does not apply, such as the gap without `retrained`, and
+    `svc_efficacy` and `svc_gap` where scikit-learn is not installed.
 
   Example:
     >>> import jax.numpy as jnp

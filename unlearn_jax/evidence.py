@@ -1,6 +1,7 @@
 """What a metric may look at, and what attackers find in it."""
 
 from collections.abc import Mapping, Sequence
+import importlib.util
 from typing import NamedTuple
 
 import numpy as np
@@ -131,11 +132,11 @@ def reference_attack_tpr(evidence: Evidence) -> float | None:
 
 
 def svc_attack(evidence: Evidence) -> float | None:
-  """The literature's "MIA efficacy" by confidence, see `svc_efficacy`."""
+  """The literature's "MIA efficacy" by confidence; needs scikit-learn."""
   own, splits = evidence.own, evidence.splits
   known = np.isin(splits.test.own_labels, splits.retain.own_labels)
   rows = np.flatnonzero(known)[: min(splits.retain.size, _MOST_FITTED)]
-  if not rows.size:
+  if not rows.size or not importlib.util.find_spec('sklearn'):
     return None
   found = attacks.svc_efficacy(
     (own.retain[: rows.size], splits.retain.own_labels[: rows.size]),

@@ -8,7 +8,8 @@ import numpy as np
 import scipy
 
 from unlearn_jax.attacks import scores
-from unlearn_jax.base import Array, InputError, Key, require
+from unlearn_jax.base import Array, Key, require
+from unlearn_jax.data.extras import optional
 
 
 class Planted(NamedTuple):
@@ -178,12 +179,7 @@ def epsilon_one_run(
   Raises:
     InputError: jax-privacy is not installed.
   """
-  try:
-    from jax_privacy import auditing
-  except ImportError as error:
-    raise InputError(
-      f"epsilon_one_run: {error}; allowed: pip install 'unlearn_jax[audit]'"
-    ) from None
+  auditing = optional('jax_privacy.auditing', 'epsilon_one_run', 'audit')
   inside = scores.as_floats('members', members, '[M]', finite=False)
   outside = scores.as_floats('others', others, '[N]', finite=False)
   auditor = auditing.CanaryScoreAuditor(inside, outside)

@@ -7,6 +7,7 @@ import scipy
 
 from unlearn_jax.attacks import scores
 from unlearn_jax.base import Array
+from unlearn_jax.data.extras import optional
 
 FEATURES = 'correctness', 'confidence', 'entropy', 'modified_entropy', 'prob'
 
@@ -45,14 +46,15 @@ def svc_efficacy(
     >>> svc_efficacy((sure, y), (unsure, y), (mixed, y))['confidence']
     0.5
   """
-  from sklearn.svm import SVC  # Takes a second, and few need it.
+  # Takes a second, and few need it.
+  svm = optional('sklearn.svm', 'svc_efficacy')
 
   parts = [_features(*part, compat) for part in (members, others, forget)]
   truth = np.repeat([1, 0], [len(part['prob']) for part in parts[:2]])
   found = {}
   for name in features:
     inside, outside, target = (part[name] for part in parts)
-    classifier = SVC(C=3, kernel='rbf', gamma='auto')
+    classifier = svm.SVC(C=3, kernel='rbf', gamma='auto')
     classifier.fit(np.concatenate([inside, outside]), truth)
     found[name] = float(1 - classifier.predict(target).mean())
   return found

@@ -303,9 +303,9 @@ def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
 
 def _nothing_prepared(name: str, root: pathlib.Path) -> str:
   """One line on what to do about a name of which nothing is prepared."""
-  import tensorflow_datasets as tfds
+  from unlearn_jax.data import prepared
 
-  known = tfds.list_builders(with_community_datasets=False)
+  known = prepared.library().list_builders(with_community_datasets=False)
   plain = name.partition(':')[0].partition('/')[0]
   folders = (root / plain).glob('[!.]*/') if plain.isidentifier() else ()
   if there := sorted(path.name for path in folders):

@@ -16,6 +16,7 @@ import numpy as np
 
 from unlearn_jax import base
 from unlearn_jax.data import npz
+from unlearn_jax.data.extras import optional
 
 # Images uint8 [N, height, width, channels]; labels int32 [N].
 Parts = tuple[
@@ -45,8 +46,7 @@ def read_digits() -> Parts:
   Returns:
     The parts of the data set, see the module; pixels 0..16 become 0..255.
   """
-  from sklearn import datasets  # Takes seconds.
-
+  datasets = optional('sklearn.datasets', 'digits')  # Takes seconds.
   digits = datasets.load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = digits.target.astype(np.int32)
@@ -299,31 +299,30 @@ def litter(folder: str | os.PathLike[str]) -> int:
 
 def _read_image(file: pathlib.Path, size: tuple[int, int] | None) -> np.ndarray:
   """uint8 `[height, width, channels]`, 1 channel for gray or 3 for RGB."""
-  import PIL.Image
-  import PIL.ImageOps
-
+  pillow = optional('PIL.Image', 'images of files')
+  ops = optional('PIL.ImageOps', 'images of files')
   base.require_file(file)
   try:
     # Others, such as EPS, have Pillow start programs.
     with (
       warnings.catch_warnings(),
-      PIL.Image.open(file, formats=_FORMATS) as opened,
+      pillow.open(file, formats=_FORMATS) as opened,
     ):
       image: Any = opened
       # Millions of pixels, declared in a few bytes.
-      warnings.simplefilter('error', PIL.Image.DecompressionBombWarning)
+      warnings.simplefilter('error', pillow.DecompressionBombWarning)
       mode = image.mode
       if getattr(image, 'n_frames', 1) > 1:
         raise ValueError(f'{image.n_frames} frames, allowed is one')
       if ';16' in str(image.tile):
         mode = 'I;16'
       else:
-        image = PIL.ImageOps.exif_transpose(image)
+        image = ops.exif_transpose(image)
       if not mode.startswith(('I', 'F')):
         gray = mode in ('1', 'L', 'LA', 'La')
         image = image.convert('L' if gray else 'RGB')
         if size is not None:
-          image = PIL.ImageOps.fit(image, size[::-1])
+          image = ops.fit(image, size[::-1])
         pixels = np.asarray(image)
         return pixels[..., None] if gray else pixels
   except Exception as error:  # Broken files raise a dozen types.

@@ -22,6 +22,7 @@ import numpy as np
 
 from unlearn_jax import base
 from unlearn_jax.data import local, npz
+from unlearn_jax.data.extras import optional
 
 # Decoding 60,000 small images takes 10 s, reading them decoded 0.2 s.
 CACHE_NAME = 'unlearn_jax_decoded.npz'
@@ -34,6 +35,11 @@ def default_data_dir() -> pathlib.Path:
   """Where TFDS keeps its data: $TFDS_DATA_DIR or ~/tensorflow_datasets."""
   folder = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
   return pathlib.Path(folder).expanduser()
+
+
+def library(needed_by: str = 'data sets of TFDS') -> Any:
+  """TensorFlow Datasets, which takes a second to load."""
+  return optional('tensorflow_datasets', needed_by)
 
 
 def find(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path | None:
@@ -50,8 +56,7 @@ def find(name: str, data_dir: str | os.PathLike[str]) -> pathlib.Path | None:
   Raises:
     InputError: what is there is damaged.
   """
-  import tensorflow_datasets as tfds  # Takes a second.
-
+  tfds = library(base.shown(name))
   if not _NAME.fullmatch(name):
     return None
   folder = pathlib.Path(data_dir).expanduser()
@@ -97,8 +102,7 @@ def read(
   folder = pathlib.Path(folder)
   file = folder / CACHE_NAME
   try:
-    import tensorflow_datasets as tfds
-
+    tfds = library()
     key = _cache_key(folder)
     if kept := read_cache(file, key, map_beyond):
       return kept
@@ -115,8 +119,7 @@ def read(
 
 def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
   """All examples of both splits; see `read`."""
-  import tensorflow_datasets as tfds
-
+  tfds = library()
   info = builder.info
   image_key, label_key = _feature_keys(info, folder)
   image, label = info.features[image_key], info.features[label_key]
@@ -186,8 +189,7 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
 
 def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
   """The names of the image and of the label among the features."""
-  import tensorflow_datasets as tfds
-
+  tfds = library()
   supervised: Any = info.supervised_keys or ()
   if len(supervised) != 2:
     supervised = (None, None)
@@ -213,9 +215,8 @@ def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
 
 def _pixels(encoded: bytes, channels: int) -> np.ndarray:
   """uint8 `[height, width, channels]` of an encoded image."""
-  import PIL.Image
-
-  with PIL.Image.open(io.BytesIO(encoded)) as image:
+  pillow = optional('PIL.Image', 'images of files')
+  with pillow.open(io.BytesIO(encoded)) as image:
     # Without a copy where the mode is right already.
     right = image.mode == _MODES[channels]
     pixels = np.asarray(image if right else image.convert(_MODES[channels]))
@@ -224,8 +225,7 @@ def _pixels(encoded: bytes, channels: int) -> np.ndarray:
 
 def _records(builder: Any, split: str) -> Iterator[bytes]:
   """The serialised examples of a split, in the order of its files."""
-  import tensorflow_datasets as tfds
-
+  tfds = library()
   info = builder.info
   file_format = info.file_format.value if info.file_format else 'tfrecord'
   if file_format == 'tfrecord':

@@ -169,7 +169,9 @@ class Stream:
       even: makes all blocks equally long, the last one beyond `steps`.
     """
     # Imported here, not inside an epoch, whose time is measured.
-    import grain  # noqa: F401
+    from unlearn_jax.data.extras import optional
+
+    self._grain = optional('grain', 'images that are streamed')
 
     self._images = tuple(images)
     step = sum(
@@ -211,13 +213,11 @@ class Stream:
       >>> [block.images[0].ravel().tolist() for block in stream.blocks([rows])]
       [[3, 2, 1, 0]]
     """
-    import grain
-
     spans = [span for span in self.spans if span[1] > step]
     source = _Source(self._images, rows, spans)
     # One block in the making beside the one that waits.
-    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+    options = self._grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    dataset = self._grain.MapDataset.source(source).to_iter_dataset(options)
     return (block._replace(images=place(block.images)) for block in dataset)
 
 
