@@ -254,6 +254,9 @@ WIDE = [0.9, 0.1, 0.8, 0.0, 0.5]
     (WIDE, [0.2, 0.6, 0.1, 0.5, 0.3], None, 'cannot tell'),
     # Nor does the target: the measure is blind here.
     (EVEN, NEAR, NEAR, 'cannot tell'),
+    # All are above the null, p = 1/252, but one so far that 0.28 ± 0.50 says no
+    # more than that.
+    ([0.1, 0.1, 0.1, 0.1, 1.0], [0.0] * 5, None, 'cannot tell'),
     # Two generators a side: the smallest p is 1/6.
     ([0.9, 0.9], [0.1, 0.1], None, 'cannot tell'),
   ],

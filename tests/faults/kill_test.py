@@ -5,6 +5,7 @@ each; the one that nobody disturbs does not.
 """
 
 import re
+import shutil
 import signal
 
 import processes
@@ -41,4 +42,36 @@ def test_killed_and_stopped_it_ends_with_the_same_numbers(
   assert 'damaged' not in text, text
   assert processes.digests(workdir) == processes.digests(whole)
   assert processes.numbers(workdir) == processes.numbers(whole)
+  assert not processes.hidden(workdir)
+
+
+def test_killed_in_the_midst_of_a_generator_it_ends_with_the_same_degrees(
+  unlearn, whole, tmp_path
+):
+  """Source and Top-K are there; of each pair five generators are fitted."""
+  degree = (
+    *('--degree', '--nodegree_unseen', '--degree_epochs=2'),
+    *('--degree_batch_size=5', '--degree_width=2', '--max_perturbation=none'),
+  )
+  calm, workdir, log = tmp_path / 'calm', tmp_path / 'run', tmp_path / 'log'
+  shutil.copytree(whole, calm)
+  status, text = unlearn.finish(log, calm, *degree)
+  assert status == 0 and 'done before' in text, text
+  shutil.copytree(calm, workdir)
+  measured = list(workdir.glob('checkpoints/*-degree-*'))
+  assert len(measured) == 2
+  for path in measured:
+    shutil.rmtree(path)
+  # An epoch is 3 steps: in the second generator, while step 5 is being saved.
+  kill = End(signal.SIGKILL, 'degree-null', 6 + 5, inside=True, short=True)
+  status, text = unlearn.finish(log, workdir, *degree, end=kill)
+  assert status == -signal.SIGKILL, text
+  (left,) = workdir.glob('checkpoints/.*-degree-null-*.partial')
+  names = [path.name for path in sorted(left.glob('generator1/[!.]*'))]
+  assert names[-1] == 'epoch-000001-step-000000001', names
+  status, text = unlearn.finish(log, workdir, *degree)
+  assert status == 0 and 'goes on after epoch 3/10' in text, text
+  assert processes.digests(workdir) == processes.digests(calm)
+  # Of each generator how far it moved pixels, to the last bit.
+  assert processes.numbers(workdir) == processes.numbers(calm)
   assert not processes.hidden(workdir)
