@@ -10,7 +10,8 @@ import pytest
 import running
 
 from experiments.settings import FlagError
-from experiments.study import auditing
+from experiments.study import auditing, shadows
+from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints
 
 QUICK = '--train_epochs=10', '--strategies=finetune(epochs=1), retrain'
@@ -77,6 +78,21 @@ def test_requests_are_no_sorted_leftovers():
   own = drawn(1, total=4000, size=500, requests=3)[0]
   means = [rows.mean() / 4000 for rows in own.requests]
   assert all(abs(mean - 0.5) < 0.06 for mean in means)
+
+
+def test_no_target_is_a_shadow(data_file, tmp_path):
+  """Of one number they learn other halves, forget other sets, by other keys."""
+  study = running.study(*flags(data_file, tmp_path))
+  splits = setups.draw(setups.set_up(study), study, 0)
+  both = [shadows.Which(kind, 0, 4) for kind in ('shadow', 'target')]
+  shadow, target = (shadows.drawn(study, splits, which) for which in both)
+  assert len(shadow.rows) == len(target.rows) == 120
+  assert 30 < len(np.intersect1d(shadow.rows, target.rows)) < 90
+  for one, other in zip(shadow.requests, target.requests):
+    assert len(one) == 24 and len(np.intersect1d(one, other)) < 12
+  for purpose in (0, 1, 4, 1001):  # To train, and to forget each.
+    one, other = (shadows._key(0, which, purpose) for which in both)
+    assert (jax.random.key_data(one) != jax.random.key_data(other)).any()
 
 
 def test_the_attack_finds_what_was_never_forgotten_and_nothing_in_retrain(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hmac
 import io
 import json
 import pathlib
@@ -169,6 +170,28 @@ def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):
   assert found['names'] == ['china', 'flower']
 
 
+def test_hashes_are_hmacs_of_the_ids_by_the_key(story):
+  root, *_ = story
+  key, own = (root / 'key').read_bytes(), record_of(root / 'one')
+
+  def hashed(*names):
+    return hmac.new(key, '\n'.join(names).encode(), 'sha256').hexdigest()
+
+  (source,) = (root / 'prod' / 'checkpoints').iterdir()
+  knew, knows, forgotten = (
+    path.read_text().splitlines()
+    for path in (
+      source / 'trained.txt',
+      root / 'one' / 'model' / 'trained.txt',
+      root / 'one' / 'model' / 'forget.txt',
+    )
+  )
+  assert sorted(knew) == sorted([*knows, *forgotten]) and len(forgotten) == 4
+  assert own['request']['id_hashes'] == sorted(map(hashed, forgotten))
+  assert own['result']['trained_ids'] == hashed(*knows)
+  assert own['source']['trained_ids'] == hashed(*knew)
+
+
 def test_verify_computes_all_of_it_again(story):
   root, key, *_ = story
   for name in ('one', 'two'):
@@ -227,6 +250,39 @@ def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
   status, out, _ = running.run('verify', f'--record={path}', key)
   assert status == 1 and out.count('DIFFERS') == 1
   assert 'DIFFERS      evidence: result.own.accuracy.forgotten is' in out
+
+
+@pytest.mark.parametrize(
+  'part, name, what',
+  [
+    ('request', 'id_hashes', 'hashes of the ids'),
+    ('result', 'trained_ids', 'hash of the ids that it may know'),
+    ('source', 'trained_ids', 'hash of the ids that the source knew'),
+  ],
+)
+def test_no_other_ids_can_be_put_into_a_record(
+  part, name, what, story, tmp_path
+):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  path = tmp_path / 'one' / 'record.json'
+  own = records.read(path)
+  true = getattr(getattr(own, part), name)
+  other = '0' * 64 if isinstance(true, str) else ['0' * 64, *true[1:]]
+  changed = dataclasses.replace(getattr(own, part), **{name: other})
+  own = dataclasses.replace(own, **{part: changed})
+
+  def said(record, page, *more):
+    for file, content in records.contents(record, page).items():
+      (path.parent / file).write_bytes(content)
+    status, out, _ = running.run('verify', f'--record={path}', *more)
+    assert status == 1
+    return [x.split(maxsplit=1)[1] for x in out.split('\n') if x[:2] == 'DI']
+
+  # Its digest covers them, whoever has the key; sealed anew, the key tells.
+  page = (path.parent / 'record.html').read_text()
+  assert said(own, page)[0] == 'record.json: not as it was written'
+  assert said(*own.sealed(), key) == [what]
 
 
 def test_forgotten_photos_may_be_gone(story, tmp_path):
@@ -415,6 +471,17 @@ def test_classes_are_held_against_themselves_alone():
   found = evidence.against(logits, labels, others, np.array(theirs))
   assert all(row.difference == 0 and not row.differs for row in found.values())
   assert not evidence.against(logits[:3], labels[:3], others, np.ones(4, int))
+
+
+def test_images_that_it_knows_less_than_others_stand_out_too():
+  """It says who they were, as much as knowing them better does."""
+  others = np.random.default_rng(2).normal(size=(50, 2))
+  zeros = np.zeros(50, int)
+  for shift in (-3, 3):
+    logits = others + np.array([shift, 0])
+    found = evidence.against(logits, zeros, others, zeros)
+    for name, row in found.items():
+      assert row.difference * shift > 0 and row.differs, name
 
 
 @pytest.mark.parametrize('trace', [0.0, 1.0])

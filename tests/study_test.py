@@ -219,6 +219,18 @@ def test_the_first_seed_is_that_of_all_three_purposes(asked):
     assert stage.key == later.strategies[name].key, name
 
 
+def test_each_bound_has_generators_of_its_own(asked):
+  study = asked(max_perturbation='0.25, none', degree_unseen=False)
+  (run,) = planning.plan(study, pathlib.Path('x')).runs
+  keys = set()
+  for bound, pairs in zip((0.25, None), run.degrees, strict=True):
+    for stage in pairs.values():
+      keys.add(stage.key)
+      assert stage.work.keywords['settings'].max_perturbation == bound
+      assert stage.depends['settings']['max_perturbation'] == bound
+  assert len(keys) == 2 * (1 + len(run.strategies))
+
+
 def test_keys_are_of_the_data_not_of_where_they_are(asked, data_file, tmp_path):
   copy = tmp_path / 'copy.npz'
   copy.write_bytes(data_file.read_bytes())
