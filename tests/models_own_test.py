@@ -136,18 +136,30 @@ def test_what_is_carried_along_is_kept_and_counted(make):
   assert jax.tree.map(lambda leaf: leaf.dtype, settled) == kinds
 
 
-@BOTH
+def ours(rate):
+  del rate  # It has no Dropout.
+  return models.build('cnn', 3, SHAPE, width=4)
+
+
+@pytest.mark.parametrize('make', [linen, from_flax_nnx, ours])
 def test_batch_norm_sees_the_batches_of_all_devices(make):
+  """One device's images are dark: by themselves they would be normalised."""
   model, images = make(rate=0.0), pixels(8)
+  images[:4] //= 8
   state = model.init(jax.random.key(1))
-  _, alone = model.apply(state, images, True)
+  logits, alone = model.apply(state, images, True)
   with parallel.use(jax.devices()[:2]):
-    program = parallel.spmd(
-      lambda rank, s, x: parallel.mean(model.apply(s, x[rank], True)[1])
-    )
-    both = program(state, images.reshape(2, 4, *SHAPE))
+
+    def trained(rank, s, x):
+      said, stats = model.apply(s, x[rank], True)
+      return jax.lax.all_gather(said, 'batch'), parallel.mean(stats)
+
+    said, both = parallel.spmd(trained)(state, images.reshape(2, 4, *SHAPE))
+  np.testing.assert_allclose(said.reshape(8, -1), logits, rtol=1e-3, atol=1e-4)
   for one, two in zip(jax.tree.leaves(alone), jax.tree.leaves(both)):
     np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+  by_itself = model.apply(state, images[:4], True)[0]
+  assert abs(by_itself - logits[:4]).max() > 0.05
 
 
 @BOTH
