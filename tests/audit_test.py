@@ -108,6 +108,12 @@ def test_the_attack_finds_what_was_never_forgotten_and_nothing_in_retrain(
   source, null = (rows[n]['attacks'] for n in ('source', 'reference'))
   assert source['slice']['auc'] > 0.85 and source['forget']['auc'] > 0.55
   assert source['slice']['auc'] > null['slice']['auc'] + 0.1
+  # Who learned a label prefers it more than who never saw the image: an attack
+  # by sides that are swapped would have the same AUC.
+  for own in rows['source']['phi'].values():
+    assert np.mean(own['inside']) > np.mean(own['outside']) + 1
+  accuracy = rows['source']['accuracy']
+  assert accuracy['forget'] > rows['reference']['accuracy']['forget'] + 0.1
   assert abs(null['forget']['auc'] - 0.5) < 0.1
   # 2 targets, 4 requests, 24 images each; 120 images unseen in each.
   assert (null['forget']['members'], null['forget']['others']) == (192, 960)
