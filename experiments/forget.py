@@ -70,9 +70,9 @@ class Forget:
 
 def main(asked: Forget) -> None:
   """From a file of ids to a record."""
-  from experiments.deletion import request  # Once the flags are known.
+  from experiments.deletion import making, request  # Once flags are known.
 
-  request.carry_out(request.plan(asked))
+  making.carry_out(request.plan(asked))
 
 
 if __name__ == '__main__':

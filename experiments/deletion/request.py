@@ -1,52 +1,35 @@
-"""A request carried out: from what was asked to a model and a record."""
+"""A request: from what was asked to a plan that was checked, and its stages."""
 
 import dataclasses
 import datetime
 import functools
-import json
 import pathlib
 from typing import Any
 
-import jax
 import msgspec
 import numpy as np
-from safetensors.numpy import save
 
-from experiments import config, files, settings
+from experiments import config
 from experiments.deletion import basis as bases
-from experiments.deletion import evidence, ids
+from experiments.deletion import ids
 from experiments.deletion import record as records
-from experiments.deletion.basis import CHAIN, MODEL, TENSORS, Basis, Chain
-from experiments.deletion.record import Record
-from experiments.runtime.progress import Progress, say
+from experiments.deletion.basis import CHAIN, MODEL, Basis, Chain
+from experiments.runtime.progress import Progress
 from experiments.settings import FlagError
-from experiments.study import engine, planning, provenance, stages, training
+from experiments.study import planning, stages, training
 from experiments.study import setup as setups
 from experiments.study.stages import Output, Stage
 from experiments.workdir import finished
-from experiments.workdir.directory import Workdir
 from experiments.workdir.partials import Partial
-from unlearn_jax import data, parallel
+from unlearn_jax import parallel
 from unlearn_jax.base import (
-  Examples,
   InputError,
-  ModelState,
   Splits,
-  tensor_paths,
 )
-from unlearn_jax.objectives import forgotten, retained
 from unlearn_jax.strategies import Chosen, parse
 
 # Whatever another's strategy says of itself.
 _EXACT = 'retrain', 'scratch'
-_ALWAYS = (
-  'Who compares the model with an earlier one may learn what was forgotten.'
-)
-_APPROXIMATE = (
-  'Approximate: the weights come from a model that knew the images.',
-  'The attack is one that knows only outputs of this model; stronger ones, such'
-  ' as with many reference models or with the weights, may find a trace.',
-)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,180 +216,3 @@ def _forget(
   output = output._replace(files=kept, manifest=said)
   names = setups.ids_of(setup, splits.retain)
   return training.with_ids(output, finished.TRAINED, names)
-
-
-def carry_out(made: Plan) -> None:
-  """Forgets, measures, writes, and says what came out."""
-  started, asked = _now(), made.asked
-  root, named = made.stages[0].root, made.named
-  depends = [made.stages[0].key, asked.decision, asked.received, asked.retrain]
-  depends += [made.instead_of] * (made.instead_of is not None)
-  wanted = settings.key([*depends, records.keyed(made.key)])
-  workdir = Workdir(root, {'request': wanted}, 'out')
-  workdir.claim()
-  say(*setups.left_out(made.basis.setup))
-  for count, text in (
-    (named.repeated, 'Entries that name an image again, taken once'),
-    (named.earlier, 'Images that an earlier request named, left out'),
-  ):
-    if count:
-      say(f'{text}: {count}')
-  say(*_turn(made))
-  path = root / records.NAME
-  if path.exists():
-    record = records.read(path)
-  else:
-    engine.run(made.stages, made.study)
-    found = [stages.load(stage) for stage in made.stages]
-    content = tensors(made.basis, found[0].state)
-    files.replace(root / TENSORS, content)
-    models = evidence.Models(
-      found[0].state,
-      made.basis.own.state,
-      found[1].state if len(found) > 1 else None,
-      origin(made.basis.chain, made.basis),
-    )
-    whole = _record(made, models, started, records.sha256(content))
-    record, page = whole.sealed()
-    for name, text_bytes in records.contents(record, page).items():
-      files.replace(root / name, text_bytes)
-  say(*record.verdict)
-  say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')
-
-
-def _turn(made: Plan) -> list[str]:
-  """Where a chain is that has a retrain every few requests."""
-  every, now = made.asked.retrain_every, made.basis.inexact + 1
-  if made.instead_of is not None:
-    why = f'Request {now} since the last exact model, --retrain_every={every}'
-    return [f'{why}: by retrain, not {made.instead_of}']
-  if not every or made.exact:
-    return []
-  return [f'Requests since the last exact model: {now}; retrain at {every}']
-
-
-def origin(chain: Chain, basis: Basis) -> ModelState | None:
-  """θ₀, or None where it is not there any more."""
-  try:
-    return setups.load_model(basis.setup, pathlib.Path(chain.origin)).state
-  except InputError:
-    return None
-
-
-def tensors(basis: Basis, state: ModelState) -> bytes:
-  """A model as safetensors, with all that its use needs as metadata."""
-  facts = basis.setup.facts
-  # One's own network sees pixels in [0, 1], and standardises them itself.
-  own = facts.model_sha256 is not None
-  said = {
-    'class_names': list(basis.setup.dataset.class_names),
-    'mean': [0.0] * len(facts.pixel_mean) if own else facts.pixel_mean,
-    'std': [1.0] * len(facts.pixel_std) if own else facts.pixel_std,
-    'input_size': facts.image_shape,
-    'model': facts.model,
-    'width': facts.width,
-  }
-  tree = state._asdict()
-  arrays = zip(tensor_paths(tree), map(np.asarray, jax.tree.leaves(tree)))
-  return save(dict(arrays), {n: json.dumps(v) for n, v in said.items()})
-
-
-def _record(
-  made: Plan, models: evidence.Models, started: str, tensors_sha256: str
-) -> Record:
-  """All that is written down."""
-  basis, splits, asked, key = made.basis, made.splits, made.asked, made.key
-  dataset, chain, named = basis.setup.dataset, made.chain, made.named
-  before, then = basis.record, []
-  if before is not None:
-    then = [own.then for own in before.evidence.reversals]
-    then.append(before.evidence.result.forget_accuracy)
-  kept = setups.ids_of(basis.setup, splits.retain)
-  sets = basis.sets(chain.requests, kept)
-  found = evidence.gather(basis.setup.model, sets, models, then)
-  stage, strategy = made.stages[0], made.chosen.strategy
-  said = finished.manifest(stage.path)
-  lost = data.classes_lost(splits, len(dataset.class_names))
-  previous = basis.path.parent / records.NAME
-  decision = asked.decision or ('retrain' if made.exact else 'unlearn')
-  epochs = finished.load(stage.path).record.history[-1].epoch
-  parameters, why = said.parameters, ''
-  if made.instead_of is not None:
-    every, instead_of = asked.retrain_every, made.instead_of
-    why = f', by --retrain_every={every} in place of {instead_of}'
-    parameters = {
-      **parameters,
-      'retrain_every': every,
-      'in_place_of': instead_of,
-    }
-  return Record(
-    records.Request(
-      number=len(chain.requests),
-      images=len(named.ids),
-      scope='whole classes' if lost else 'examples',
-      decision=decision,
-      received=asked.received,
-      started=started,
-      finished=_now(),
-      repeated=named.repeated,
-      earlier=named.earlier,
-      keyed=bool(key),
-      key_check=records.keyed(key),
-      id_hashes=records.hashes(key, named.ids),
-    ),
-    records.DataFacts(
-      before=basis.fingerprint(basis.trained),
-      after=basis.fingerprint(kept),
-      images_before=len(basis.trained),
-      images_after=len(kept),
-    ),
-    records.model_facts(basis.path, key, basis.trained),
-    records.model_facts(stage.path, key, kept, tensors_sha256),
-    records.Method(
-      made.chosen.text,
-      strategy.label,
-      made.exact,
-      parameters,
-      asked.seed,
-      epochs,
-      *_passes(made, epochs),
-      said.wall_seconds,
-    ),
-    provenance.code(),
-    found,
-    evidence.verdict(found, len(named.ids), strategy.label, made.exact, why),
-    [
-      *(() if made.exact else _APPROXIMATE),
-      _ALWAYS,
-      *([] if key else [records.UNKEYED]),
-    ],
-    [*records.NOT_ERASED, *[records.UNSEEN] * (sets.unseen is not None)],
-    None if before is None else records.sha256(previous.read_bytes()),
-  )
-
-
-def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
-  """Over D_RE and D_UL in training; None where terms have other examples.
-
-  What choosing weights has cost beforehand is not counted.
-  """
-  splits, strategy = made.splits, made.chosen.strategy
-  parts: dict[Any, Examples] = {
-    retained: splits.retain,
-    forgotten: splits.forget,
-  }
-  if not all(term.examples in parts for term in strategy.terms):
-    return None, None
-  seen: dict[Any, float] = dict.fromkeys(parts, 0.0)
-  size = made.study.recipe.batch_size
-  for term in strategy.terms:
-    first, own = (parts[t.examples].size for t in (strategy.terms[0], term))
-    passes = 1.0
-    if term.share is not None and not strategy.passes:
-      passes = first // size * min(size * term.share, own) / own
-    seen[term.examples] += epochs * passes
-  return seen[retained], seen[forgotten]
-
-
-def _now() -> str:
-  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')

@@ -50,51 +50,25 @@ def read(
   dataset = setups.load(which, asked.archives)
   setup = _setup(path, said, dataset, code)
   own = setups.load_model(setup, path)
-
-  # What was to be forgotten.
-  beside = path / finished.FORGET
-  if beside.exists() == (ids is not None):
-    has = 'has its own' if beside.exists() else 'has none'
-    allowed = 'nothing' if beside.exists() else 'a file'
-    raise FlagError('forget_ids', ids, f'{allowed}, {path} {has}')
-  file = pathlib.Path(ids) if ids else beside
-  # Without one beside it, nothing says how the forget set came about.
-  matched = said.class_matched or ids is not None
-  how = said.given_labels, matched, said.heldout
-  splits = setups.read_forget(setup, file, *how)
-  splits = _known(setup, splits, path)
-  wanted: dict[str, Any] = {'forget_sha256': setups.forget_hash(setup, splits)}
-
-  # Who is related: the source by its digest, Retrain by source and forget set.
-  origin = said.parent_sha256 or said.state_sha256
-  its = {'state_sha256': origin}
-  # A second request's source is the model of the first, whatever made it.
-  if said.parent_sha256 is None or not (path / finished.TRAINED).exists():
-    its['strategy'] = 'source'
-  source = _relative(setup, path, asked, 'source_dir', **its)
-  if source is None:
-    raise FlagError(
-      'source_dir', '', 'a checkpoint of the source; none is beside this one'
-    )
+  file, splits = _forgotten(setup, path, said, ids)
+  source = _source(setup, path, said, asked)
   setups.require_trained(setup, splits, source.path)
-  if asked.retrained_dir is None:
-    wanted |= {'parent_sha256': origin, 'heldout': said.heldout}
-    if said.strategy == 'retrain':
-      wanted['state_sha256'] = said.state_sha256
-  retrained = _relative(
-    setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
-  )
-  more = {'parent_sha256': origin, 'heldout': said.heldout}
-  more['forget_sha256'] = wanted['forget_sha256']
-  kept = _beside(setup, path, strategy=finished.REFERENCE, **more)
-  references = [
-    setups.load_model(setup, own)
-    for own, its in kept.items()
-    if its.state_sha256 != said.state_sha256  # None is judged by itself.
-  ]
+  alike = {
+    'parent_sha256': source.manifest.state_sha256,
+    'heldout': said.heldout,
+    'forget_sha256': setups.forget_hash(setup, splits),
+  }
+  retrained = _retrained(setup, path, said, asked, alike)
   if retrained is not None:
     both = retrained.manifest, source.manifest.recipe
     planning.require_recipe(*both, str(retrained.path))
+  references = [
+    setups.load_model(setup, folder)
+    for folder, its in _beside(
+      setup, path, strategy=finished.REFERENCE, **alike
+    ).items()
+    if its.state_sha256 != said.state_sha256  # None is judged by itself.
+  ]
   first, second = source.manifest.seed or 0, said.seed or 0
   study = dataclasses.replace(
     asked,
@@ -106,6 +80,56 @@ def read(
     heldout=said.heldout,
   )
   return Lineage(study, setup, splits, own, source, retrained, references)
+
+
+def _forgotten(
+  setup: Setup, path: pathlib.Path, said: Manifest, ids: str | None
+) -> tuple[pathlib.Path, Splits]:
+  """What was to be forgotten: the file that lists it, and the splits."""
+  beside = path / finished.FORGET
+  if beside.exists() == (ids is not None):
+    has = 'has its own' if beside.exists() else 'has none'
+    allowed = 'nothing' if beside.exists() else 'a file'
+    raise FlagError('forget_ids', ids, f'{allowed}, {path} {has}')
+  file = pathlib.Path(ids) if ids else beside
+  # Without one beside it, nothing says how the forget set came about.
+  matched = said.class_matched or ids is not None
+  how = said.given_labels, matched, said.heldout
+  return file, _known(setup, setups.read_forget(setup, file, *how), path)
+
+
+def _source(
+  setup: Setup, path: pathlib.Path, said: Manifest, asked: config.Study
+) -> Finished:
+  """M, by the digest that the model names; a source is its own."""
+  its = {'state_sha256': said.parent_sha256 or said.state_sha256}
+  # A second request's source is the model of the first, whatever made it.
+  if said.parent_sha256 is None or not (path / finished.TRAINED).exists():
+    its['strategy'] = 'source'
+  source = _relative(setup, path, asked, 'source_dir', **its)
+  if source is None:
+    raise FlagError(
+      'source_dir', '', 'a checkpoint of the source; none is beside this one'
+    )
+  return source
+
+
+def _retrained(
+  setup: Setup,
+  path: pathlib.Path,
+  said: Manifest,
+  asked: config.Study,
+  alike: dict[str, Any],
+) -> Finished | None:
+  """M_RE: of this forget set where a flag names it, else alike in all."""
+  wanted = {'forget_sha256': alike['forget_sha256']}
+  if asked.retrained_dir is None:
+    wanted = dict(alike)
+    if said.strategy == 'retrain':
+      wanted['state_sha256'] = said.state_sha256
+  return _relative(
+    setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
+  )
 
 
 def _known(setup: Setup, splits: Splits, path: pathlib.Path) -> Splits:

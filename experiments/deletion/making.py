@@ -1,0 +1,95 @@
+"""A request carried out: the model that forgot and its record, in files."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from safetensors.numpy import save
+
+from experiments import files, settings
+from experiments.deletion import evidence, writing
+from experiments.deletion import record as records
+from experiments.deletion.basis import MODEL, TENSORS, Basis, Chain
+from experiments.deletion.request import Plan
+from experiments.runtime.progress import say
+from experiments.study import engine, stages
+from experiments.study import setup as setups
+from experiments.workdir.directory import Workdir
+from unlearn_jax.base import InputError, ModelState, tensor_paths
+
+
+def carry_out(made: Plan) -> None:
+  """Forgets, measures, writes, and says what came out."""
+  started, asked = writing.now(), made.asked
+  root, named = made.stages[0].root, made.named
+  depends = [made.stages[0].key, asked.decision, asked.received, asked.retrain]
+  depends += [made.instead_of] * (made.instead_of is not None)
+  wanted = settings.key([*depends, records.keyed(made.key)])
+  workdir = Workdir(root, {'request': wanted}, 'out')
+  workdir.claim()
+  say(*setups.left_out(made.basis.setup))
+  for count, text in (
+    (named.repeated, 'Entries that name an image again, taken once'),
+    (named.earlier, 'Images that an earlier request named, left out'),
+  ):
+    if count:
+      say(f'{text}: {count}')
+  say(*_turn(made))
+  path = root / records.NAME
+  if path.exists():
+    record = records.read(path)
+  else:
+    engine.run(made.stages, made.study)
+    found = [stages.load(stage) for stage in made.stages]
+    content = tensors(made.basis, found[0].state)
+    files.replace(root / TENSORS, content)
+    models = evidence.Models(
+      found[0].state,
+      made.basis.own.state,
+      found[1].state if len(found) > 1 else None,
+      origin(made.basis.chain, made.basis),
+    )
+    whole = writing.record(made, models, started, records.sha256(content))
+    record, page = whole.sealed()
+    for name, text_bytes in records.contents(record, page).items():
+      files.replace(root / name, text_bytes)
+  say(*record.verdict)
+  say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')
+
+
+def _turn(made: Plan) -> list[str]:
+  """Where a chain is that has a retrain every few requests."""
+  every, now = made.asked.retrain_every, made.basis.inexact + 1
+  if made.instead_of is not None:
+    why = f'Request {now} since the last exact model, --retrain_every={every}'
+    return [f'{why}: by retrain, not {made.instead_of}']
+  if not every or made.exact:
+    return []
+  return [f'Requests since the last exact model: {now}; retrain at {every}']
+
+
+def origin(chain: Chain, basis: Basis) -> ModelState | None:
+  """θ₀, or None where it is not there any more."""
+  try:
+    return setups.load_model(basis.setup, pathlib.Path(chain.origin)).state
+  except InputError:
+    return None
+
+
+def tensors(basis: Basis, state: ModelState) -> bytes:
+  """A model as safetensors, with all that its use needs as metadata."""
+  facts = basis.setup.facts
+  # One's own network sees pixels in [0, 1], and standardises them itself.
+  own = facts.model_sha256 is not None
+  said = {
+    'class_names': list(basis.setup.dataset.class_names),
+    'mean': [0.0] * len(facts.pixel_mean) if own else facts.pixel_mean,
+    'std': [1.0] * len(facts.pixel_std) if own else facts.pixel_std,
+    'input_size': facts.image_shape,
+    'model': facts.model,
+    'width': facts.width,
+  }
+  tree = state._asdict()
+  arrays = zip(tensor_paths(tree), map(np.asarray, jax.tree.leaves(tree)))
+  return save(dict(arrays), {n: json.dumps(v) for n, v in said.items()})

@@ -1,0 +1,149 @@
+"""What a record says of a request that was carried out."""
+
+import datetime
+from typing import Any
+
+from experiments.deletion import evidence
+from experiments.deletion import record as records
+from experiments.deletion.record import DataFacts, Method, Record, Request
+from experiments.deletion.request import Plan
+from experiments.study import provenance
+from experiments.study import setup as setups
+from experiments.workdir import finished
+from unlearn_jax import data
+from unlearn_jax.base import Examples
+from unlearn_jax.objectives import forgotten, retained
+
+_ALWAYS = (
+  'Who compares the model with an earlier one may learn what was forgotten.'
+)
+_APPROXIMATE = (
+  'Approximate: the weights come from a model that knew the images.',
+  'The attack is one that knows only outputs of this model; stronger ones, such'
+  ' as with many reference models or with the weights, may find a trace.',
+)
+
+
+def record(
+  made: Plan, models: evidence.Models, started: str, tensors_sha256: str
+) -> Record:
+  """All that is written down, without the digests of itself."""
+  basis, key, label = made.basis, made.key, made.chosen.strategy.label
+  kept = setups.ids_of(basis.setup, made.splits.retain)
+  sets, path = basis.sets(made.chain.requests, kept), made.stages[0].path
+  found = evidence.gather(basis.setup.model, sets, models, _then(made))
+  count, before = len(made.named.ids), None
+  if basis.record is not None:
+    previous = basis.path.parent / records.NAME
+    before = records.sha256(previous.read_bytes())
+  return Record(
+    _request(made, started),
+    DataFacts(
+      before=basis.fingerprint(basis.trained),
+      after=basis.fingerprint(kept),
+      images_before=len(basis.trained),
+      images_after=len(kept),
+    ),
+    records.model_facts(basis.path, key, basis.trained),
+    records.model_facts(path, key, kept, tensors_sha256),
+    _method(made),
+    provenance.code(),
+    found,
+    evidence.verdict(found, count, label, made.exact, _why(made)),
+    _limits(made),
+    [*records.NOT_ERASED, *[records.UNSEEN] * (sets.unseen is not None)],
+    before,
+  )
+
+
+def _then(made: Plan) -> list[float | None]:
+  """The accuracy on each earlier request, when that was carried out."""
+  if (before := made.basis.record) is None:
+    return []
+  then = [own.then for own in before.evidence.reversals]
+  return [*then, before.evidence.result.forget_accuracy]
+
+
+def _request(made: Plan, started: str) -> Request:
+  asked, named, key = made.asked, made.named, made.key
+  classes = len(made.basis.setup.dataset.class_names)
+  lost = data.classes_lost(made.splits, classes)
+  return Request(
+    number=len(made.chain.requests),
+    images=len(named.ids),
+    scope='whole classes' if lost else 'examples',
+    decision=asked.decision or ('retrain' if made.exact else 'unlearn'),
+    received=asked.received,
+    started=started,
+    finished=now(),
+    repeated=named.repeated,
+    earlier=named.earlier,
+    keyed=bool(key),
+    key_check=records.keyed(key),
+    id_hashes=records.hashes(key, named.ids),
+  )
+
+
+def _method(made: Plan) -> Method:
+  path, strategy = made.stages[0].path, made.chosen.strategy
+  said, parameters = finished.manifest(path), {}
+  if made.instead_of is not None:
+    parameters = {
+      'retrain_every': made.asked.retrain_every,
+      'in_place_of': made.instead_of,
+    }
+  epochs = finished.load(path).record.history[-1].epoch
+  return Method(
+    made.chosen.text,
+    strategy.label,
+    made.exact,
+    {**said.parameters, **parameters},
+    made.asked.seed,
+    epochs,
+    *_passes(made, epochs),
+    said.wall_seconds,
+  )
+
+
+def _why(made: Plan) -> str:
+  """By what an exact method took the place of another."""
+  if made.instead_of is None:
+    return ''
+  every = made.asked.retrain_every
+  return f', by --retrain_every={every} in place of {made.instead_of}'
+
+
+def _limits(made: Plan) -> list[str]:
+  return [
+    *(() if made.exact else _APPROXIMATE),
+    _ALWAYS,
+    *([] if made.key else [records.UNKEYED]),
+  ]
+
+
+def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
+  """Over D_RE and D_UL in training; None where terms have other examples.
+
+  What choosing weights has cost beforehand is not counted.
+  """
+  splits, strategy = made.splits, made.chosen.strategy
+  parts: dict[Any, Examples] = {
+    retained: splits.retain,
+    forgotten: splits.forget,
+  }
+  if not all(term.examples in parts for term in strategy.terms):
+    return None, None
+  seen: dict[Any, float] = dict.fromkeys(parts, 0.0)
+  size = made.study.recipe.batch_size
+  for term in strategy.terms:
+    first, own = (parts[t.examples].size for t in (strategy.terms[0], term))
+    passes = 1.0
+    if term.share is not None and not strategy.passes:
+      passes = first // size * min(size * term.share, own) / own
+    seen[term.examples] += epochs * passes
+  return seen[retained], seen[forgotten]
+
+
+def now() -> str:
+  """In UTC, as records have it."""
+  return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
