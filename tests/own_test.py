@@ -13,7 +13,8 @@ import pytest
 import running
 from safetensors.numpy import save_file
 
-from experiments.study import networks
+from experiments import config
+from experiments.study import lineage, networks
 from experiments.workdir import finished
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import Examples
@@ -346,7 +347,21 @@ def test_a_source_without_a_recipe_is_not_retrained_by_default(
   # Nor is what it never knew retained: Retrain would know more than it.
   more = f'--forget=ids({ids})', '--strategies=finetune'
   line = running.refused('unlearn', *own, *more)
-  assert 'was not trained on 5 of 240 training images, such as 0;' in line
+  never = 'was not trained on 5 of 240 training images, such as 0;'
+  assert never in line
+  # Nor is a model judged by it: of the source itself it is left out, and one
+  # that was made from another source of the same weights is refused.
+  family = lineage.read(out, config.Study(), str(ids), NET[0].partition('=')[2])
+  assert family.splits.retain.size == 233 and family.splits.train.size == 235
+  whole = tmp_path / 'whole'
+  how = f'--out={whole}', '--trained_on=all', *NET
+  running.done('adopt', f'--weights={path}', *how)
+  own = *NET, f'--workdir={tmp_path / "v"}', f'--source_dir={whole}'
+  running.done('unlearn', *own, '--seeds=1', '--epochs=1', *more)
+  (made,) = (tmp_path / 'v' / 'checkpoints').glob('*finetune*')
+  asked = f'--checkpoint={made}', NET[0]
+  running.done('evaluate', *asked, f'--source_dir={whole}')
+  assert never in running.refused('evaluate', *asked, f'--source_dir={out}')
 
 
 def test_what_shapes_cannot_tell_is_told(here, tmp_path):

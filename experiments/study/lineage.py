@@ -53,6 +53,7 @@ def read(
   file, splits = _forgotten(setup, path, said, ids)
   source = _source(setup, path, said, asked)
   setups.require_trained(setup, splits, source.path)
+  setups.require_retained(setup, splits, source.path)
   alike = {
     'parent_sha256': source.manifest.state_sha256,
     'heldout': said.heldout,

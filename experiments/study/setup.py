@@ -296,7 +296,7 @@ def require_trained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
 def require_retained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
   """Refuses a source, where it says so, that knows less than is retained.
 
-  Retrain would learn images that the source never saw.
+  Retrain would learn, and models be judged by, what the source never saw.
   """
   never = _never_learned(setup, splits.train, path)
   if never.size:
