@@ -10,6 +10,7 @@ import re
 import shutil
 import types
 
+import flax
 import helpers
 import jax
 import msgspec
@@ -17,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import running
+import safetensors
 from safetensors.numpy import load
 from sklearn.datasets import load_sample_image
 
@@ -28,6 +30,7 @@ from experiments.study import halves, lineage, planning, shadows
 from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints, parallel
 from unlearn_jax.base import InputError
+from unlearn_jax.models import cnn
 from unlearn_jax.prediction import predict
 
 EACH, SIDE = 20, 8
@@ -166,8 +169,23 @@ def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):
     exec(compile(code, str(DOC), 'exec'), found)
   labels = [['china', 'flower'].index(path.parent.name) for path in files]
   right = np.mean(np.asarray(found['logits']).argmax(1) == labels)
-  assert right == record_of(root / 'one')['evidence']['result']['test_accuracy']
+  record = record_of(root / 'one')
+  assert right == record['evidence']['result']['test_accuracy']
   assert found['names'] == ['china', 'flower']
+  # The record's own lines give the same.
+  wanted, facts = found['logits'], load_facts(root / 'one')
+  assert facts['pixels'] == '(pixels / 255 - mean) / std'
+  net = cnn.CNN(num_classes=2, width=facts['width'])
+  more = {'images': images, 'network': net, 'json': json}
+  more |= {'flax': flax, 'safetensors': safetensors}
+  monkeypatch.chdir('one')
+  exec('\n'.join(record['loading']), more)
+  np.testing.assert_allclose(more['logits'], wanted, rtol=1e-5, atol=1e-5)
+
+
+def load_facts(out):
+  with safetensors.safe_open(out / 'model.safetensors', 'np') as file:
+    return {n: json.loads(text) for n, text in file.metadata().items()}
 
 
 def test_hashes_are_hmacs_of_the_ids_by_the_key(story):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import flax
 from flax import serialization
 from flax.traverse_util import flatten_dict
 import helpers
@@ -11,12 +12,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import running
+import safetensors
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from experiments import config
 from experiments.study import lineage, networks
 from experiments.workdir import finished
-from unlearn_jax import checkpoints, parallel, training
+import unlearn_jax as uj
+from unlearn_jax import checkpoints, data, parallel, training
 from unlearn_jax.base import Examples
 
 LINEN = """
@@ -362,6 +366,45 @@ def test_a_source_without_a_recipe_is_not_retrained_by_default(
   asked = f'--checkpoint={made}', NET[0]
   running.done('evaluate', *asked, f'--source_dir={whole}')
   assert never in running.refused('evaluate', *asked, f'--source_dir={out}')
+
+
+@pytest.mark.parametrize(
+  ('spelled', 'units'),
+  [('my_linen.py:Net(width=4)', ([0.0], [1.0])), ('my_nnx.py:model', None)],
+)
+def test_a_deployed_model_says_what_becomes_of_pixels(
+  spelled, units, here, tmp_path, monkeypatch
+):
+  prod, out, ids = (tmp_path / name for name in ('prod', 'out', 'ids.txt'))
+  own = [own for own in flags(spelled, prod) if 'forget' not in own]
+  running.done('train', *own)
+  ids.write_text('7\n11\n')
+  asked = f'--source={prod}', f'--ids={ids}', f'--out={out}', own[1]
+  running.done('forget', *asked)
+  record = json.loads((out / 'record.json').read_text())
+  with safe_open(out / 'model.safetensors', 'np') as file:
+    facts = {n: json.loads(text) for n, text in file.metadata().items()}
+  assert units == (
+    None if 'mean' not in facts else (facts['mean'], facts['std'])
+  )
+  assert ('scaled by the model' in facts['pixels']) == (units is None)
+  # The lines of the record, with the model as `--model` makes it.
+  splits = data.load('npz:stripes.npz').test
+  numbers = len(facts['class_names']), facts['input_size']
+  model = networks.read(spelled, *numbers, *_statistics(prod)).model
+  found = {'images': splits.images, 'model': model, 'json': json}
+  found |= {'safetensors': safetensors, 'flax': flax, 'unlearn_jax': uj}
+  monkeypatch.chdir(out)
+  with parallel.use(jax.devices()[:1]):
+    exec('\n'.join(record['loading']), found)
+  right = np.mean(np.asarray(found['logits']).argmax(1) == splits.labels)
+  assert right == record['evidence']['result']['test_accuracy']
+
+
+def _statistics(prod):
+  (path,) = (prod / 'checkpoints').glob('*-source-*')
+  said = finished.manifest(path)
+  return said.pixel_mean, said.pixel_std
 
 
 def test_what_shapes_cannot_tell_is_told(here, tmp_path):

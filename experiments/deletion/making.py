@@ -13,7 +13,7 @@ from experiments.deletion import record as records
 from experiments.deletion.basis import MODEL, TENSORS, Basis, Chain
 from experiments.deletion.request import Plan
 from experiments.runtime.progress import say
-from experiments.study import engine, stages
+from experiments.study import engine, networks, stages
 from experiments.study import setup as setups
 from experiments.workdir.directory import Workdir
 from unlearn_jax.base import InputError, ModelState, tensor_paths
@@ -42,7 +42,7 @@ def carry_out(made: Plan) -> None:
   else:
     engine.run(made.stages, made.study)
     found = [stages.load(stage) for stage in made.stages]
-    content = tensors(made.basis, found[0].state)
+    content = tensors(made.basis, found[0].state, asked.model)
     files.replace(root / TENSORS, content)
     models = evidence.Models(
       found[0].state,
@@ -77,19 +77,22 @@ def origin(chain: Chain, basis: Basis) -> ModelState | None:
     return None
 
 
-def tensors(basis: Basis, state: ModelState) -> bytes:
-  """A model as safetensors, with all that its use needs as metadata."""
+def tensors(basis: Basis, state: ModelState, code: str | None) -> bytes:
+  """A model as safetensors, with all that its use needs as metadata.
+
+  `code`: of a model of one's own, as `--model` spells it.
+  """
   facts = basis.setup.facts
-  # One's own network sees pixels in [0, 1], and standardises them itself.
-  own = facts.model_sha256 is not None
   said = {
     'class_names': list(basis.setup.dataset.class_names),
-    'mean': [0.0] * len(facts.pixel_mean) if own else facts.pixel_mean,
-    'std': [1.0] * len(facts.pixel_std) if own else facts.pixel_std,
     'input_size': facts.image_shape,
     'model': facts.model,
     'width': facts.width,
+    'pixels': 'from 0 to 255, scaled by the model',
   }
+  if (units := networks.units(facts, code)) is not None:
+    said |= dict(zip(('mean', 'std'), units))
+    said['pixels'] = '(pixels / 255 - mean) / std'
   tree = state._asdict()
   arrays = zip(tensor_paths(tree), map(np.asarray, jax.tree.leaves(tree)))
   return save(dict(arrays), {n: json.dumps(v) for n, v in said.items()})

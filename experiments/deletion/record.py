@@ -38,6 +38,20 @@ NOT_ERASED = (
   'The ids in model/*.txt and model/requests.json, which later requests and'
   ' verification need: they are for the keeper of the record alone.',
 )
+_LOADED = (
+  "file = safetensors.safe_open('model.safetensors', 'np')",
+  'flat = {name: file.get_tensor(name) for name in file.keys()}',
+  "state = flax.traverse_util.unflatten_dict(flat, sep='/')",
+  'facts = {n: json.loads(text) for n, text in file.metadata().items()}',
+)
+_OURS = (
+  "x = (images / 255 - facts['mean']) / facts['std']",
+  'logits = network.apply(state, x, train=False)',
+)
+_OWN = (  # `Model.apply` has the units inside, where there are any.
+  'state = unlearn_jax.ModelState(**state)',
+  'logits = model.apply(state, images, False)[0]',
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +122,7 @@ class Record:
   verdict: list[str]
   limits: list[str]
   not_erased: list[str]
+  loading: list[str]  # lines of Python, from a file and images to logits
   previous_record_sha256: str | None
   page_sha256: str = ''
   content_sha256: str = ''
@@ -186,6 +201,9 @@ def html(record: Record) -> str:
     Section('What it cannot say', sentences=record.limits, kind='warnings'),
     Section('What was not erased', sentences=record.not_erased),
     Section('What was done', pairs=pairs),
+    Section(
+      'How it is loaded', pairs=[('', [('', n) for n in record.loading])]
+    ),
   ]
   intro = f'{request.images} images, decision: {request.decision}.'
   return rendering.html(f'Deletion record {request.number}', intro, sections)
@@ -226,6 +244,11 @@ def _tables(evidence: Evidence) -> list[Table]:
 def contents(record: Record, page: str) -> dict[str, bytes]:
   """The files of a record; what the other belongs to comes last."""
   return {PAGE: page.encode(), NAME: to_json(record)}
+
+
+def loading(own: bool) -> list[str]:
+  """How a model is loaded, ours or one's own; images have values 0 to 255."""
+  return [*_LOADED, *(_OWN if own else _OURS)]
 
 
 def model_facts(

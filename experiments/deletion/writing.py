@@ -52,6 +52,7 @@ def record(
     evidence.verdict(found, count, label, made.exact, _why(made)),
     _limits(made),
     [*records.NOT_ERASED, *[records.UNSEEN] * (sets.unseen is not None)],
+    records.loading(basis.setup.facts.model_sha256 is not None),
     before,
   )
 

@@ -42,6 +42,7 @@ class Own(NamedTuple):
   name: str  # as it is spelled, without its file's folder and without defaults
   sha256: str  # of its file
   model: Model
+  module: bool  # Whether of Linen or NNX, which see pixels in [0, 1].
 
 
 def stamp(text: str) -> str:
@@ -105,6 +106,22 @@ def again(facts: Facts, text: str | None) -> Model:
   return own.model
 
 
+def units(
+  facts: Facts, text: str | None
+) -> tuple[list[float], list[float]] | None:
+  """Mean and deviation by which a network gets pixels / 255 standardised.
+
+  None of a `Model` of one's own: it gets them from 0 to 255, and alone knows
+  what it makes of them. `text`: as `--model` spells it.
+  """
+  mean, std = facts.pixel_mean, facts.pixel_std
+  if facts.model_sha256 is None:
+    return mean, std
+  assert text is not None  # Or it would not be there.
+  own = read(text, facts.num_classes, facts.image_shape, mean, std)
+  return ([0.0] * len(mean), [1.0] * len(std)) if own.module else None
+
+
 @functools.lru_cache(maxsize=8)
 def _read(
   text: str,
@@ -136,10 +153,10 @@ def _read(
   )
   bound = inspect.signature(make).bind(**typed)
   bound.apply_defaults()
-  model = _model(name, kind, bound.arguments, shape)
+  model, module = _model(name, kind, bound.arguments, shape)
   _check(model, num_classes, shape)
   changed = spelling.spelled(spelling.changes(make, typed))
-  return Own(name + changed, stamp, model)
+  return Own(name + changed, stamp, model, module)
 
 
 def _makes(thing: Any) -> bool:
@@ -201,19 +218,21 @@ def _keywords(kind: Any, offered: Mapping[str, Any]) -> Callable[..., Any]:
 
 def _model(
   name: str, kind: Any, values: Mapping[str, Any], shape: Sequence[int]
-) -> Model:
+) -> tuple[Model, bool]:
+  """The model, and whether a module was made one."""
   if 'rngs' in _parameters(kind):
     from unlearn_jax.models.nnx import from_nnx  # Takes a while.
 
-    return from_nnx(lambda rngs: kind(**values, rngs=rngs), shape, scale=255.0)
+    made = functools.partial(kind, **values)
+    return from_nnx(lambda rngs: made(rngs=rngs), shape, scale=255.0), True
   made = kind(**values)
   if isinstance(made, nn.Module):
-    return from_linen(made, shape, scale=255.0)
+    return from_linen(made, shape, scale=255.0), True
   if not isinstance(made, Model):
     raise InputError(
       f'{name} gave {shown(type(made).__name__)}, allowed: {_KINDS}'
     )
-  return made
+  return made, False
 
 
 def _check(model: Model, classes: int, shape: Sequence[int]) -> None:

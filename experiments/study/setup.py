@@ -76,7 +76,7 @@ def _set_up(
   dataset, mean, std = _placed(which, archives)
   if not width:
     classes, shape = len(dataset.class_names), dataset.image_shape
-    name, sha256, _ = networks.read(name, classes, shape, mean, std)
+    name, sha256, *_ = networks.read(name, classes, shape, mean, std)
   return assemble(
     dataset,
     Facts(
