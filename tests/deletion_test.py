@@ -24,12 +24,13 @@ from sklearn.datasets import load_sample_image
 
 from experiments import config, forget
 from experiments.deletion import basis as bases
+from experiments.deletion import bounds as limits
 from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
 from experiments.study import halves, lineage, planning, shadows
 from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints, parallel
-from unlearn_jax.base import InputError
+from unlearn_jax.base import Examples, InputError, Model, ModelState
 from unlearn_jax.models import cnn
 from unlearn_jax.prediction import predict
 
@@ -361,6 +362,14 @@ def test_all_that_is_unknown_is_named_at_once_with_its_line(story, tmp_path):
     (['--id_column=name'], 'one of the columns when, file'),
     (['--strategy=retrain, eu_k'], '--strategy='),
     (['--retrain_every=-1'], '--retrain_every=-1'),
+    (['--retrain_if=atack>0.6'], 'some of attack>0.5 to 1, test_drop>0 to 100'),
+    (['--retrain_if=attack<0.6'], '--retrain_if=attack<0.6, allowed: some of'),
+    (['--retrain_if=attack>1'], 'returned>0 to 100, drift>0; each once'),
+    (['--retrain_if=drift>1, drift>2'], 'each once'),
+    (
+      ['--retrain_if=drift>1', '--retrain', '--strategy=finetune'],
+      '--retrain=true, allowed: false beside --retrain_if',
+    ),
     (['--retrain'], 'another --strategy than retrain itself'),
     (['--decision=unlearn'], '--decision=unlearn'),
     (['--decision=maybe'], 'accept_risk'),
@@ -406,6 +415,129 @@ def test_every_second_request_is_carried_out_by_retrain(story, tmp_path):
   assert record['method']['strategy'] == 'finetune(epochs=1)'
   assert 'retrain_every' not in record['method']['parameters']
   assert bases.read_chain(next_one / 'model').inexact == 1
+
+
+def test_a_model_that_breaks_a_bound_is_replaced_by_retrain(story, tmp_path):
+  root, key, *_ = story
+  ids, out = tmp_path / 'ids.txt', tmp_path / 'out'
+  ids.write_text('china/IMG_0010.png\n')
+  own = key, f'--ids={ids}', '--strategy=finetune(epochs=1)'
+  where = f'--source={root / "one"}', f'--out={out}', '--decision=unlearn'
+  bounds = '--retrain_if=test_drop>99, drift>0.001'
+  told, record = running.done('forget', *own, *where, bounds), record_of(out)
+  tried = record['replaced']
+  (broken,) = tried['broken']
+  assert broken['name'] == 'drift' and broken['limit'] == 0.001
+  assert broken['value'] == tried['evidence']['drift'] > 0.001
+  said = f'finetune(epochs=1) (drift {broken["value"]:.3f} > 0.001)'
+  assert f'By retrain, not {said}' in told
+  assert f'Exact, by --retrain_if in place of {said}: no weight' in told
+  assert said in record['verdict'][-1]
+  assert record['request']['decision'] == 'retrain'
+  method = record['method']
+  assert method['strategy'] == 'retrain' and method['exact']
+  assert method['parameters']['in_place_of'] == 'finetune(epochs=1)'
+  assert tried['method']['strategy'] == 'finetune(epochs=1)'
+  assert records.REPLACED in record['not_erased']
+  assert bases.read_chain(out / 'model').inexact == 0
+  page = (out / 'record.html').read_text()
+  assert 'What was replaced' in page and 'drift' in page
+  # The command again says the same, and trains nothing.
+  again = running.done('forget', *own, *where, bounds)
+  assert again.splitlines()[-5:] == told.splitlines()[-5:]
+  assert 'retrain  ' not in again
+  check = f'--record={out / "record.json"}', key
+  said = running.done('verify', *check)
+  assert 'matches      evidence of the model that was replaced, ' in said
+  assert 'matches      tensors of the model that was replaced' in said
+  assert 'matches      bounds' in said and said.endswith('not checked: 0.\n')
+  # Whoever says that another bound was broken is found out.
+  text = (out / 'record.json').read_bytes()
+  forged = dataclasses.replace(records.read(out / 'record.json').replaced)
+  forged.broken[0] = dataclasses.replace(forged.broken[0], limit=0.002)
+  whole = records.read(out / 'record.json')
+  for name, content in records.contents(
+    *dataclasses.replace(whole, replaced=forged).sealed()
+  ).items():
+    (out / name).write_bytes(content)
+  status, said, _ = running.run('verify', *check)
+  assert status == 1 and 'DIFFERS      bounds' in said
+  for name, content in records.contents(*whole.sealed()).items():
+    (out / name).write_bytes(content)
+  assert (out / 'record.json').read_bytes() == text
+  shutil.rmtree(out / 'checkpoints')
+  said = running.done('verify', *check)
+  assert 'replaced: it is not in checkpoints/ any more' in said
+
+
+def test_a_model_that_keeps_its_bounds_stays(story, tmp_path):
+  root, key, *_ = story
+  ids, digests = tmp_path / 'ids.txt', []
+  ids.write_text('china/IMG_0010.png\n')
+  own = key, f'--ids={ids}', f'--source={root / "one"}'
+  for name, bounds in (
+    ('bare', ()),
+    ('kept', ('--retrain_if=drift>1000, attack>0.999, returned>99',)),
+  ):
+    more = f'--out={tmp_path / name}', '--strategy=finetune(epochs=1)', *bounds
+    told, record = (
+      running.done('forget', *own, *more),
+      record_of(tmp_path / name),
+    )
+    assert record['replaced'] is None and not record['method']['exact']
+    assert 'By retrain' not in told and not told.count('[1/1]') > 1
+    digests.append(record['result']['state_sha256'])
+  assert digests[0] == digests[1]
+  assert record['method']['parameters']['retrain_if'].startswith('drift>1000')
+  check = f'--record={tmp_path / "kept" / "record.json"}', key
+  assert 'matches      bounds' in running.done('verify', *check)
+  # Killed between its place and its record: nothing is made again.
+  for name in ('record.json', 'record.html'):
+    (tmp_path / 'kept' / name).unlink()
+  told = running.done('forget', *own, *more)
+  assert '[1/1]' not in told
+  assert record_of(tmp_path / 'kept')['evidence'] == record['evidence']
+
+
+def test_a_bound_is_broken_by_all_of_an_interval():
+  own = evidence.Monitored
+  found = types.SimpleNamespace(
+    monitored={'attack': own(0.7, 0.08), 'drift': own(3.0, 0.0)}
+  )
+  bounds = limits.parse('attack>0.6, drift>2.9, returned>5')
+  assert [str(each) for each in limits.broken(bounds, found)] == [
+    'attack 0.700 ± 0.080 > 0.6',
+    'drift 3.000 > 2.9',
+  ]
+  assert limits.unmeasured(bounds, found) == ['returned']
+  # Not all of it.
+  bounds = limits.parse('attack>.63,drift>3')
+  assert not limits.broken(bounds, found)
+
+
+def test_what_is_monitored_has_the_intervals_of_textbooks():
+  labels = np.zeros(8, int)
+  images = np.arange(8, dtype=np.float32)
+  part = Examples.of(images[:, None, None, None], labels)
+
+  def apply(state, x, train):
+    del train
+    right = (x.reshape(len(x)) < state.params['w']).astype(np.float32)
+    return np.eye(2)[0] * right[:, None] + np.array([0, 0.5]), {}
+
+  model = Model(apply, None)
+  first, result = (ModelState({'w': np.float32(w)}) for w in (8, 5))
+  with parallel.use(jax.devices()[:1]):
+    sets = evidence.Sets(part, part, [part.take(np.arange(4)), part])
+    models = evidence.Models(result, origin=first)
+    found = evidence.gather(model, sets, models, [0.25]).monitored
+  lost = 100.0 * np.array([0] * 5 + [1] * 3)
+  half = 1.96 * lost.std(ddof=1) / np.sqrt(8)
+  assert found['test_drop'] == pytest.approx((37.5, half))
+  # 1 of 4 then, 4 of 4 now: 2/6 and 5/6 by Agresti and Caffo.
+  half = 196 * np.sqrt((2 / 6 * 4 / 6 + 5 / 6 * 1 / 6) / 6)
+  assert found['returned'] == pytest.approx((75.0, half))
+  assert found['drift'] == (3.0, 0.0)
 
 
 def test_a_chain_of_an_earlier_version_is_read():

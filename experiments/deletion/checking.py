@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.numpy import load
 
 from experiments.deletion import basis as bases
+from experiments.deletion import bounds as limits
 from experiments.deletion import evidence
 from experiments.deletion import record as records
 from experiments.deletion.basis import MODEL, TENSORS, Basis
@@ -172,23 +173,54 @@ def _previous(told: _Told, source: pathlib.Path, record: Record) -> None:
 
 def _evidence(told: _Told, basis: Basis, record: Record) -> None:
   """Every number, from the models and the data that are there."""
-  said = record.evidence
-
-  def model(path: pathlib.Path | None, sha256: str = '') -> ModelState | None:
-    try:
-      if path is None or finished.manifest(path).state_sha256 != sha256 != '':
-        return None
-      return setups.load_model(basis.setup, path).state
-    except InputError:
-      return None
-
-  retrained = sorted(basis.path.parent.glob('checkpoints/retrain-*'))
+  root = basis.path.parent / 'checkpoints'
+  retrained = _model(basis, next(iter(sorted(root.glob('retrain-*'))), None))
+  source = pathlib.Path(basis.chain.source), record.source.state_sha256
   models = evidence.Models(
     basis.own.state,
-    model(pathlib.Path(basis.chain.source), record.source.state_sha256),
-    model(retrained[0]) if retrained else None,
-    model(pathlib.Path(basis.chain.origin)),
+    _model(basis, *source),
+    retrained,
+    _model(basis, pathlib.Path(basis.chain.origin)),
   )
+  _numbers(told, basis, record.evidence, models, 'evidence')
+  if (text := record.method.parameters.get('retrain_if')) is None:
+    return
+  tried, judged, said = record.replaced, record.evidence, []
+  if tried is not None:
+    judged, said = tried.evidence, tried.broken
+    what, there = 'evidence of the model that was replaced', None
+    for path in sorted(root.glob('*')):
+      there = there or _model(basis, path, tried.state_sha256)
+    if there is None:
+      told.skip(what, f'it is not in {root.name}/ any more')
+    else:
+      own = checkpoints.digest(there._asdict()) == tried.state_sha256
+      told.holds('tensors of the model that was replaced', own)
+      own_models = models._replace(result=there, retrained=None)
+      _numbers(told, basis, judged, own_models, what)
+  told.holds('bounds', limits.broken(limits.parse(text), judged) == said)
+
+
+def _model(
+  basis: Basis, path: pathlib.Path | None, sha256: str = ''
+) -> ModelState | None:
+  """A model that is there, and is the one of a digest if there is one."""
+  try:
+    if path is None or finished.manifest(path).state_sha256 != sha256 != '':
+      return None
+    return setups.load_model(basis.setup, path).state
+  except InputError:
+    return None
+
+
+def _numbers(
+  told: _Told,
+  basis: Basis,
+  said: evidence.Evidence,
+  models: evidence.Models,
+  what: str,
+) -> None:
+  """Those of one model, computed again."""
   sets = basis.sets(basis.chain.requests, basis.trained)
   then = [own.then for own in said.reversals]
   found = evidence.gather(basis.setup.model, sets, models, then)
@@ -203,14 +235,14 @@ def _evidence(told: _Told, basis: Basis, record: Record) -> None:
   ]
   missing = wanted.keys() - own.keys()
   for text in differ:
-    told.holds('evidence', False, text)
+    told.holds(what, False, text)
   if not differ:
     known = len(wanted) - len(missing)
-    told.holds(f'evidence, {known} numbers and texts', True)
+    told.holds(f'{what}, {known} numbers and texts', True)
   if missing:
     few = ', '.join(sorted(missing)[:3]) + ', …' * (len(missing) > 3)
     told.skip(
-      f'evidence, {len(missing)} numbers ({few})',
+      f'{what}, {len(missing)} numbers ({few})',
       'their images or models are not there any more',
     )
 

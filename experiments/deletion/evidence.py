@@ -37,6 +37,7 @@ THRESHOLD = (
   ' than that. At most one in 20 models that never saw the images has one.'
 )
 _SIGMAS = 2.394
+_95 = 1.96  # Standard deviations of a single value.
 AUC = 'attack_auc'
 
 
@@ -74,6 +75,13 @@ class Reversal:
   change: float | None
 
 
+class Monitored(NamedTuple):
+  """A value that can be held to a bound."""
+
+  value: float
+  half_width: float  # of its interval; 0 of what is exact
+
+
 @dataclasses.dataclass(frozen=True)
 class Evidence:
   """Of the result, and of what it is held against."""
@@ -86,6 +94,10 @@ class Evidence:
   reversals: list[Reversal]  # of each earlier request
   drift: float | None  # ‖θ − θ₀‖, θ₀ the first source of the chain
   moved: float | None  # ‖θ − the source's‖
+  # attack: AUC on what all requests have forgotten; test_drop: points of test
+  # accuracy lost against the first source; returned: points of accuracy by
+  # which most of an earlier request came back; drift. None that is not there.
+  monitored: dict[str, Monitored]
   attack: str = ATTACK
   null: str = NULL
   threshold: str = THRESHOLD
@@ -133,16 +145,63 @@ def gather(
     Reversal(a, b, None if None in (a, b) else b - a)  # type: ignore[operator]
     for a, b in zip(then, own.earlier)
   ]
+  drift = _distance(models.result, models.origin)
   return Evidence(
     own,
     measured(models.source),
     measured(models.retrained),
     compared,
     reversals,
-    _distance(models.result, models.origin),
+    drift,
     _distance(models.result, models.source),
+    _monitored(model, sets, models, own, reversals, drift),
     sets.attack,
   )
+
+
+def _monitored(
+  model: Model,
+  sets: Sets,
+  models: Models,
+  own: Measured,
+  reversals: Sequence[Reversal],
+  drift: float | None,
+) -> dict[str, Monitored]:
+  found = {} if drift is None else {'drift': Monitored(drift, 0.0)}
+  if (attack := (own.all or own.own).get(AUC)) is not None:
+    found['attack'] = Monitored(attack.forgotten, attack.half_width)
+  if models.origin is not None:
+    labels, pair = sets.test.own_labels, (models.origin, models.result)
+    first, now = (
+      100.0 * (predict(model, state, sets.test).argmax(1) == labels)
+      for state in pair
+    )
+    lost = first - now  # Of one image: they are the same for both models.
+    half = _95 * float(lost.std(ddof=1)) / np.sqrt(lost.size)
+    found['test_drop'] = Monitored(float(lost.mean()), float(half))
+  back = [
+    _returned(each, part.size)
+    for each, part in zip(reversals, sets.requests)
+    if part is not None and each.change is not None
+  ]
+  if back or not reversals:  # Of nothing nothing comes back.
+    most = max(
+      back, key=lambda each: each.value - each.half_width, default=None
+    )
+    found['returned'] = most or Monitored(0.0, 0.0)
+  return found
+
+
+def _returned(own: Reversal, size: int) -> Monitored:
+  """Points that came back; interval of Agresti and Caffo, for few images."""
+  assert own.change is not None
+  shares = [
+    (size * share + 1) / (size + 2)
+    for share in (own.then, own.now)
+    if share is not None
+  ]
+  variance = sum(share * (1 - share) / (size + 2) for share in shares)
+  return Monitored(100 * own.change, 100 * _95 * float(np.sqrt(variance)))
 
 
 def _distance(one: ModelState, other: ModelState | None) -> float | None:

@@ -1,5 +1,6 @@
 """A request carried out: the model that forgot and its record, in files."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,9 +9,12 @@ import numpy as np
 from safetensors.numpy import save
 
 from experiments import files, settings
+from experiments.deletion import bounds as limits
 from experiments.deletion import evidence, writing
 from experiments.deletion import record as records
 from experiments.deletion.basis import MODEL, TENSORS, Basis, Chain
+from experiments.deletion.evidence import Evidence
+from experiments.deletion.record import Replaced
 from experiments.deletion.request import Plan
 from experiments.runtime.progress import say
 from experiments.study import engine, networks, stages
@@ -25,6 +29,7 @@ def carry_out(made: Plan) -> None:
   root, named = made.stages[0].root, made.named
   depends = [made.stages[0].key, asked.decision, asked.received, asked.retrain]
   depends += [made.instead_of] * (made.instead_of is not None)
+  depends += [own._asdict() for own in made.bounds]
   wanted = settings.key([*depends, records.keyed(made.key)])
   workdir = Workdir(root, {'request': wanted}, 'out')
   workdir.claim()
@@ -40,22 +45,54 @@ def carry_out(made: Plan) -> None:
   if path.exists():
     record = records.read(path)
   else:
-    engine.run(made.stages, made.study)
-    found = [stages.load(stage) for stage in made.stages]
-    content = tensors(made.basis, found[0].state, asked.model)
+    made, found, tried = _kept_to(*_measured(made))
+    state = stages.load(made.stages[0]).state
+    content = tensors(made.basis, state, asked.model)
     files.replace(root / TENSORS, content)
-    models = evidence.Models(
-      found[0].state,
-      made.basis.own.state,
-      found[1].state if len(found) > 1 else None,
-      origin(made.basis.chain, made.basis),
-    )
-    whole = writing.record(made, models, started, records.sha256(content))
-    record, page = whole.sealed()
+    facts = started, records.sha256(content)
+    record, page = writing.record(made, found, tried, *facts).sealed()
     for name, text_bytes in records.contents(record, page).items():
       files.replace(root / name, text_bytes)
   say(*record.verdict)
   say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')
+
+
+def _measured(made: Plan) -> tuple[Plan, Evidence]:
+  """Makes the models, unless they are there, and measures them."""
+  aside, place = made.stages[0], made.stages[0].root / MODEL
+  if (
+    made.bounds
+    and not made.settled
+    and place.exists()
+    and not aside.path.exists()
+  ):
+    # It kept to its bounds, and was moved there before this process.
+    made = dataclasses.replace(made, settled=True)
+  engine.run([own for own in made.stages if not own.done()], made.study)
+  state, *retrained = (stages.load(stage).state for stage in made.stages)
+  basis = made.basis
+  models = evidence.Models(
+    state,
+    basis.own.state,
+    retrained[0] if retrained else None,
+    origin(basis.chain, basis),
+  )
+  return made, writing.measured(made, models)
+
+
+def _kept_to(
+  made: Plan, found: Evidence
+) -> tuple[Plan, Evidence, Replaced | None]:
+  """The model in its place, or an exact one where it broke a bound."""
+  if not made.bounds or made.settled:
+    return made, found, None
+  aside = made.stages[0].path
+  if not (broken := limits.broken(made.bounds, found)):
+    aside.rename(aside.parent.parent / MODEL)
+    return dataclasses.replace(made, settled=True), found, None
+  tried = writing.replaced(made, found, broken)
+  say(f'By retrain, not {tried}')
+  return *_measured(made.retrained()), tried
 
 
 def _turn(made: Plan) -> list[str]:

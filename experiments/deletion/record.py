@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from experiments.deletion.bounds import Broken
 from experiments.deletion.evidence import Evidence
 from experiments.report import rendering
 from experiments.report.model import to_json
@@ -26,6 +27,9 @@ NAME, PAGE = 'record.json', 'record.html'
 _KEY_BYTES = 16  # At least.
 UNKEYED = (
   'The ids are hashed without a key: whoever guesses an id can check the guess.'
+)
+REPLACED = (
+  'The model that was replaced, in checkpoints/, which verification needs.'
 )
 UNSEEN = 'What models of halves of the data say of each image.'
 NOT_ERASED = (
@@ -109,6 +113,20 @@ class Method:
 
 
 @dataclasses.dataclass(frozen=True)
+class Replaced:
+  """A model that broke a bound, so that an exact retrain took its place."""
+
+  method: Method
+  state_sha256: str
+  broken: list[Broken]
+  evidence: Evidence  # of that model
+
+  def __str__(self) -> str:
+    """What it was, and why it was replaced."""
+    return f'{self.method.strategy} ({"; ".join(map(str, self.broken))})'
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """All of `record.json`."""
 
@@ -119,6 +137,7 @@ class Record:
   method: Method
   code: Code
   evidence: Evidence
+  replaced: Replaced | None  # by what `evidence` is of
   verdict: list[str]
   limits: list[str]
   not_erased: list[str]
@@ -205,6 +224,10 @@ def html(record: Record) -> str:
       'How it is loaded', pairs=[('', [('', n) for n in record.loading])]
     ),
   ]
+  if (replaced := record.replaced) is not None:
+    own = Section('What was replaced', [str(replaced)])
+    own = dataclasses.replace(own, tables=_tables(replaced.evidence))
+    sections.insert(2, own)
   intro = f'{request.images} images, decision: {request.decision}.'
   return rendering.html(f'Deletion record {request.number}', intro, sections)
 

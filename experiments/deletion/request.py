@@ -1,5 +1,6 @@
 """A request: from what was asked to a plan that was checked, and its stages."""
 
+from collections.abc import Sequence
 import dataclasses
 import datetime
 import functools
@@ -11,9 +12,11 @@ import numpy as np
 
 from experiments import config
 from experiments.deletion import basis as bases
+from experiments.deletion import bounds as limits
 from experiments.deletion import ids
 from experiments.deletion import record as records
 from experiments.deletion.basis import CHAIN, MODEL, Basis, Chain
+from experiments.deletion.bounds import Bound
 from experiments.runtime.progress import Progress
 from experiments.settings import FlagError
 from experiments.study import planning, stages, training
@@ -22,10 +25,7 @@ from experiments.study.stages import Output, Stage
 from experiments.workdir import finished
 from experiments.workdir.partials import Partial
 from unlearn_jax import parallel
-from unlearn_jax.base import (
-  InputError,
-  Splits,
-)
+from unlearn_jax.base import InputError, Splits
 from unlearn_jax.strategies import Chosen, parse
 
 # Whatever another's strategy says of itself.
@@ -45,6 +45,9 @@ class Plan:
   key: bytes  # of the hashes
   # The strategy that was asked for, where --retrain_every has another.
   instead_of: str | None
+  # What the model has to keep to, else it is replaced by a retrain.
+  bounds: Sequence[Bound] = ()
+  settled: bool = False  # whether it does, and is where others look for it
 
   @property
   def exact(self) -> bool:
@@ -64,9 +67,15 @@ class Plan:
     """The model, and Retrain where it is asked for."""
     wanted = self.asked.retrain and self.chosen.name != 'retrain'
     more = parse('retrain') if wanted else []
-    return [_stage(_InPlace, self, self.chosen)] + [
+    first = Stage if self.bounds and not self.settled else _InPlace
+    return [_stage(first, self, self.chosen)] + [
       _stage(Stage, self, own) for own in more
     ]
+
+  def retrained(self) -> 'Plan':
+    """The same by an exact retrain, where a bound was broken."""
+    (chosen,) = parse('retrain')
+    return dataclasses.replace(self, chosen=chosen, bounds=())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,6 +93,10 @@ def plan(asked: Any) -> Plan:
     if getattr(asked, name) is None:
       raise FlagError(name, '', 'a path')
   chosen, key = _strategy(asked), records.read_key(asked.key_file)
+  bounds = [] if asked.retrain_if is None else limits.parse(asked.retrain_if)
+  if bounds and asked.retrain:
+    allowed = 'false beside --retrain_if, which trains it where it is needed'
+    raise FlagError('retrain', 'true', allowed)
   if asked.received is not None:
     try:
       datetime.datetime.fromisoformat(asked.received)
@@ -127,7 +140,9 @@ def plan(asked: Any) -> Plan:
       chosen.strategy.check(setup.shapes.params, setup.model.order)
   except ValueError as error:
     raise InputError(f'--strategy: {chosen.text}: {error}') from error
-  return Plan(asked, basis, named, chosen, splits, study, key, instead_of)
+  exact = chosen.name in _EXACT  # It has nothing to be replaced by.
+  own = basis, named, chosen, splits, study, key, instead_of
+  return Plan(asked, *own, () if exact else bounds)
 
 
 def _strategy(asked: Any) -> Chosen:

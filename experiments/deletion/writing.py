@@ -3,9 +3,16 @@
 import datetime
 from typing import Any
 
+from experiments.deletion import bounds as limits
 from experiments.deletion import evidence
 from experiments.deletion import record as records
-from experiments.deletion.record import DataFacts, Method, Record, Request
+from experiments.deletion.record import (
+  DataFacts,
+  Method,
+  Record,
+  Replaced,
+  Request,
+)
 from experiments.deletion.request import Plan
 from experiments.study import provenance
 from experiments.study import setup as setups
@@ -24,20 +31,40 @@ _APPROXIMATE = (
 )
 
 
+def measured(made: Plan, models: evidence.Models) -> evidence.Evidence:
+  """What models say of this request and of those before."""
+  kept = setups.ids_of(made.basis.setup, made.splits.retain)
+  sets, model = (
+    made.basis.sets(made.chain.requests, kept),
+    made.basis.setup.model,
+  )
+  return evidence.gather(model, sets, models, _then(made))
+
+
+def replaced(
+  made: Plan, found: evidence.Evidence, broken: list[limits.Broken]
+) -> Replaced:
+  """What is written down of a model that broke a bound."""
+  state_sha256 = finished.manifest(made.stages[0].path).state_sha256
+  return Replaced(_method(made, None), state_sha256, broken, found)
+
+
 def record(
-  made: Plan, models: evidence.Models, started: str, tensors_sha256: str
+  made: Plan,
+  found: evidence.Evidence,
+  tried: Replaced | None,
+  started: str,
+  tensors_sha256: str,
 ) -> Record:
   """All that is written down, without the digests of itself."""
   basis, key, label = made.basis, made.key, made.chosen.strategy.label
   kept = setups.ids_of(basis.setup, made.splits.retain)
-  sets, path = basis.sets(made.chain.requests, kept), made.stages[0].path
-  found = evidence.gather(basis.setup.model, sets, models, _then(made))
-  count, before = len(made.named.ids), None
+  count, path, before = len(made.named.ids), made.stages[0].path, None
   if basis.record is not None:
     previous = basis.path.parent / records.NAME
     before = records.sha256(previous.read_bytes())
   return Record(
-    _request(made, started),
+    _request(made, tried, started),
     DataFacts(
       before=basis.fingerprint(basis.trained),
       after=basis.fingerprint(kept),
@@ -46,12 +73,17 @@ def record(
     ),
     records.model_facts(basis.path, key, basis.trained),
     records.model_facts(path, key, kept, tensors_sha256),
-    _method(made),
+    _method(made, tried),
     provenance.code(),
     found,
-    evidence.verdict(found, count, label, made.exact, _why(made)),
-    _limits(made),
-    [*records.NOT_ERASED, *[records.UNSEEN] * (sets.unseen is not None)],
+    tried,
+    evidence.verdict(found, count, label, made.exact, _why(made, tried)),
+    _limits(made, found),
+    [
+      *records.NOT_ERASED,
+      *[records.UNSEEN] * (found.attack != evidence.ATTACK),
+      *[records.REPLACED] * (tried is not None),
+    ],
     records.loading(basis.setup.facts.model_sha256 is not None),
     before,
   )
@@ -65,15 +97,18 @@ def _then(made: Plan) -> list[float | None]:
   return [*then, before.evidence.result.forget_accuracy]
 
 
-def _request(made: Plan, started: str) -> Request:
+def _request(made: Plan, tried: Replaced | None, started: str) -> Request:
   asked, named, key = made.asked, made.named, made.key
   classes = len(made.basis.setup.dataset.class_names)
   lost = data.classes_lost(made.splits, classes)
+  decision = asked.decision or ('retrain' if made.exact else 'unlearn')
+  if tried is not None and decision == 'unlearn':
+    decision = 'retrain'
   return Request(
     number=len(made.chain.requests),
     images=len(named.ids),
     scope='whole classes' if lost else 'examples',
-    decision=asked.decision or ('retrain' if made.exact else 'unlearn'),
+    decision=decision,
     received=asked.received,
     started=started,
     finished=now(),
@@ -85,14 +120,16 @@ def _request(made: Plan, started: str) -> Request:
   )
 
 
-def _method(made: Plan) -> Method:
-  path, strategy = made.stages[0].path, made.chosen.strategy
+def _method(made: Plan, tried: Replaced | None) -> Method:
+  path, strategy, asked = made.stages[0].path, made.chosen.strategy, made.asked
   said, parameters = finished.manifest(path), {}
   if made.instead_of is not None:
-    parameters = {
-      'retrain_every': made.asked.retrain_every,
-      'in_place_of': made.instead_of,
-    }
+    parameters['retrain_every'] = asked.retrain_every
+    parameters['in_place_of'] = made.instead_of
+  elif asked.retrain_if and (tried is not None or not made.exact):
+    parameters['retrain_if'] = asked.retrain_if
+  if tried is not None:
+    parameters['in_place_of'] = tried.method.strategy
   epochs = finished.load(path).record.history[-1].epoch
   return Method(
     made.chosen.text,
@@ -106,16 +143,20 @@ def _method(made: Plan) -> Method:
   )
 
 
-def _why(made: Plan) -> str:
+def _why(made: Plan, tried: Replaced | None) -> str:
   """By what an exact method took the place of another."""
+  if tried is not None:
+    return f', by --retrain_if in place of {tried}'
   if made.instead_of is None:
     return ''
   every = made.asked.retrain_every
   return f', by --retrain_every={every} in place of {made.instead_of}'
 
 
-def _limits(made: Plan) -> list[str]:
+def _limits(made: Plan, found: evidence.Evidence) -> list[str]:
+  missing = ', '.join(limits.unmeasured(made.bounds, found))
   return [
+    *([f'Not measured, so held to no bound: {missing}.'] if missing else []),
     *(() if made.exact else _APPROXIMATE),
     _ALWAYS,
     *([] if made.key else [records.UNKEYED]),
