@@ -68,7 +68,7 @@ class Data:
   image_size: str | None = setting(
     None, 'H,W: folder:DIR of any sizes, resized to cover it, then cropped.'
   )
-  canaries: int = setting(0, 'Images that coins may add noise to.', WHOLE)
+  canaries: int | None = setting(None, 'Images that may get noise.', WHOLE)
 
 
 @dataclasses.dataclass(frozen=True)

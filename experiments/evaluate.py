@@ -75,7 +75,7 @@ def _read_out(family: lineage.Lineage, archives: config.Archives) -> Any:
   """What the canaries say, held against the images as they were before."""
   which, own = family.study.data, family.own.state
   clean = setup.load(dataclasses.replace(which, canaries=0), archives)
-  return canaries.read_out(family.setup.model, own, clean, which.canaries)
+  return canaries.read_out(family.setup.model, own, clean, which.canaries or 0)
 
 
 if __name__ == '__main__':

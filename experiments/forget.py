@@ -49,7 +49,7 @@ class Forget:
   retrain_if: str | None = setting(
     None,
     'Bounds such as "attack>0.6, test_drop>2": where the model breaks one (of'
-    ' attack, test_drop, returned, drift), retrain takes its place.',
+    ' attack, test_drop, returned, drift, canaries), retrain takes its place.',
   )
   out: str | None = setting(None, 'Where model and record go; one a request.')
   key_file: str | None = setting(

@@ -17,6 +17,7 @@ from experiments.runtime import binary
 from experiments.runtime.progress import say
 from experiments.settings import FlagError, setting
 from experiments.study import canaries, engine, halves, planning, study
+from experiments.study import setup as setups
 from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import parse
 
@@ -35,8 +36,9 @@ class Train:
   )
   prepare_for_deletion: bool = setting(
     False,
-    'Also keep what models of halves of D say of what they never saw, by which'
-    ' experiments.forget attacks; four times half the training.',
+    'Plant --canaries (by default a fifth of D, at most 2000), and keep what'
+    ' models of halves of D say of what they never saw: by both'
+    ' experiments.forget attacks. Four times half the training.',
   )
   archives: config.Archives = config.Archives()
   workdir: str | None = setting(
@@ -51,6 +53,10 @@ def main(asked: Train) -> None:
   own = {n: v for n, v in vars(asked).items() if hasattr(config.Study, n)}
   # Of no data set labels are made wrong unless that is said.
   own['forget'] = config.Forget(asked.forget.forget or 'random(0.1)')
+  if asked.prepare_for_deletion and asked.data.canaries is None:
+    size = setups.load(asked.data, asked.archives).train.size
+    canary_count = min(size // 5, 2000)  # Half get noise, an eighth a request.
+    own['data'] = dataclasses.replace(asked.data, canaries=canary_count)
   whole = config.Study(**own, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
@@ -68,7 +74,7 @@ def main(asked: Train) -> None:
     say(f'{part:7} accuracy {100 * share:.2f} %')
   path = run.strategies.get(name, run.source).path
   say(f'Checkpoint: {path}')
-  if asked.data.canaries and not chosen:
+  if whole.data.canaries and not chosen:
     say(f'Canaries that were planted: {path / canaries.FILE}')
 
 

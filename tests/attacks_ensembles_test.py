@@ -181,6 +181,20 @@ def test_clipped_noise_gives_false_alarms_and_drawn_noise_none():
   assert abs(drawn.z) < 3 and added.z > 20
 
 
+def test_a_rank_among_decoys_is_of_mean_0_and_variance_1():
+  rng = np.random.default_rng(0)
+  decoys = rng.normal(size=(19, 20_000))
+  found = attacks.canary_ranks(rng.normal(size=20_000), decoys)
+  assert abs(found.mean()) < 0.03 and abs(found.var() - 1) < 0.03
+  # All ranks, and a tie with each decoy.
+  three = np.array([[1.0] * 4, [2.0] * 4])
+  found = attacks.canary_ranks([0.0, 1.5, 3.0, 1.0], three)
+  unit = np.sqrt(3 / 2)
+  np.testing.assert_allclose(found, [-unit, 0, unit, -unit / 2])
+  with pytest.raises(ValueError, match=r'allowed: \[K, 4\], K above 0'):
+    attacks.canary_ranks(np.zeros(4), np.zeros((3, 5)))
+
+
 def test_canaries_without_a_gradient_are_counted():
   g = np.array([[3.0, 4], [4, -3], [0, 0]])
   statistic = attacks.canary_statistic(g, np.array([[3.0, 4]] * 3), 1)

@@ -1,13 +1,18 @@
 """Canaries: planted by `train`, kept from nobody's data, read by `evaluate`."""
 
+import dataclasses
 import json
 
 import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import running
 
+from experiments.deletion import bounds as limits
+from experiments.deletion import evidence
+from experiments.deletion.verdicts import verdict
 from experiments.study import canaries
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import Dataset, Examples, Model, ModelState
@@ -34,19 +39,21 @@ def linear():
 
 def test_noise_is_planted_where_coins_say_so():
   clean = dataset()
-  planted, own = canaries.plant(clean, 60), canaries.draw(120, 60)
+  names, own = canaries.chosen(clean, 60), canaries.draw(120, 60)
+  planted = canaries.plant(clean, names)
   moved = np.any(planted.train.images != clean.train.images, axis=(1, 2, 3))
   assert np.flatnonzero(moved).tolist() == own.rows[own.planted].tolist()
   assert 15 < own.planted.sum() < 45 and len({*own.rows}) == 60
   assert planted.fingerprint != clean.fingerprint
   assert np.array_equal(planted.train.labels, clean.train.labels)
-  again = canaries.plant(clean, 60).fingerprint
+  again = canaries.plant(clean, names).fingerprint
   assert again == planted.fingerprint
 
 
 def test_a_model_that_learned_the_noise_shows_it_and_retrain_does_not():
   clean, model = dataset(), linear()
-  planted, own = canaries.plant(clean, 60), canaries.draw(120, 60)
+  names, own = canaries.chosen(clean, 60), canaries.draw(120, 60)
+  planted = canaries.plant(clean, names)
   rest = np.setdiff1d(np.arange(120), own.rows[own.planted])
   read = {}
   with parallel.use(jax.devices()[:1]):
@@ -64,6 +71,77 @@ def test_a_model_that_learned_the_noise_shows_it_and_retrain_does_not():
   assert abs(read['retrain']['planted']['z']) < 4
   used = sum(read['source'][n]['used'] for n in ('planted', 'not_planted'))
   assert used == 60
+
+
+def test_a_record_holds_what_was_forgotten_against_what_was_never_planted():
+  clean, model, part = dataset(), linear(), {}
+  names = canaries.chosen(clean, 60)
+  whole, own = canaries.plant(clean, names), canaries.planted(names)
+  spent = canaries.in_turn(names)[:16]
+  assert {*spent} <= {*np.array(names)[own]} and spent != sorted(spent)
+  kept = np.setdiff1d(np.arange(120), canaries.there(clean, [*spent, '0']))
+  states = {}
+  with parallel.use(jax.devices()[:1]):
+    for name, rows in (('source', np.arange(120)), ('retrain', kept)):
+      how = {'epochs': 20, 'batch_size': 20}
+      part = whole.train.take(rows)
+      states[name] = training.train(jax.random.key(0), model, part, **how).state
+    places = {
+      'forgotten': np.flatnonzero(np.isin(names, spent)),
+      'never_planted': np.flatnonzero(~own),
+    }
+    noise = evidence.Noise(clean, names, places, 16, int(own.sum()) - 16)
+    one = whole.train.take(np.array([0]))
+    sets = evidence.Sets(part, whole.test, [one], noise=noise)
+    found = {
+      name: evidence.gather(
+        model, sets, evidence.Models(state, states['source']), []
+      )
+      for name, state in states.items()
+    }
+  before, after = (found[name].result.canaries for name in states)
+  assert before['forgotten'].differs and before['forgotten'].mean > 0.8
+  assert not after['forgotten'].differs and after['forgotten'].images == 16
+  assert after['forgotten'].half_width == pytest.approx(1.96 / 4)
+  assert abs(before['never_planted'].mean) < 0.6
+  assert found['retrain'].source.canaries == before
+  lines = {
+    name: verdict(own, 1, 'Mine', False)[2] for name, own in found.items()
+  }
+  left = f'Canaries: 16 forgotten too, {int(own.sum()) - 16} left; known '
+  assert all(line.startswith(left) for line in lines.values())
+  assert lines['source'].endswith('A trace is left.')
+  assert lines['retrain'].endswith('No trace is found.')
+  assert f'{before["forgotten"].mean:.2f} → ' in lines['retrain']
+  # It can be held to a bound, and of what is spent nothing can be said.
+  bounds = limits.parse('canaries>0')
+  assert limits.broken(bounds, found['source'])
+  assert not limits.broken(bounds, found['retrain'])
+  bare = dataclasses.replace(
+    found['source'],
+    canaries=evidence.Canaries(0, 0),
+    result=dataclasses.replace(found['source'].result, canaries={}),
+  )
+  said = verdict(bare, 1, 'Mine', False)[2]
+  assert said == 'Canaries: none is left, so they can say nothing.'
+  assert len(verdict(bare, 1, 'Mine', True)) == 3
+
+
+def test_noise_stays_with_its_image_when_others_are_gone():
+  clean = dataset()
+  names = canaries.chosen(clean, 60)
+  whole = canaries.plant(clean, names)
+  gone = np.setdiff1d(np.arange(120), canaries.there(clean, names[:7]))
+  fewer = dataclasses.replace(
+    clean,
+    train=Examples.of(clean.train.images[gone], clean.train.labels[gone]),
+    ids=clean.ids[gone],
+  )
+  again = canaries.plant(fewer, names)
+  assert np.array_equal(again.train.images, whole.train.images[gone])
+  assert (canaries.there(fewer, names) < 0).tolist() == [True] * 7 + [
+    False
+  ] * 53
 
 
 def test_train_plants_and_evaluate_reads(tmp_path):

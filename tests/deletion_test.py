@@ -27,7 +27,7 @@ from experiments.deletion import basis as bases
 from experiments.deletion import bounds as limits
 from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
-from experiments.study import halves, lineage, planning, shadows
+from experiments.study import canaries, halves, lineage, planning, shadows
 from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints, parallel
 from unlearn_jax.base import Examples, InputError, Model, ModelState
@@ -96,7 +96,7 @@ def test_a_request_ends_with_a_verdict_and_two_paths(story):
   assert lines[-2].startswith(f'Model: {root / "one" / "model"}')
   assert lines[-1] == f'Record: {root / "one" / "record.json"}'
   assert 'Approximate' in lines[-3] and 'Exact' in second.splitlines()[-3]
-  assert 'Images that an earlier request named, left out: 1' in second
+  assert 'Images that an earlier request forgot, left out: 1' in second
 
 
 def test_a_record_names_no_image_and_no_path(story):
@@ -136,6 +136,9 @@ def test_what_was_forgotten_is_never_learned_again(story):
   assert one['evidence']['drift'] == one['evidence']['moved'] > 0
   assert two['evidence']['drift'] != two['evidence']['moved']
   assert len(two['evidence']['result']['all']) == 3
+  # It was not prepared.
+  assert two['evidence']['canaries'] is None
+  assert bases.read_chain(root / 'two' / 'model').canaries is None
 
 
 def test_evaluate_retains_nothing_that_an_earlier_request_forgot(story):
@@ -364,7 +367,10 @@ def test_all_that_is_unknown_is_named_at_once_with_its_line(story, tmp_path):
     (['--retrain_every=-1'], '--retrain_every=-1'),
     (['--retrain_if=atack>0.6'], 'some of attack>0.5 to 1, test_drop>0 to 100'),
     (['--retrain_if=attack<0.6'], '--retrain_if=attack<0.6, allowed: some of'),
-    (['--retrain_if=attack>1'], 'returned>0 to 100, drift>0; each once'),
+    (
+      ['--retrain_if=attack>1'],
+      'returned>0 to 100, drift>0, canaries>0 to 1.73; each',
+    ),
     (['--retrain_if=drift>1, drift>2'], 'each once'),
     (
       ['--retrain_if=drift>1', '--retrain', '--strategy=finetune'],
@@ -684,8 +690,11 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   more = f'--workdir={work}', '--prepare_for_deletion'
   line = running.refused('train', data, *more, '--batch_size=21', status=2)
   assert line == 'error: --batch_size=21, allowed: at most 20, half of D\n'
-  running.done('train', data, *how, *more)
+  told = running.done('train', data, *how, *more)
+  assert 'Canaries that were planted: ' in told
   (folder,) = (work / 'checkpoints').glob('*-unseen-*')
+  said = checkpoints.read_manifest(folder)
+  assert said['canaries'] == 2 * EACH // 5
   (folder.parent / f'.{folder.name}.partial').mkdir()  # One that was stopped.
   out, ids = tmp_path / 'out', tmp_path / 'ids.txt'
   ids.write_text('DSC_0004.png\nIMG_0002.png\n#7\n')
@@ -697,7 +706,7 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   assert records.UNSEEN in record['not_erased']
   # From the models' own outputs, in the order of the data set.
   basis = bases.read(out / 'model', None, config.Archives())
-  sets = basis.sets(basis.chain.requests, basis.trained)
+  sets = basis.sets(basis.chain, basis.trained)
   own, test = sets.requests[0], sets.test
   tree, _ = checkpoints.restore_tree(folder)
   with parallel.use(jax.devices()[:1]):
@@ -716,6 +725,79 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   shutil.rmtree(folder)
   told = running.done('verify', *where)
   assert 'not checked  the attack: its models of halves' in told
+
+
+def test_each_request_forgets_canaries_of_its_own(story, tmp_path):
+  root, key, *_ = story
+  photos = shutil.copytree(root / 'photos', tmp_path / 'photos')
+  work, ids = tmp_path / 'prod', tmp_path / 'ids.txt'
+  how = '--width=4', '--batch_size=8', '--train_epochs=4', '--canaries=24'
+  data = f'--dataset=folder:{photos}'
+  running.done('train', data, *how, f'--workdir={work}')
+  (file,) = work.rglob(canaries.FILE)
+  planted = file.read_text().split()
+  share = -(-len(planted) // 8)
+  basis = bases.read(file.parent, None, config.Archives())
+  assert {*basis.canaries([])} <= {*planted}
+  # The first that it would take is named itself, so it takes the next.
+  first, plain = basis.canaries([])[0], sorted({*basis.rows} - {*planted})[0]
+  ids.write_text(f'{first}\n{plain}\n')
+  method = f'--ids={ids}', key, '--strategy=finetune(epochs=1)'
+  told = running.done(
+    'forget', *method, f'--source={work}', f'--out={tmp_path / "a"}'
+  )
+  record, chain = (
+    record_of(tmp_path / 'a'),
+    bases.read_chain(tmp_path / 'a/model'),
+  )
+  (spent,) = chain.spent
+  assert len(spent) == share and {*spent} <= {*planted} - {first}
+  assert f'Canaries: {share} forgotten too, ' in told
+  left = len(planted) - share - 1
+  assert record['evidence']['canaries']['forgotten'] == share
+  assert record['evidence']['canaries']['left'] == left
+  # The user's numbers are of the user's images.
+  assert record['request']['images'] == len(record['request']['id_hashes']) == 2
+  facts = record['data']
+  assert facts['images_before'] - facts['images_after'] == 2 + share
+  basis = bases.read(tmp_path / 'a' / 'model', None, config.Archives())
+  assert not {*basis.trained} & {first, plain, *spent}
+  sets = basis.sets(basis.chain, basis.trained)
+  assert [own.size for own in sets.requests] == [2]
+  groups = sets.noise.groups
+  assert [sets.noise.names[n] for n in groups['forgotten']] == sorted(
+    spent, key=basis.chain.canaries.index
+  )
+  assert groups['never_planted'].size == 24 - len(planted)
+  page = (tmp_path / 'a' / 'record.html').read_text()
+  assert 'canaries.forgotten.mean' in page and 'other draws' in page
+  check = f'--record={tmp_path / "a" / "record.json"}', key
+  assert running.done('verify', *check).endswith('not checked: 0.\n')
+  # Photos go; who names what was spent is told that it is forgotten.
+  (photos / 'train' / plain).unlink()
+  (photos / 'train' / first).unlink()
+  other = sorted({*basis.rows} - {*planted, plain})[0]
+  ids.write_text(f'{spent[0]}\n{other}\n')
+  told = running.done(
+    'forget', *method, f'--source={tmp_path / "a"}', f'--out={tmp_path / "b"}'
+  )
+  assert 'Images that an earlier request forgot, left out: 1' in told
+  chain = bases.read_chain(tmp_path / 'b' / 'model')
+  assert chain.spent[0] == spent and len(chain.spent[1]) == min(share, left)
+  assert not {*chain.spent[0]} & {*chain.spent[1]}
+  found = record_of(tmp_path / 'b')['evidence']['result']['canaries']
+  assert found['all']['images'] == found['forgotten']['images'] + share
+  check = f'--record={tmp_path / "b" / "record.json"}', key
+  assert 'DIFFERS' not in running.done('verify', *check)
+  # An exact method spends none.
+  ids.write_text(f'{sorted({*basis.rows} - {*planted, plain, other})[0]}\n')
+  more = f'--source={tmp_path / "b"}', f'--out={tmp_path / "c"}'
+  told = running.done('forget', *method[:2], *more)
+  counts = record_of(tmp_path / 'c')['evidence']['canaries']
+  assert 'Canaries' not in told and counts['forgotten'] == 0
+  assert counts['left'] == left - len(chain.spent[1])
+  basis = dataclasses.replace(basis, trained=[])
+  assert basis.canaries([]) == []
 
 
 def test_the_default_method_is_exact():

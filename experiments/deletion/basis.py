@@ -10,16 +10,23 @@ import numpy as np
 
 from experiments import config
 from experiments.deletion import record as records
-from experiments.deletion.evidence import ATTACK, BY_OTHERS, Sets
+from experiments.deletion.evidence import ATTACK, BY_OTHERS, Noise, Sets
 from experiments.deletion.record import Record
-from experiments.study import halves
+from experiments.study import canaries, halves
 from experiments.study import setup as setups
 from experiments.study.setup import Setup
 from experiments.workdir import finished
 from experiments.workdir.finished import Facts, Finished, Manifest
 from unlearn_jax import data
-from unlearn_jax.base import Examples, InputError, require_file, shown
+from unlearn_jax.base import (
+  Dataset,
+  Examples,
+  InputError,
+  require_file,
+  shown,
+)
 
+_TURNS = 8  # Requests that have canaries of their own.
 MODEL, CHAIN, TENSORS = 'model', 'requests.json', 'model.safetensors'
 
 
@@ -31,6 +38,15 @@ class Chain(NamedTuple):
   origin: str  # folder of the first source
   # Requests since the last exact model; None in what earlier versions wrote.
   inexact: int | None = None
+  # What may have got noise before the first source was trained, in the order of
+  # its data, and what each request forgot of that beside its own ids.
+  canaries: list[str] | None = None
+  spent: list[list[str]] | None = None
+
+  @property
+  def forgotten(self) -> set[str]:
+    """All that requests have forgotten so far."""
+    return {n for ids in (*self.requests, *(self.spent or ())) for n in ids}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,6 +59,7 @@ class Basis:
   trained: list[str]  # ids that it may know, in the order of the data set
   chain: Chain
   record: Record | None  # of the last request, if there was one
+  clean: Dataset  # without the noise of canaries
 
   @property
   def inexact(self) -> int:
@@ -51,6 +68,15 @@ class Basis:
       return 0
     known = self.chain.inexact
     return len(self.chain.requests) if known is None else known
+
+  def canaries(self, named: list[str]) -> list[str]:
+    """Images with noise that a request forgets beside those that it names.
+
+    An eighth of all, and others each time: what is forgotten shows no more.
+    """
+    every = canaries.in_turn(self.chain.canaries or [])
+    left = {*self.trained} - {*named}
+    return [n for n in every if n in left][: -(-len(every) // _TURNS)]
 
   @functools.cached_property
   def rows(self) -> dict[str, int]:
@@ -76,19 +102,36 @@ class Basis:
     names = whole.ids[np.asarray(part.indices)]
     return data.fingerprint(part, whole.test, names)
 
-  def sets(self, requests: list[list[str]], retain: list[str]) -> Sets:
+  def sets(self, chain: Chain, retain: list[str]) -> Sets:
     """What is measured on, with None for images that are not there."""
-    kept = self.take(retain)
+    kept, test = self.take(retain), self.setup.dataset.test
     assert kept is not None
-    sets = Sets(kept, self.setup.dataset.test, [*map(self.take, requests)])
+    sets = Sets(kept, test, [*map(self.take, chain.requests)])
+    sets = sets._replace(noise=self._noise(chain, {*retain}))
     if (found := halves.read(self.chain.origin, self.own.manifest)) is None:
       return sets
-    phi, test, sha256 = found
+    phi, others, sha256 = found
     names, there = self.setup.dataset.ids, filter(None, sets.requests)
     rows = [names[np.asarray(own.indices)] for own in there]
     unseen = [np.stack([phi[n] for n in own], axis=1) for own in rows]
     text = f'{ATTACK}{BY_OTHERS}{sha256}.'
-    return sets._replace(unseen=[*unseen, test], attack=text)
+    return sets._replace(unseen=[*unseen, others], attack=text)
+
+  def _noise(self, chain: Chain, retain: set[str]) -> Noise | None:
+    """The canaries of a source that has some."""
+    if not (names := chain.canaries):
+      return None
+    spent = chain.spent or [[]]
+    newest, every = {*spent[-1]}, {n for own in spent for n in own}
+    own, rows = canaries.planted(names), canaries.there(self.clean, names)
+    groups = {
+      'forgotten': np.isin(names, [*newest]),
+      'all': np.isin(names, [*every]) & (len(every) > len(newest)),
+      'never_planted': ~own,
+    }
+    places = {n: np.flatnonzero(g & (rows >= 0)) for n, g in groups.items()}
+    left = len({*canaries.in_turn(names)} & retain)
+    return Noise(self.clean, names, places, len(newest), left)
 
 
 def find(path: pathlib.Path) -> pathlib.Path:
@@ -124,8 +167,17 @@ def read(
   said = finished.manifest(path)
   _require_ours(path, said)
   name = dataset or said.dataset
-  which = setups.data_of(said, name)
-  whole = setups.load(which, archives)
+  file, beside = path / CHAIN, path.parent / records.NAME
+  record = records.read(beside) if file.exists() else None
+  where = str(path.absolute())
+  chain = read_chain(path) if file.exists() else Chain([], where, where)
+  which = dataclasses.replace(setups.data_of(said, name), canaries=0)
+  whole = clean = setups.load(which, archives)
+  if said.canaries:
+    # By their names: some may be gone from the data by now.
+    names = chain.canaries or canaries.chosen(clean, said.canaries)
+    chain = chain._replace(canaries=names)
+    whole = canaries.plant(clean, names)
   classes, shape = len(whole.class_names), list(whole.image_shape)
   finished.require(path, num_classes=classes, image_shape=shape)
   names = [field.name for field in dataclasses.fields(Facts)]
@@ -136,16 +188,12 @@ def read(
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
   own = setups.load_model(setup, path)
-  file, beside = path / CHAIN, path.parent / records.NAME
-  record = records.read(beside) if file.exists() else None
-  where = str(path.absolute())
-  chain = read_chain(path) if file.exists() else Chain([], where, where)
   known = [str(own_id) for own_id in whole.ids]
   if (path / finished.TRAINED).exists():
     trained = _lines(path / finished.TRAINED)
   else:  # A Retrain: all but its own forget set.
     trained = _without(known, path / finished.FORGET)
-  basis = Basis(path, own, setup, trained, chain, record)
+  basis = Basis(path, own, setup, trained, chain, record, clean)
   told = said.data_fingerprint if record is None else record.data.after
   if (basis.fingerprint(trained) if record else whole.fingerprint) != told:
     raise InputError(

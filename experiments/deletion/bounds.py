@@ -15,6 +15,7 @@ RANGES = {
   'test_drop': (0.0, 100.0),
   'returned': (0.0, 100.0),
   'drift': (0.0, math.inf),
+  'canaries': (0.0, math.sqrt(3)),
 }
 _BOUND = re.compile(r'\s*(\w+)\s*>\s*(\d+\.?\d*|\.\d+)\s*', re.ASCII)
 
@@ -57,7 +58,7 @@ def parse(text: str) -> list[Bound]:
   )
   if None in found or not inside or len({*names}) < len(names):
     allowed = ', '.join(
-      f'{name}>{low:g}' + f' to {high:g}' * (high < math.inf)
+      f'{name}>{low:g}' + f' to {high:.3g}' * (high < math.inf)
       for name, (low, high) in RANGES.items()
     )
     raise FlagError('retrain_if', text, f'some of {allowed}; each once')

@@ -135,8 +135,9 @@ def _contents(
   told.holds(
     'data after', basis.fingerprint(basis.trained) == record.data.after
   )
-  before = [n for n in basis.rows if n in {*basis.trained, *newest}]
-  gone = [n for n in newest if n not in basis.rows]
+  spent = [*newest, *(chain.spent[-1] if chain.spent else ())]
+  before = [n for n in basis.rows if n in {*basis.trained, *spent}]
+  gone = [n for n in spent if n not in basis.rows]
   if gone:
     told.skip('data before', f'{len(gone)} forgotten images are not there')
   else:
@@ -221,7 +222,7 @@ def _numbers(
   what: str,
 ) -> None:
   """Those of one model, computed again."""
-  sets = basis.sets(basis.chain.requests, basis.trained)
+  sets = basis.sets(basis.chain, basis.trained)
   then = [own.then for own in said.reversals]
   found = evidence.gather(basis.setup.model, sets, models, then)
   wanted, own = dict(records.flat(said)), dict(records.flat(found))

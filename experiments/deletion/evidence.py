@@ -13,8 +13,9 @@ import jax
 import numpy as np
 from scipy import special, stats
 
+from experiments.study import canaries
 from unlearn_jax import attacks, metrics
-from unlearn_jax.base import Examples, Model, ModelState, Splits
+from unlearn_jax.base import Dataset, Examples, Model, ModelState, Splits
 from unlearn_jax.evaluation import evaluate
 from unlearn_jax.prediction import predict
 
@@ -36,6 +37,15 @@ THRESHOLD = (
   'Fixed beforehand: a trace is found where one of the three is farther off'
   ' than that. At most one in 20 models that never saw the images has one.'
 )
+CANARIES = (
+  'Canaries: training images to which noise was added beforehand, and which'
+  ' are forgotten beside those that were asked for, in the same way. By its'
+  ' margin a model has to tell their noise from 19 other draws; for each image'
+  ' that it never saw the scaled rank has mean 0 and variance 1, exactly.'
+  ' never_planted: images whose noise no model has seen. Fixed beforehand: a'
+  ' trace is found where the mean is farther than 1.96/√n from 0, as of one'
+  ' such model in 20.'
+)
 _SIGMAS = 2.394
 _95 = 1.96  # Standard deviations of a single value.
 AUC = 'attack_auc'
@@ -53,6 +63,16 @@ class Contrast:
 
 
 @dataclasses.dataclass(frozen=True)
+class Known:
+  """How well a model knows the noise of some canaries; see `CANARIES`."""
+
+  mean: float  # of `attacks.canary_ranks`
+  half_width: float  # of what chance allows, 1.96/√n
+  images: int  # n
+  differs: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Measured:
   """One model; None and nothing where images are not there any more."""
 
@@ -64,6 +84,18 @@ class Measured:
     str, Contrast
   ]  # on those of all requests so far, if there are others
   earlier: list[float | None]  # accuracy on each earlier request
+  # Of canaries that this request has forgotten, of those of all requests if
+  # there are others, and of what was never planted.
+  canaries: dict[str, Known]
+
+
+@dataclasses.dataclass(frozen=True)
+class Canaries:
+  """How many a request has spent."""
+
+  forgotten: int
+  left: int  # for later requests
+  test: str = CANARIES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +129,22 @@ class Evidence:
   # attack: AUC on what all requests have forgotten; test_drop: points of test
   # accuracy lost against the first source; returned: points of accuracy by
   # which most of an earlier request came back; drift. None that is not there.
+  # canaries: mean of those of all requests.
   monitored: dict[str, Monitored]
+  canaries: Canaries | None
   attack: str = ATTACK
   null: str = NULL
   threshold: str = THRESHOLD
+
+
+class Noise(NamedTuple):
+  """Canaries, and which of them are looked at."""
+
+  clean: Dataset  # without noise
+  names: list[str]  # ids of all, in the order of the data that they were of
+  groups: dict[str, np.ndarray]  # places in `names`, of images that are there
+  forgotten: int  # by the newest request
+  left: int
 
 
 class Sets(NamedTuple):
@@ -112,6 +156,7 @@ class Sets(NamedTuple):
   # φ `[R, n]` by models that never saw these that are there, then of `test`.
   unseen: Sequence[np.ndarray] | None = None
   attack: str = ATTACK
+  noise: Noise | None = None
 
 
 class Models(NamedTuple):
@@ -155,6 +200,7 @@ def gather(
     drift,
     _distance(models.result, models.source),
     _monitored(model, sets, models, own, reversals, drift),
+    sets.noise and Canaries(sets.noise.forgotten, sets.noise.left),
     sets.attack,
   )
 
@@ -189,6 +235,9 @@ def _monitored(
       back, key=lambda each: each.value - each.half_width, default=None
     )
     found['returned'] = most or Monitored(0.0, 0.0)
+  noise = own.canaries.get('all') or own.canaries.get('forgotten')
+  if noise is not None:
+    found['canaries'] = Monitored(noise.mean, noise.half_width)
   return found
 
 
@@ -241,7 +290,25 @@ def _measure(model: Model, state: ModelState, sets: Sets) -> Measured:
     own=contrasts([own]),
     all=contrasts(sets.requests) if earlier else {},
     earlier=[None if part is None else accuracy(part) for part in earlier],
+    canaries=_known(model, state, sets.noise),
   )
+
+
+def _known(
+  model: Model, state: ModelState, noise: Noise | None
+) -> dict[str, Known]:
+  if noise is None:
+    return {}
+  ranks = canaries.ranks(model, state, noise.clean, noise.names)
+  found = {}
+  for name, places in noise.groups.items():
+    if places.size:
+      mean, half = (
+        float(ranks[places].mean()),
+        _95 / float(np.sqrt(places.size)),
+      )
+      found[name] = Known(mean, half, places.size, abs(mean) > half)
+  return found
 
 
 def against(
@@ -306,52 +373,3 @@ def _contrast(
     means = np.array([0.5 + gap, 0.5])
   low, high = means.tolist()
   return Contrast(low, high, gap, half, abs(gap) > half)
-
-
-def verdict(
-  evidence: Evidence, count: int, label: str, exact: bool, why: str = ''
-) -> list[str]:
-  """What the evidence says, and what it cannot, in at most three lines.
-
-  `why`: by what an exact method took the place of another.
-  """
-  first, own = f'{count} images, {label}: ', evidence.result.own
-  if own:
-    right, attack = own['accuracy'], own[AUC]
-    first += (
-      f'accuracy {100 * right.forgotten:.1f} %, of held-out images of their'
-      f' classes {100 * right.held_out:.1f} %; attack AUC'
-      f' {attack.forgotten:.3f}, chance is 0.5 ± {attack.half_width:.3f}.'
-      f' {_outcome(evidence, exact)}'
-    )
-  else:
-    first += 'no held-out image of their classes, so nothing can be said.'
-  accuracies = []
-  for part in ('forget', 'retain', 'test'):
-    name, models = f'{part}_accuracy', (evidence.source, evidence.result)
-    known = [getattr(model, name) for model in models if model is not None]
-    numbers = ' → '.join(f'{100 * v:.1f}' for v in known if v is not None)
-    accuracies += [f'{part} {numbers} %'] if numbers else []
-  last = (
-    f'Exact{why}: no weight of this model has seen them. What is not erased'
-    ' elsewhere stands in the record.'
-    if exact
-    else 'Approximate: the attack knows only the outputs, and a weaker trace'
-    ' stays unseen. This is evidence, and no guarantee.'
-  )
-  return [first, f'Accuracy: {", ".join(accuracies)}.', last]
-
-
-def _outcome(evidence: Evidence, exact: bool) -> str:
-  found = {n: row for n, row in evidence.result.own.items() if row.differs}
-  names = ', '.join(name.replace('_', ' ') for name in found)
-  if not found:
-    before = evidence.source
-    if before is None or any(row.differs for row in before.own.values()):
-      return 'No trace is found.'
-    return 'The source shows no trace either: this test can say nothing.'
-  if exact:
-    return f'That differs ({names}), as one in 20 such models may.'
-  if all(row.difference > 0 for row in found.values()):
-    return f'A trace is left ({names}).'
-  return f'They stand out ({names}), which tells who they were.'

@@ -36,7 +36,7 @@ def carry_out(made: Plan) -> None:
   say(*setups.left_out(made.basis.setup))
   for count, text in (
     (named.repeated, 'Entries that name an image again, taken once'),
-    (named.earlier, 'Images that an earlier request named, left out'),
+    (named.earlier, 'Images that an earlier request forgot, left out'),
   ):
     if count:
       say(f'{text}: {count}')

@@ -213,7 +213,8 @@ def html(record: Record) -> str:
     (part.capitalize(), [(n, _shown(v)) for n, v in bare[part].items()])
     for part in parts
   ]
-  notes = evidence.attack, evidence.null, evidence.threshold
+  notes = [evidence.attack, evidence.null, evidence.threshold]
+  notes += [] if evidence.canaries is None else [evidence.canaries.test]
   sections = [
     Section('What was found', sentences=record.verdict, kind='verdicts'),
     Section('Evidence', tables=_tables(evidence), notes=notes),

@@ -39,6 +39,7 @@ class Plan:
   asked: Any  # `experiments.forget.Forget`
   basis: Basis
   named: ids.Asked  # what the file names
+  canaries: list[str]  # what is forgotten beside that
   chosen: Chosen
   splits: Splits
   study: config.Study  # how the source was trained, and what else stages take
@@ -60,7 +61,10 @@ class Plan:
     past = self.basis.chain
     where = str(self.basis.path.absolute())
     count = 0 if self.exact else self.basis.inexact + 1
-    return Chain([*past.requests, self.named.ids], where, past.origin, count)
+    spent = past.spent or [[] for _ in past.requests]
+    more = past.canaries, [*spent, self.canaries]
+    requests = [*past.requests, self.named.ids]
+    return Chain(requests, where, past.origin, count, *more)
 
   @functools.cached_property
   def stages(self) -> list[Stage]:
@@ -113,7 +117,7 @@ def plan(asked: Any) -> Plan:
         ' experiments.verify says more; allowed: one that is'
       )
   chosen, instead_of = _due(asked, chosen, basis.inexact)
-  setup, earlier = basis.setup, {n for r in basis.chain.requests for n in r}
+  setup, earlier = basis.setup, basis.chain.forgotten
   known = setup.dataset.ids.tolist()
   path, name = pathlib.Path(asked.ids), setup.facts.dataset
   trained = {*basis.trained}
@@ -125,7 +129,9 @@ def plan(asked: Any) -> Plan:
     )
   train = basis.take(basis.trained)
   assert train is not None
-  rows = [basis.rows[name] for name in named.ids]
+  exact = chosen.name in _EXACT  # It shows nothing that is not known.
+  more = [] if exact else basis.canaries(named.ids)
+  rows = [basis.rows[name] for name in (*named.ids, *more)]
   which = np.isin(np.asarray(train.indices), rows)
   splits = Splits.of(train, which, setup.dataset.test)
   study = _study(asked, basis)
@@ -140,8 +146,7 @@ def plan(asked: Any) -> Plan:
       chosen.strategy.check(setup.shapes.params, setup.model.order)
   except ValueError as error:
     raise InputError(f'--strategy: {chosen.text}: {error}') from error
-  exact = chosen.name in _EXACT  # It has nothing to be replaced by.
-  own = basis, named, chosen, splits, study, key, instead_of
+  own = basis, named, more, chosen, splits, study, key, instead_of
   return Plan(asked, *own, () if exact else bounds)
 
 

@@ -14,6 +14,7 @@ from experiments.deletion.record import (
   Request,
 )
 from experiments.deletion.request import Plan
+from experiments.deletion.verdicts import verdict
 from experiments.study import provenance
 from experiments.study import setup as setups
 from experiments.workdir import finished
@@ -35,7 +36,7 @@ def measured(made: Plan, models: evidence.Models) -> evidence.Evidence:
   """What models say of this request and of those before."""
   kept = setups.ids_of(made.basis.setup, made.splits.retain)
   sets, model = (
-    made.basis.sets(made.chain.requests, kept),
+    made.basis.sets(made.chain, kept),
     made.basis.setup.model,
   )
   return evidence.gather(model, sets, models, _then(made))
@@ -77,7 +78,7 @@ def record(
     provenance.code(),
     found,
     tried,
-    evidence.verdict(found, count, label, made.exact, _why(made, tried)),
+    verdict(found, count, label, made.exact, _why(made, tried)),
     _limits(made, found),
     [
       *records.NOT_ERASED,

@@ -1,22 +1,29 @@
 """Noise in some training images, by which a model shows what it remembers."""
 
+from collections.abc import Sequence
 import dataclasses
-import functools
 import sys
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.settings import FlagError
 from unlearn_jax import attacks, data
-from unlearn_jax.base import Dataset, InputError, Model, ModelState
+from unlearn_jax.base import (
+  Dataset,
+  Examples,
+  InputError,
+  Model,
+  ModelState,
+)
+from unlearn_jax.prediction import predict
 
 FILE = 'canaries.txt'  # Ids of those that were planted, one a line.
 _SEED = 240617216
 _SCALE = 48.0  # Of the noise, in 255.
-_BATCH = 256
+_BATCH = 512
+_DECOYS = 19  # Other draws of noise, among which a model has to find its own.
 
 
 class Drawn(NamedTuple):
@@ -33,23 +40,65 @@ def draw(total: int, count: int) -> Drawn:
   return Drawn(rows, np.asarray(jax.random.bernoulli(lots[1], shape=(count,))))
 
 
-def _noisy(dataset: Dataset, own: Drawn) -> attacks.Planted:
-  images = np.asarray(dataset.train.images)[own.rows]
-  key = jax.random.split(jax.random.key(_SEED), 3)[2]
-  return attacks.plant(key, images, _SCALE)
-
-
-def plant(dataset: Dataset, count: int) -> Dataset:
-  """The data set with noise in about half of `count` images, of which half."""
+def chosen(dataset: Dataset, count: int) -> list[str]:
+  """Ids of the images that may get noise, of a data set that is whole."""
   if count > dataset.train.size:
     raise FlagError('canaries', count, f'at most the {dataset.train.size} of D')
-  own = draw(dataset.train.size, count)
-  images = np.array(dataset.train.images)
-  noisy = _noisy(dataset, own).images
-  images[own.rows[own.planted]] = noisy[own.planted]
+  return dataset.ids[draw(dataset.train.size, count).rows].astype(str).tolist()
+
+
+def planted(names: Sequence[str]) -> np.ndarray:
+  """What coins say of `chosen` images, `[M]`: it depends on their number."""
+  return draw(len(names), len(names)).planted
+
+
+def in_turn(names: Sequence[str]) -> list[str]:
+  """Those of `chosen` images that have noise, in an order drawn by lot."""
+  own = np.array(names)[planted(names)]
+  return np.random.default_rng(_SEED).permutation(own).tolist()
+
+
+def there(dataset: Dataset, names: Sequence[str]) -> np.ndarray:
+  """Rows of `chosen` images, `[M]`; −1 where one is not there any more."""
+  rows = {str(name): row for row, name in enumerate(dataset.ids)}
+  return np.array([rows.get(name, -1) for name in names])
+
+
+def _noisy(dataset: Dataset, rows: np.ndarray, number: int = 0) -> np.ndarray:
+  """These with noise, `[M, ...]`, by their place; `number`: 0, or a decoy's."""
+  key = jax.random.split(jax.random.key(_SEED), 3)[2]
+  if number:
+    key = jax.random.fold_in(key, number)
+  return attacks.plant(
+    key, np.asarray(dataset.train.images)[rows], _SCALE
+  ).images
+
+
+def plant(dataset: Dataset, names: Sequence[str]) -> Dataset:
+  """The data set with noise in about half of the `chosen` images."""
+  rows, images = there(dataset, names), np.array(dataset.train.images)
+  own = planted(names) & (rows >= 0)
+  images[rows[own]] = _noisy(dataset, rows)[own]
   train = dataset.train._replace(images=images)
   told = data.fingerprint(train, dataset.test, dataset.ids)
   return dataclasses.replace(dataset, train=train, fingerprint=told)
+
+
+def ranks(
+  model: Model, state: ModelState, dataset: Dataset, names: Sequence[str]
+) -> np.ndarray:
+  """How well a model tells the noise of `chosen` images from other noise.
+
+  `[M]`, see `attacks.canary_ranks`; of an image that is not there it means
+  nothing. `dataset` is without noise.
+  """
+  rows, most = there(dataset, names), min(_BATCH, len(names))
+  labels, phi = dataset.train.own_labels[rows], []
+  for number in range(1 + _DECOYS):
+    part = Examples.of(_noisy(dataset, rows, number), labels)
+    logits = predict(model, state, part, batch_size=most, logits=True)
+    phi.append(attacks.true_class_margin(logits, labels))
+  return attacks.canary_ranks(phi[0], np.stack(phi[1:]))
 
 
 def read_out(
@@ -60,36 +109,16 @@ def read_out(
   z of what was planted, of what was not (the null), and a lower bound of ε for
   training and what came after, None where jax-privacy is not installed.
   """
-  own, train = draw(dataset.train.size, count), dataset.train
-  images = np.asarray(train.images)[own.rows].astype(np.float32) / 255
-  labels, found = train.own_labels[own.rows], []
-  for first in range(0, count, _BATCH):
-    part = slice(first, first + _BATCH)
-    found.append(_gradients(model, state, images[part], labels[part]))
-  noise = _noisy(dataset, own).noise
-  statistic = attacks.canary_statistic(np.concatenate(found), noise, _SCALE)
-  sides = {'planted': own.planted, 'not_planted': ~own.planted}
-  inside, outside = (np.nan_to_num(statistic[rows]) for rows in sides.values())
+  names = chosen(dataset, count)
+  statistic, own = ranks(model, state, dataset, names), planted(names)
+  inside, outside = statistic[own], statistic[~own]
   epsilon = None
   try:
     # A threshold that is fixed beforehand: noise that is known is above it.
     epsilon = attacks.epsilon_one_run(inside, outside, 0.0)
   except InputError as error:
     print(f'canaries: {error}', file=sys.stderr)
+  sides = {'planted': inside, 'not_planted': outside}
   return {'epsilon': epsilon} | {
-    name: attacks.canary_test(statistic[rows])._asdict()
-    for name, rows in sides.items()
+    name: attacks.canary_test(side)._asdict() for name, side in sides.items()
   }
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _gradients(model: Model, state: ModelState, images, labels) -> jax.Array:
-  """Of φ, summed over images, by these."""
-
-  def margins(x: jax.Array) -> jax.Array:
-    logits = model.apply(state, x, False)[0].astype(jnp.float32)
-    own = jnp.arange(logits.shape[1]) == labels[:, None]
-    others = jax.nn.logsumexp(jnp.where(own, -jnp.inf, logits), axis=1)
-    return jnp.sum(jnp.where(own, logits, 0)) - jnp.sum(others)
-
-  return jax.grad(margins)(images)

@@ -89,7 +89,7 @@ def _set_up(
       pixel_mean=mean,
       pixel_std=std,
       data_fingerprint=dataset.fingerprint,
-      **vars(which),
+      **{**vars(which), 'canaries': which.canaries or 0},
     ),
     network.model,
   )
@@ -141,8 +141,9 @@ def load(which: config.Data, archives: config.Archives) -> Dataset:
     if most is not None and most > dataset.train.size:
       raise FlagError('train_subset', most, f'1 to {dataset.train.size}')
     dataset = dataset if most is None else data.subset(dataset, most)
-    count = which.canaries
-    return canaries.plant(dataset, count) if count else dataset
+    if not (count := which.canaries):
+      return dataset
+    return canaries.plant(dataset, canaries.chosen(dataset, count))
 
   told = parallel.by_first(lambda: read().fingerprint)
   if read().fingerprint != told:

@@ -19,7 +19,8 @@ attack sees and what its numbers mean.
 
 from unlearn_jax.attacks.audit import Audit, lira_leave_one_out
 from unlearn_jax.attacks.audit import most_vulnerable, u_lira
-from unlearn_jax.attacks.canaries import CanaryTest, Planted, canary_statistic
+from unlearn_jax.attacks.canaries import CanaryTest, Planted, canary_ranks
+from unlearn_jax.attacks.canaries import canary_statistic
 from unlearn_jax.attacks.canaries import canary_test, epsilon_clopper_pearson
 from unlearn_jax.attacks.canaries import epsilon_one_run, plant
 from unlearn_jax.attacks.comparison import Residual, activation_distance

@@ -110,6 +110,37 @@ def canary_statistic(
   return np.sum(g * xi, axis=1) / (scale * norm)
 
 
+def canary_ranks(phi: Array, decoys: Array) -> np.ndarray:
+  """I = (r − K/2) / √(K(K + 2)/12), r the rank of planted among other noise.
+
+  The exposure of Carlini et al. (1802.08232), of images: a model that was made
+  without ξ cannot tell it from K other draws, so r is uniform on 0 … K, exactly
+  and whatever the model is; ties count a half. I has mean 0 and variance 1
+  there, and is above 0 where the noise is known. It needs no gradients, and
+  finds more than `canary_statistic`, which sees the model to first order only.
+
+  Args:
+    phi: a score at the planted images, higher for members, such as
+      `true_class_margin`, `[M]`.
+    decoys: the same at these images with K other draws of noise, which were
+      rounded and clipped likewise, `[K, M]`.
+
+  Returns:
+    `[M]`, from −√3 to √3.
+
+  Example:
+    >>> canary_ranks(np.array([3.0, 0.5]), np.array([[1.0, 1.0]])).tolist()
+    [1.0, -1.0]
+  """
+  own = scores.as_floats('phi', phi, '[M]')
+  others = scores.as_floats('decoys', decoys, '[K, M]')
+  fits = others.shape[1:] == own.shape and len(others) > 0
+  require('decoys.shape', others.shape, fits, f'[K, {own.size}], K above 0')
+  count = len(others)
+  rank = (others < own).sum(0) + (others == own).sum(0) / 2
+  return (rank - count / 2) / math.sqrt(count * (count + 2) / 12)
+
+
 def canary_test(statistic: Array) -> CanaryTest:
   """Tests whether the mean of I `[M]` is 0; NaN is dropped and counted.
 
