@@ -113,6 +113,16 @@ def test_a_record_holds_what_was_forgotten_against_what_was_never_planted():
   assert lines['source'].endswith('A trace is left.')
   assert lines['retrain'].endswith('No trace is found.')
   assert f'{before["forgotten"].mean:.2f} → ' in lines['retrain']
+  # What is within chance of the source's value is not told from it.
+  near = dataclasses.replace(
+    after['forgotten'], mean=before['forgotten'].mean - 0.3
+  )
+  near = dataclasses.replace(
+    found['retrain'].result, canaries={'forgotten': near}
+  )
+  near = dataclasses.replace(found['retrain'], result=near)
+  said = verdict(near, 1, 'Mine', False)[2]
+  assert said.endswith('They are too few to tell it from the source.')
   # It can be held to a bound, and of what is spent nothing can be said.
   bounds = limits.parse('canaries>0')
   assert limits.broken(bounds, found['source'])

@@ -53,10 +53,12 @@ def _canaries(evidence: Evidence, exact: bool) -> list[str]:
   )
   if own.differs:
     outcome = 'A trace is left.' if own.mean > 0 else 'They stand out.'
-  elif before is None or before.differs:
-    outcome = 'No trace is found.'
-  else:
+  elif before is not None and not before.differs:
     outcome = 'The source shows no trace either: they can say nothing.'
+  elif before is not None and before.mean - own.mean < own.half_width:
+    outcome = 'They are too few to tell it from the source.'
+  else:
+    outcome = 'No trace is found.'
   return [
     f'Canaries: {count.forgotten} forgotten too, {count.left} left; known'
     f' {numbers}, chance is 0 ± {own.half_width:.2f}. {outcome}'
