@@ -83,6 +83,7 @@ class Network:
   width: int | None = setting(
     None, "Channels of the first layer; 64 is the paper's ResNet18.", COUNT
   )
+  patch_size: int | None = setting(None, "A ViT's, in pixels; or 16.", COUNT)
   dtype: str = setting(
     'float32', 'Of activations: float32 or bfloat16.', tuple(models.DTYPES)
   )
@@ -91,10 +92,10 @@ class Network:
   def channels(self) -> int:
     """The width, the family's own where none is given; 0 of one's own."""
     if ':' in self.model:
-      if self.width is not None or self.dtype != 'float32':
-        name = 'width' if self.width is not None else 'dtype'
-        allowed = f'none beside {self.model}, whose parameters say it'
-        raise FlagError(name, getattr(self, name), allowed)
+      for name in ('width', 'patch_size', 'dtype'):
+        if getattr(self, name) not in (None, 'float32'):
+          allowed = f'none beside {self.model}, whose parameters say it'
+          raise FlagError(name, getattr(self, name), allowed)
       return 0
     own = ', or FILE.py:Net(…) of your own'
     require_word('model', self.model, sorted(models.FAMILIES), own)

@@ -159,6 +159,7 @@ OTHERS = {
     'test_fraction',
     'image_size',
     'canaries',
+    'patch_size',
   ),
   'tuned',
 }

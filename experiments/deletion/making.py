@@ -125,6 +125,7 @@ def tensors(basis: Basis, state: ModelState, code: str | None) -> bytes:
     'input_size': facts.image_shape,
     'model': facts.model,
     'width': facts.width,
+    'patch_size': facts.patch_size,
     'pixels': 'from 0 to 255, scaled by the model',
   }
   if (units := networks.units(facts, code)) is not None:

@@ -88,11 +88,13 @@ class ModelFacts:
   dtype: str  # Of activations.
   parameters: int
   tensor_sizes: dict[str, int]  # In definition order.
+  patch_size: int | None = None  # Of a transformer, in pixels.
 
   @property
   def wide(self) -> str:
     """' of width 64', where it is a number."""
-    return f' of width {self.width}' if self.width else ''
+    patches = f' with patches of {self.patch_size}' if self.patch_size else ''
+    return (f' of width {self.width}' if self.width else '') + patches
 
 
 @dataclass(frozen=True)

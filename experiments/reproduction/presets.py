@@ -152,7 +152,7 @@ class Preset:
       )
     return config.Study(
       config.Data(problem.dataset, problem.train_subset),
-      config.Network(problem.model, problem.width, self.dtype),
+      config.Network(problem.model, problem.width, dtype=self.dtype),
       self.training,
       config.Forget(f'random({name.fraction})'),
       methods=methods,

@@ -25,7 +25,7 @@ from experiments.study import setup as setups
 from experiments.study.setup import Setup
 from experiments.workdir import finished
 from experiments.workdir.finished import Manifest, Recipe
-from unlearn_jax import checkpoints, data
+from unlearn_jax import checkpoints, data, models
 from unlearn_jax.base import (
   Examples,
   InputError,
@@ -63,7 +63,8 @@ def adopt(asked: Any, out: pathlib.Path) -> None:
   trained = _trained(setup, asked.trained_on)
   say(*setups.describe(setup, {}))
   try:
-    state = _matched(setup, _renamed(_read(path), asked.rename))
+    found = _turned_round(setup, _renamed(_read(path), asked.rename))
+    state = _matched(setup, *found)
   except FlagError:
     raise
   except InputError as error:
@@ -202,8 +203,33 @@ def _turned(
   ]
 
 
-def _matched(setup: Setup, found: Mapping[str, np.ndarray]) -> ModelState:
+def _turned_round(
+  setup: Setup, found: Mapping[str, np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+  """A transformer by timm's names in ours, and what these were."""
+  family = models.FAMILIES.get(setup.facts.model)
+  if family is None or family.patch_size is None:
+    return {**found}, {}
+  from unlearn_jax.models.vit import from_pytorch  # Only where it is needed.
+
+  turned: dict[str, np.ndarray] = {}
+  were: dict[str, str] = {}
+  for name, array in found.items():
+    own, turned_array = from_pytorch(name, array)
+    if own in turned:
+      raise InputError(
+        f'{shown(name)} and {shown(were[own])} are one tensor, allowed: once'
+      )
+    turned[own], were[own] = turned_array, name
+  return turned, were
+
+
+def _matched(
+  setup: Setup, found: Mapping[str, np.ndarray], were: Mapping[str, str]
+) -> ModelState:
   """The model with the tensors of a file; says which is which.
+
+  `were` are the names that some of them have in the file.
 
   Counters and keys that are not there begin anew.
 
@@ -215,14 +241,19 @@ def _matched(setup: Setup, found: Mapping[str, np.ndarray]) -> ModelState:
   names = _names(forms, found)
   assert setup.model.init is not None
   fresh = jax.tree.leaves(setup.model.init(jax.random.key(0)))
-  unused = [name for name in found if name not in {*names.values()}]
+  used = {*names.values()}
+  unused = [were.get(name, name) for name in found if name not in used]
   leaves, anew, wrong = [], [], []
   for (path, form), own in zip(forms.items(), fresh):
     if path in names:
       own = found[names[path]]
       alike = is_float(own) == is_float(form) and own.dtype.kind not in 'bcOSU'
       if own.shape != form.shape or not alike:
-        wrong.append(f'{path} is {_form(own)}, allowed: {_form(form)}')
+        why = ''
+        if path.endswith('/pos_embed') and own.shape[2:] == form.shape[2:]:
+          why = ', as many positions: of images and patches of other sizes'
+          why += ' none are interpolated'
+        wrong.append(f'{path} is {_form(own)}, allowed: {_form(form)}{why}')
       elif is_float(own) and not np.isfinite(own.astype(np.float32)).all():
         wrong.append(f'{path} holds NaN or infinity, allowed: numbers')
     elif is_float(form):
@@ -232,7 +263,10 @@ def _matched(setup: Setup, found: Mapping[str, np.ndarray]) -> ModelState:
       anew.append(path)
     leaves.append(own)
   wide = max(map(len, names), default=0)
-  rows = [f'  {p:{wide}} {_form(forms[p])} ← {n}' for p, n in names.items()]
+  rows = [
+    f'  {p:{wide}} {_form(forms[p])} ← {were.get(n, n)}'
+    for p, n in names.items()
+  ]
   if len(rows) > _MOST:
     rows[_MOST - 2 :] = [f'  … and {len(rows) - _MOST + 2} more']
   say(f'{len(names)} of {len(forms)} tensors of the model are there:', *rows)

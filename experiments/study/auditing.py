@@ -162,7 +162,6 @@ class _Maker(NamedTuple):
   def model(self, which: Which) -> Stage:
     """Trains one."""
     study, facts = self.study, self.setup.facts
-    names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
     own, code = shadows.drawn(study, self.splits, which), facts.model_sha256
     return Stage(
       self.root,
@@ -171,7 +170,7 @@ class _Maker(NamedTuple):
       {
         'kind': which.kind,
         'number': which.number,
-        'facts': [getattr(facts, name) for name in names],
+        'facts': facts.key,
         'recipe': dataclasses.astuple(Recipe.of(study.recipe)),
         'rows': key(own.rows.tolist()),
         'labels': key(self.splits.train.own_labels.tolist()),

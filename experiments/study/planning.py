@@ -144,16 +144,15 @@ class Planner:
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
     study, recipe = self.study, self.study.recipe
-    names = 'model', 'width', 'num_classes', 'data_fingerprint', 'dtype'
-    facts = [getattr(self.setup.facts, name) for name in names]
-    seed, code = study.draws.seed + run, self.setup.facts.model_sha256
+    facts = self.setup.facts
+    seed, code = study.draws.seed + run, facts.model_sha256
     return Stage(
       self.root,
       f'seed{seed}-source',
       f'seed {seed} · source',
       {
         'kind': 'source',
-        'facts': facts,
+        'facts': facts.key,
         'recipe': dataclasses.astuple(Recipe.of(recipe)),
         'seed': study.draws.of('source', run),
         **({'labels': labels} if labels else {}),

@@ -171,6 +171,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     model=reports.ModelFacts(
       name=facts.model,
       width=facts.width,
+      patch_size=facts.patch_size,
       dtype=facts.dtype,
       parameters=sum(setup.tensor_sizes.values()),
       tensor_sizes=setup.tensor_sizes,

@@ -33,8 +33,8 @@ from unlearn_jax.data import images, near, streaming
 _PURPOSES = ('split', 'source', 'unlearn', 'degree', 'audit', 'halves')
 # What two models must have in common to be compared.
 COMMON = (
-  *('model', 'model_sha256', 'width', 'dtype', 'num_classes', 'canaries'),
-  *('pixel_mean', 'pixel_std', 'data_fingerprint'),
+  *('model', 'model_sha256', 'width', 'patch_size', 'dtype', 'num_classes'),
+  *('canaries', 'pixel_mean', 'pixel_std', 'data_fingerprint'),
 )
 
 
@@ -74,6 +74,7 @@ def _set_up(
   """The same as long as the code of the network is."""
   width, (name, sha256) = network.channels, (network.model, None)
   dataset, mean, std = _placed(which, archives)
+  family = models.FAMILIES.get(network.model)
   if not width:
     classes, shape = len(dataset.class_names), dataset.image_shape
     name, sha256, *_ = networks.read(name, classes, shape, mean, std)
@@ -83,6 +84,7 @@ def _set_up(
       model=name,
       model_sha256=sha256,
       width=width,
+      patch_size=network.patch_size or (family and family.patch_size),
       dtype=network.dtype,
       num_classes=len(dataset.class_names),
       image_shape=list(dataset.image_shape),
@@ -173,6 +175,7 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
         facts.num_classes,
         facts.image_shape,
         width=facts.width,
+        patch_size=facts.patch_size,
         mean=facts.pixel_mean,
         std=facts.pixel_std,
         dtype=facts.dtype,
@@ -197,7 +200,8 @@ def data_of(said: Facts, dataset: str | None = None) -> config.Data:
 
 def network_of(said: Facts, code: str | None) -> config.Network:
   """As flags say it; `code` is what they call a model of one's own."""
-  return config.Network(code or said.model, said.width or None, said.dtype)
+  sizes = said.width or None, said.patch_size
+  return config.Network(code or said.model, *sizes, said.dtype)
 
 
 def _tensors(state: ModelState) -> dict[str, str]:

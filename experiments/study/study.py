@@ -39,8 +39,9 @@ def root_of(study: config.Study) -> pathlib.Path:
 
 def identity(setup: Setup) -> Identity:
   """What a work directory belongs to."""
-  names = 'data_fingerprint', 'model', 'width'
-  return {name: getattr(setup.facts, name) for name in names}
+  names = 'data_fingerprint', 'model', 'width', 'patch_size'
+  found = {name: getattr(setup.facts, name) for name in names}
+  return {name: own for name, own in found.items() if own is not None}
 
 
 def compute(study: config.Study, plan: Plan, workdir: Workdir) -> Results:

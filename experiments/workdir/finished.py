@@ -68,11 +68,20 @@ class Facts:
   dtype: str = 'float32'
   # Of the file of a model of one's own; None of ours.
   model_sha256: str | None = None
+  patch_size: int | None = None  # of a transformer
 
   @property
   def network(self) -> str:
     """As a person calls it: `cnn, width 16`."""
-    return f'{self.model}, width {self.width}' if self.width else self.model
+    patches = f', patches of {self.patch_size}' if self.patch_size else ''
+    width = f', width {self.width}' if self.width else ''
+    return self.model + width + patches
+
+  @property
+  def key(self) -> list[object]:
+    """What a trained model depends on."""
+    own = [self.model, self.width, self.num_classes, self.data_fingerprint]
+    return [*own, self.dtype, *([self.patch_size] if self.patch_size else [])]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import importlib
 import inspect
+import math
 from typing import Any, NamedTuple
 
 from flax import errors
@@ -28,6 +29,9 @@ class _Family(NamedTuple):
   name: str  # of the class in it
   width: int  # the default
   smallest: int  # the smallest image side that the net can take, in pixels
+  # Of transformers: the side of a patch, the default, and heads of attention.
+  patch_size: int | None = None
+  heads: int = 1
 
 
 FAMILIES = {
@@ -37,6 +41,8 @@ FAMILIES = {
   'vgg19': _Family('vgg', 'VGG19', width=64, smallest=32),
   'densenet121': _Family('densenet', 'DenseNet121', width=32, smallest=8),
   'googlenet': _Family('googlenet', 'GoogLeNet', width=64, smallest=8),
+  'vit_ti': _Family('vit', 'ViT', 192, smallest=1, patch_size=16, heads=3),
+  'vit_s': _Family('vit', 'ViT', 384, smallest=1, patch_size=16, heads=6),
 }
 
 DTYPES = ('float32', 'bfloat16')
@@ -48,6 +54,7 @@ def build(
   image_shape: Sequence[int],
   *,
   width: int | None = None,
+  patch_size: int | None = None,
   mean: Sequence[float] = (0.5,),
   std: Sequence[float] = (0.25,),
   dtype: str = 'float32',
@@ -58,7 +65,10 @@ def build(
     name: a key of `FAMILIES`.
     num_classes: C, at least 2.
     image_shape: (height, width, channels).
-    width: channels of the first layer; None for the family's own.
+    width: channels of the first layer, or of a token; None for the family's
+      own.
+    patch_size: the side of a transformer's patches, in pixels; None for 16,
+      and for a net without patches.
     mean: per channel, in [0, 1] units, subtracted inside the model.
     std: per channel, in [0, 1] units, divided by inside the model.
     dtype: one of `DTYPES`, what activations are computed in. Parameters,
@@ -69,7 +79,8 @@ def build(
 
   Raises:
     ValueError: an unknown name or dtype, fewer than 2 classes, a width below
-      1, or an image that is too small for the net.
+      1 or not to be divided among the heads, an image that is too small for
+      the net, or that patches do not tile.
 
   Example:
     >>> model = build('cnn', 10, (8, 8, 1))
@@ -82,14 +93,34 @@ def build(
   width = family.width if width is None else width
   require('num_classes', num_classes, num_classes >= 2, '2 or more')
   require('width', width, width >= 1, '1 or more')
+  heads = f'a multiple of {family.heads}, the heads of {name}'
+  require('width', width, width % family.heads == 0, heads)
   holds = min(image_shape[:2]) >= family.smallest
   allowed = f'sides of at least {family.smallest} pixels for {name}'
   require('image_shape', tuple(image_shape), holds, allowed)
   require('dtype', dtype, dtype in DTYPES, ', '.join(DTYPES))
   home = importlib.import_module(f'unlearn_jax.models.{family.module}')
+  more = _patches(name, image_shape, patch_size)
   make = getattr(home, family.name)
-  module = make(num_classes=num_classes, width=width, dtype=dtype)
+  module = make(num_classes=num_classes, width=width, dtype=dtype, **more)
   return _linen(module, image_shape, (mean, std, 255.0), draws=False)
+
+
+def _patches(
+  name: str, image_shape: Sequence[int], asked: int | None
+) -> dict[str, int]:
+  """Fields of a transformer, none of other families."""
+  family = FAMILIES[name]
+  if family.patch_size is None:
+    require('patch_size', asked, asked is None, f'none for {name}')
+    return {}
+  size = family.patch_size if asked is None else asked
+  side = math.gcd(*image_shape[:2])
+  tiles = [n for n in range(1, side + 1) if side % n == 0]
+  allowed = 'what divides both sides of the images: '
+  allowed += ', '.join(map(str, tiles))
+  require('patch_size', size, size in tiles, allowed)
+  return {'heads': family.heads, 'patch_size': size}
 
 
 def from_linen(

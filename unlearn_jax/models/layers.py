@@ -74,9 +74,9 @@ class Classifier(Block, kw_only=True):
   width: int
 
   @nn.nowrap
-  def classify(self, features: jax.Array) -> jax.Array:
+  def classify(self, features: jax.Array, name: str = 'linear') -> jax.Array:
     """`[B, F]` to float32 logits `[B, C]`, computed in float32."""
-    layer = nn.Dense(self.num_classes, name='linear')
+    layer = nn.Dense(self.num_classes, name=name)
     return layer(features.astype(jnp.float32))
 
 
