@@ -34,6 +34,8 @@ from .metrics import (
   pixel_change,
 )
 from .models import definition_order, from_linen
+from .models.equinox import from_equinox
+from .models.haiku import from_haiku
 from .models.nnx import from_nnx
 from .normalization import reestimate
 from .objectives import Term
@@ -81,6 +83,8 @@ __all__ = [
   'evaluate',
   'fit_generator',
   'forgetting_rate',
+  'from_equinox',
+  'from_haiku',
   'from_linen',
   'from_nnx',
   'gap',

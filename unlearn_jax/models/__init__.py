@@ -161,6 +161,36 @@ def from_linen(
   return _linen(module, image_shape, (mean, std, scale), draws)
 
 
+# In a state: the key and the counter of what is drawn by lot.
+LOT = 'lot'
+
+
+def lot(key: Key) -> dict[str, jax.Array]:
+  """What a state carries along for a network that draws; of its `init`'s key.
+
+  Example:
+    >>> sorted(lot(jax.random.key(0)))
+    ['count', 'key']
+  """
+  own = jax.random.key_data(jax.random.fold_in(key, 1))
+  return {'key': own, 'count': jnp.uint32(0)}
+
+
+def drawn(
+  lot: dict[str, jax.Array],
+) -> tuple[Key, dict[str, jax.Array]]:
+  """The key of this step, of this device alone, and what is carried on.
+
+  Example:
+    >>> int(drawn(lot(jax.random.key(0)))[1]['count'])
+    1
+  """
+  key = jax.random.fold_in(jax.random.wrap_key_data(lot['key']), lot['count'])
+  if axis_is_bound():
+    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+  return key, {**lot, 'count': lot['count'] + 1}
+
+
 def standardised(
   images: Array,
   mean: Sequence[float],
@@ -212,10 +242,6 @@ def _draws(module: nn.Module, image_shape: Sequence[int]) -> bool:
   return False
 
 
-# In a state: the key and the counter of what is drawn by lot.
-_LOT = 'lot'
-
-
 def _linen(
   module: nn.Module,
   image_shape: Sequence[int],
@@ -230,8 +256,7 @@ def _linen(
     variables = dict(module.init(key, x, **say(False)))
     params = variables.pop('params', {})
     if draws:
-      own = jax.random.key_data(jax.random.fold_in(key, 1))
-      variables[_LOT] = {'key': own, 'count': jnp.uint32(0)}
+      variables[LOT] = lot(key)
     collections.update(variables)
     # BatchNorm's alone stand without the name of their collection.
     alone = collections <= {'batch_stats'}
@@ -241,7 +266,7 @@ def _linen(
 
   # Tracing costs milliseconds and computes nothing.
   order = definition_order(lambda key: init(key).params)
-  kept = sorted({*collections, 'batch_stats'} - {_LOT})
+  kept = sorted({*collections, 'batch_stats'} - {LOT})
 
   def with_frozen(frozen: frozenset[str]) -> Model:
     def apply(
@@ -250,7 +275,7 @@ def _linen(
       x, carried = standardised(images, *units), state.batch_stats
       alone = collections <= {'batch_stats'}
       rest = {'batch_stats': carried} if alone else dict(carried)
-      lot = rest.pop(_LOT, None)
+      held = rest.pop(LOT, None)
       variables = {'params': state.params, **rest}
       if not train:
         mutable = False if alone else kept
@@ -258,28 +283,20 @@ def _linen(
         return found if alone else found[0], carried
       synchronised = hasattr(module, 'axis_name') and axis_is_bound()
       trained = module.clone(axis_name=AXIS) if synchronised else module
+      rngs, after = {}, {}
+      if held is not None:
+        rngs['params'], after[LOT] = drawn(held)  # For whatever name it asks.
       with nn.intercept_methods(_statistics(frozen)):
         logits, updated = trained.apply(
-          variables, x, **say(True), mutable=kept, rngs=_rngs(lot)
+          variables, x, **say(True), mutable=kept, rngs=rngs
         )
       if alone:
         return logits, updated.get('batch_stats', {})
-      counted = {**lot, 'count': lot['count'] + 1} if lot else None
-      return logits, {**updated, **({_LOT: counted} if counted else {})}
+      return logits, {**updated, **after}
 
     return Model(apply, init, order=order, freeze=with_frozen)
 
   return with_frozen(frozenset())
-
-
-def _rngs(lot: dict[str, jax.Array] | None) -> dict[str, Key]:
-  """The key of this step, and of this device alone; of any name."""
-  if lot is None:
-    return {}
-  key = jax.random.fold_in(jax.random.wrap_key_data(lot['key']), lot['count'])
-  if axis_is_bound():
-    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-  return {'params': key}
 
 
 def _statistics(frozen: frozenset[str]):
