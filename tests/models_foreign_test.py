@@ -1,5 +1,7 @@
 """Haiku and Equinox: what they compute, keep, order and forget as a `Model`."""
 
+import pathlib
+import re
 from typing import Any
 
 import equinox as eqx
@@ -249,6 +251,16 @@ def test_what_equinox_has_and_a_model_has_not(make, words):
 def test_a_function_that_is_not_transformed_is_refused():
   with pytest.raises(ValueError, match="^transformed='function', allowed: wh"):
     uj.from_haiku(lambda x: x, (4,))
+
+
+def test_the_network_of_the_page_is_a_model(tmp_path):
+  page = pathlib.Path(__file__).parent.parent / 'docs' / 'own-weights.md'
+  blocks = re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.M | re.S)
+  (tmp_path / 'nets.py').write_text(blocks[1])
+  own = networks.read(f'{tmp_path}/nets.py:net(width=6)', 3, SHAPE, (0,), (1,))
+  assert own.model.order[0] == 'conv2_d/w' and len(own.model.order) == 6
+  state = trained(own.model, own.model.init(jax.random.key(0)))
+  assert own.model.apply(state, pixels(), False)[0].shape == (8, 3)
 
 
 @pytest.mark.parametrize('name', ['haiku', 'equinox'])

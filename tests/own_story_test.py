@@ -22,7 +22,7 @@ from unlearn_jax import data, models, parallel, training
 EACH, SIDE = 16, 12
 DOC = pathlib.Path(__file__).parent.parent / 'docs' / 'own-weights.md'
 # As the page has it.
-(NET,) = re.findall(r'^```python\n(.*?)^```$', DOC.read_text(), re.M | re.S)
+NET, _ = re.findall(r'^```python\n(.*?)^```$', DOC.read_text(), re.M | re.S)
 
 
 def cut_up(folder):

@@ -12,7 +12,7 @@ from experiments import settings
 # A group, its flags, and a line for them; where a binary has them all.
 FIRST = (
   ('data', '--dataset', 'digits, a TFDS name, npz:FILE, folder:DIR'),
-  ('model', '--model --width', 'cnn, resnet18, vit_ti, …, and its channels'),
+  ('model', '--model --width', 'cnn, resnet18, …, and its channels'),
   ('training', '--recipe --train_epochs', 'of the source and of Retrain'),
   ('forget', '--forget', 'random(0.1), class(dog), ids(FILE), …'),
   ('strategies', '--strategies', 'what is compared; the list is below'),
