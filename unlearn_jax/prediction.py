@@ -124,7 +124,7 @@ def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:
   images = parts[0].images
   row = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
   logits = jax.eval_shape(lambda s, x: model.apply(s, x, False)[0], state, row)
-  shape = getattr(logits, 'shape', ())
+  shape: tuple[int, ...] = getattr(logits, 'shape', ())
   if len(shape) != 2 or shape[1] < 2:
     what = f'logits a {type(logits).__name__}'
     if isinstance(logits, jax.ShapeDtypeStruct):
