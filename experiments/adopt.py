@@ -12,9 +12,9 @@ of the model, measures the accuracy on test images, and writes a checkpoint for
 import dataclasses
 import pathlib
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.settings import FlagError, setting
+from . import config
+from .runtime import binary
+from .settings import FlagError, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Adopt:
 
 def main(asked: Adopt) -> None:
   """From a file of weights to a checkpoint."""
-  from experiments.study import adoption  # Once the flags are known.
+  from .study import adoption  # Once the flags are known.
 
   for name in ('weights', 'out', 'trained_on'):
     if getattr(asked, name) is None:

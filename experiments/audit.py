@@ -13,9 +13,9 @@ stands in the same table. It writes audit.{json,md,html}.
 import dataclasses
 import time
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.settings import SHARE, Range, flat, setting
+from . import config
+from .runtime import binary
+from .settings import SHARE, Range, flat, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +59,13 @@ class Audit:
 
 def main(asked: Audit) -> None:
   """From flags to a page."""
-  from experiments.report import audit as page
-  from experiments.report import rendering
-  from experiments.report.model import to_json
-  from experiments.runtime.progress import say
-  from experiments.study import auditing, engine, study
-  from experiments.workdir import directory
   from unlearn_jax import parallel
+  from .report import audit as page
+  from .report import rendering
+  from .report.model import to_json
+  from .runtime.progress import say
+  from .study import auditing, engine, study
+  from .workdir import directory
 
   start, own = time.monotonic(), dict(vars(asked))
   names = [field.name for field in dataclasses.fields(auditing.Game)]

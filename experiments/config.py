@@ -9,7 +9,13 @@ from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
-from experiments.settings import (
+from unlearn_jax import models
+from unlearn_jax.base import InputError, require_file
+from unlearn_jax.finetuning import Budget, Optimizer, Schedule
+from unlearn_jax.recipes import RECIPES, Recipe
+from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
+from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
+from .settings import (
   COUNT,
   RATE,
   SHARE,
@@ -21,12 +27,6 @@ from experiments.settings import (
   require_word,
   setting,
 )
-from unlearn_jax import models
-from unlearn_jax.base import InputError, require_file
-from unlearn_jax.finetuning import Budget, Optimizer, Schedule
-from unlearn_jax.recipes import RECIPES, Recipe
-from unlearn_jax.spd_gan import MIN_SEEDS, GeneratorSettings
-from unlearn_jax.strategies import FACTORIES, Chosen, parse, signature
 
 _BUDGET, _GENERATOR = Budget(), GeneratorSettings()
 CODE = 'The code of a model of your own, FILE.py:Net(…), which it was made by.'

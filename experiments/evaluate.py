@@ -15,11 +15,11 @@ import json
 import pathlib
 from typing import Any
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.settings import FlagError, setting
-from experiments.study import canaries, lineage, setup
 from unlearn_jax.evaluation import evaluate
+from . import config
+from .runtime import binary
+from .settings import FlagError, setting
+from .study import canaries, lineage, setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def main(asked: Evaluate) -> None:
   study = config.Study(**{name: getattr(asked, name) for name in own})
   family = lineage.read(path, study, asked.forget_ids, asked.model)
   if asked.degree:
-    from experiments.study import study as studies  # Draws pictures.
+    from .study import study as studies  # Draws pictures.
 
     root = pathlib.Path(asked.workdir or f'runs/degree-{path.absolute().name}')
     studies.measure_degree(family, asked.null_dir, root)

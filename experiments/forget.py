@@ -11,9 +11,9 @@ How, and what it cannot say: docs/deletion.md.
 
 import dataclasses
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.settings import WHOLE, setting
+from . import config
+from .runtime import binary
+from .settings import WHOLE, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Forget:
 
 def main(asked: Forget) -> None:
   """From a file of ids to a record."""
-  from experiments.deletion import making, request  # Once flags are known.
+  from .deletion import making, request  # Once flags are known.
 
   making.carry_out(request.plan(asked))
 

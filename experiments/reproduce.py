@@ -11,15 +11,15 @@ the stages, and --engine=dask lets a cluster carry them out (docs/clusters.md).
 import dataclasses
 import pathlib
 
-from experiments import config
-from experiments.reproduction import computing, page, paper, presets
-from experiments.reproduction.presets import FIRST_SWEEP_SEED, PRESETS
-from experiments.reproduction.series import Numbers
-from experiments.runtime import binary
-from experiments.runtime.progress import say
-from experiments.settings import FlagError, Range, setting
-from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import closest
+from . import config
+from .reproduction import computing, page, paper, presets
+from .reproduction.presets import FIRST_SWEEP_SEED, PRESETS
+from .reproduction.series import Numbers
+from .runtime import binary
+from .runtime.progress import say
+from .settings import FlagError, Range, setting
+from .workdir.directory import Workdir
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ takes seconds: the models are traced, not computed.
 
 import dataclasses
 
-from experiments.report import rendering
-from experiments.report.sections import Section
-from experiments.reproduction import paper
-from experiments.runtime import binary
+from .report import rendering
+from .report.sections import Section
+from .reproduction import paper
+from .runtime import binary
 
 
 @dataclasses.dataclass(frozen=True)

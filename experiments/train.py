@@ -12,14 +12,14 @@ shares, what one of them trained the other does not train again.
 
 import dataclasses
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.runtime.progress import say
-from experiments.settings import FlagError, setting
-from experiments.study import canaries, engine, halves, planning, study
-from experiments.study import setup as setups
-from experiments.workdir.directory import Workdir
 from unlearn_jax.strategies import parse
+from . import config
+from .runtime import binary
+from .runtime.progress import say
+from .settings import FlagError, setting
+from .study import canaries, engine, halves, planning, study
+from .study import setup as setups
+from .workdir.directory import Workdir
 
 
 @dataclasses.dataclass(frozen=True)

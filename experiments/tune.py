@@ -17,12 +17,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments import config, files
-from experiments.config import Trial, Tuned
-from experiments.runtime import binary
-from experiments.settings import FlagError, Range, setting
 from unlearn_jax.base import InputError
 from unlearn_jax.strategies import Chosen, closest, parse
+from . import config, files
+from .config import Trial, Tuned
+from .runtime import binary
+from .settings import FlagError, Range, setting
 
 # Seeds that `experiments.unlearn` does not reach.
 FIRST_SEED = 1000
@@ -62,10 +62,10 @@ def check(asked: Tune, every: list[Chosen]) -> None:
 
 def main(asked: Tune) -> None:
   """From strategies to a file of their values."""
-  from experiments.runtime.progress import say
-  from experiments.study import planning, study
-  from experiments.workdir.directory import Workdir
   from unlearn_jax import parallel
+  from .runtime.progress import say
+  from .study import planning, study
+  from .workdir.directory import Workdir
 
   chosen, draws = asked.methods.chosen, asked.draws
   check(asked, chosen)
@@ -96,7 +96,7 @@ def main(asked: Tune) -> None:
 
 def trial(found: Any, text: str) -> Trial | None:
   """What a strategy came to, over the seeds; None where one has no gap."""
-  from experiments.report import judging
+  from .report import judging
 
   gap = found.whole(text, judging.GAP)
   own, its = (found.whole(n, judging.RETAIN) for n in (text, 'retrain'))

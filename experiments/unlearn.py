@@ -10,13 +10,13 @@ references, by which an attack judges all of them; with --degree it measures the
 SPD-GAN unlearning degree of each strategy as well.
 """
 
-from experiments import config
-from experiments.runtime import binary
+from . import config
+from .runtime import binary
 
 
 def main(asked: config.Study) -> None:
   """From a configuration to a report."""
-  from experiments.study import study  # Once the flags are known to be good.
+  from .study import study  # Once the flags are known to be good.
 
   study.run(asked)
 

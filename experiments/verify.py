@@ -9,9 +9,9 @@ and ends with exit status 1 if something does not match.
 
 import dataclasses
 
-from experiments import config
-from experiments.runtime import binary
-from experiments.settings import setting
+from . import config
+from .runtime import binary
+from .settings import setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Verify:
 
 def main(asked: Verify) -> None:
   """From a record to what is true of it."""
-  from experiments.deletion import checking  # Once the flags are known.
+  from .deletion import checking  # Once the flags are known.
 
   checking.check(asked)
 

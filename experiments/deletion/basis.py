@@ -8,15 +8,6 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from experiments import config
-from experiments.deletion import record as records
-from experiments.deletion.evidence import ATTACK, BY_OTHERS, Noise, Sets
-from experiments.deletion.record import Record
-from experiments.study import canaries, halves
-from experiments.study import setup as setups
-from experiments.study.setup import Setup
-from experiments.workdir import finished
-from experiments.workdir.finished import Facts, Finished, Manifest
 from unlearn_jax import data
 from unlearn_jax.base import (
   Dataset,
@@ -25,6 +16,15 @@ from unlearn_jax.base import (
   require_file,
   shown,
 )
+from .. import config
+from ..study import canaries, halves
+from ..study import setup as setups
+from ..study.setup import Setup
+from ..workdir import finished
+from ..workdir.finished import Facts, Finished, Manifest
+from . import record as records
+from .evidence import ATTACK, BY_OTHERS, Noise, Sets
+from .record import Record
 
 _TURNS = 8  # Requests that have canaries of their own.
 MODEL, CHAIN, TENSORS = 'model', 'requests.json', 'model.safetensors'

@@ -6,8 +6,8 @@ import math
 import re
 from typing import NamedTuple
 
-from experiments.deletion.evidence import Evidence
-from experiments.settings import FlagError
+from ..settings import FlagError
+from .evidence import Evidence
 
 # What may be bounded, and from where to where.
 RANGES = {

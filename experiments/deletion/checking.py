@@ -7,19 +7,19 @@ from typing import Any
 
 from safetensors.numpy import load
 
-from experiments.deletion import basis as bases
-from experiments.deletion import bounds as limits
-from experiments.deletion import evidence
-from experiments.deletion import record as records
-from experiments.deletion.basis import MODEL, TENSORS, Basis
-from experiments.deletion.record import Record
-from experiments.report.model import to_json
-from experiments.runtime.progress import say
-from experiments.settings import FlagError
-from experiments.study import setup as setups
-from experiments.workdir import finished
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, ModelState, shown
+from ..report.model import to_json
+from ..runtime.progress import say
+from ..settings import FlagError
+from ..study import setup as setups
+from ..workdir import finished
+from . import basis as bases
+from . import bounds as limits
+from . import evidence
+from . import record as records
+from .basis import MODEL, TENSORS, Basis
+from .record import Record
 
 # By which a number may differ: other devices round otherwise.
 _TOLERANCE = 1e-4

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 from scipy import special, stats
 
-from experiments.study import canaries
 from unlearn_jax import attacks, metrics
 from unlearn_jax.base import Dataset, Examples, Model, ModelState, Splits
 from unlearn_jax.evaluation import evaluate
 from unlearn_jax.prediction import predict
+from ..study import canaries
 
 ATTACK = (
   'Attack: who has a large margin log p/(1 − p) of the true class is called a'

@@ -8,8 +8,8 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from experiments.settings import FlagError
 from unlearn_jax.base import InputError, require_file, shown
+from ..settings import FlagError
 
 _ROW = re.compile('#[0-9]{1,18}')
 

@@ -8,19 +8,19 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
-from experiments import files, settings
-from experiments.deletion import bounds as limits
-from experiments.deletion import evidence, writing
-from experiments.deletion import record as records
-from experiments.deletion.basis import MODEL, TENSORS, Basis, Chain
-from experiments.deletion.evidence import Evidence
-from experiments.deletion.record import Replaced
-from experiments.deletion.request import Plan
-from experiments.runtime.progress import say
-from experiments.study import engine, networks, stages
-from experiments.study import setup as setups
-from experiments.workdir.directory import Workdir
 from unlearn_jax.base import InputError, ModelState, tensor_paths
+from .. import files, settings
+from ..runtime.progress import say
+from ..study import engine, networks, stages
+from ..study import setup as setups
+from ..workdir.directory import Workdir
+from . import bounds as limits
+from . import evidence, writing
+from . import record as records
+from .basis import MODEL, TENSORS, Basis, Chain
+from .evidence import Evidence
+from .record import Replaced
+from .request import Plan
 
 
 def carry_out(made: Plan) -> None:

@@ -13,15 +13,15 @@ from typing import Any
 
 import msgspec
 
-from experiments.deletion.bounds import Broken
-from experiments.deletion.evidence import Evidence
-from experiments.report import rendering
-from experiments.report.model import to_json
-from experiments.report.sections import Section, Table
-from experiments.settings import FlagError
-from experiments.workdir import finished
-from experiments.workdir.finished import Code
 from unlearn_jax.base import InputError, require_file, shown
+from ..report import rendering
+from ..report.model import to_json
+from ..report.sections import Section, Table
+from ..settings import FlagError
+from ..workdir import finished
+from ..workdir.finished import Code
+from .bounds import Broken
+from .evidence import Evidence
 
 NAME, PAGE = 'record.json', 'record.html'
 _KEY_BYTES = 16  # At least.

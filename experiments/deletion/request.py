@@ -10,23 +10,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from experiments import config
-from experiments.deletion import basis as bases
-from experiments.deletion import bounds as limits
-from experiments.deletion import ids
-from experiments.deletion import record as records
-from experiments.deletion.basis import CHAIN, MODEL, Basis, Chain
-from experiments.deletion.bounds import Bound
-from experiments.runtime.progress import Progress
-from experiments.settings import FlagError
-from experiments.study import planning, stages, training
-from experiments.study import setup as setups
-from experiments.study.stages import Output, Stage
-from experiments.workdir import finished
-from experiments.workdir.partials import Partial
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, Splits
 from unlearn_jax.strategies import Chosen, parse
+from .. import config
+from ..runtime.progress import Progress
+from ..settings import FlagError
+from ..study import planning, stages, training
+from ..study import setup as setups
+from ..study.stages import Output, Stage
+from ..workdir import finished
+from ..workdir.partials import Partial
+from . import basis as bases
+from . import bounds as limits
+from . import ids
+from . import record as records
+from .basis import CHAIN, MODEL, Basis, Chain
+from .bounds import Bound
 
 # Whatever another's strategy says of itself.
 _EXACT = 'retrain', 'scratch'

@@ -1,6 +1,6 @@
 """What evidence says, in sentences."""
 
-from experiments.deletion.evidence import AUC, Evidence
+from .evidence import AUC, Evidence
 
 
 def verdict(

@@ -3,24 +3,24 @@
 import datetime
 from typing import Any
 
-from experiments.deletion import bounds as limits
-from experiments.deletion import evidence
-from experiments.deletion import record as records
-from experiments.deletion.record import (
+from unlearn_jax import data
+from unlearn_jax.base import Examples
+from unlearn_jax.objectives import forgotten, retained
+from ..study import provenance
+from ..study import setup as setups
+from ..workdir import finished
+from . import bounds as limits
+from . import evidence
+from . import record as records
+from .record import (
   DataFacts,
   Method,
   Record,
   Replaced,
   Request,
 )
-from experiments.deletion.request import Plan
-from experiments.deletion.verdicts import verdict
-from experiments.study import provenance
-from experiments.study import setup as setups
-from experiments.workdir import finished
-from unlearn_jax import data
-from unlearn_jax.base import Examples
-from unlearn_jax.objectives import forgotten, retained
+from .request import Plan
+from .verdicts import verdict
 
 _ALWAYS = (
   'Who compares the model with an earlier one may learn what was forgotten.'

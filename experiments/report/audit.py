@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 import numpy as np
 
-from experiments.report import figures
-from experiments.report.figures import LOOKS, STYLE
-from experiments.report.judging import number, plus_minus
-from experiments.report.model import SOURCE, Estimate
-from experiments.report.sections import Line, Picture, Section, Table
-from experiments.report.tables import MISSING
-from experiments.report.wording import WORDS, say
 from unlearn_jax.strategies import REFERENCE
+from . import figures
+from .figures import LOOKS, STYLE
+from .judging import number, plus_minus
+from .model import SOURCE, Estimate
+from .sections import Line, Picture, Section, Table
+from .tables import MISSING
+from .wording import WORDS, say
 
 RATES = 0.001, 0.01, 0.05  # False positive rates.
 

@@ -6,13 +6,13 @@ import operator
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.report import figures, judging
-from experiments.report.model import DegreeFacts, DegreeRow, Estimate
-from experiments.report.sections import Picture, Section, Table
-from experiments.report.tables import MISSING
-from experiments.report.wording import WORDS, say
 from unlearn_jax.degree import Run as Generator
 from unlearn_jax.metrics import mean_interval
+from . import figures, judging
+from .model import DegreeFacts, DegreeRow, Estimate
+from .sections import Picture, Section, Table
+from .tables import MISSING
+from .wording import WORDS, say
 
 Seeds = Sequence[Sequence[Generator]]  # For each seed, its generators.
 

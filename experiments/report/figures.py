@@ -20,8 +20,11 @@ from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
 import numpy as np
 
-from experiments.report.judging import GAP, estimate, finite, known
-from experiments.report.model import (
+from unlearn_jax.base import shown as printable
+from unlearn_jax.evaluation import METRICS, Metric
+from unlearn_jax.metrics import mean_interval
+from .judging import GAP, estimate, finite, known
+from .model import (
   NULL,
   REFERENCE,
   UNJUDGED,
@@ -29,10 +32,7 @@ from experiments.report.model import (
   Report,
   Row,
 )
-from experiments.report.wording import WORDS, say
-from unlearn_jax.base import shown as printable
-from unlearn_jax.evaluation import METRICS, Metric
-from unlearn_jax.metrics import mean_interval
+from .wording import WORDS, say
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
 DPI = 180  # of the pictures

@@ -7,8 +7,8 @@ from typing import TypeGuard
 
 import numpy as np
 
-from experiments.report.model import NULL, UNJUDGED, Estimate, Row
 from unlearn_jax.metrics import Interval, paired_interval
+from .model import NULL, UNJUDGED, Estimate, Row
 
 GAP = 'gap_to_retrained'
 GAP_MINUS = 'gap_minus_control'  # Its paired difference to the control.

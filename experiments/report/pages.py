@@ -8,10 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.report import degree, figures, rendering, tables, wording
-from experiments.report.model import REFERENCE, Report, to_json
-from experiments.report.sections import Section
-from experiments.report.wording import say
+from . import degree, figures, rendering, tables, wording
+from .model import REFERENCE, Report, to_json
+from .sections import Section
+from .wording import say
 
 
 def write(

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from experiments import files
-from experiments.report import figures
-from experiments.report.sections import Section, Table
-from experiments.report.wording import WORDS
+from .. import files
+from . import figures
+from .sections import Section, Table
+from .wording import WORDS
 
 
 def _template(

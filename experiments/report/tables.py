@@ -9,12 +9,12 @@ import csv as csv_writer
 import io
 from typing import Any
 
-from experiments.report import judging, rendering
-from experiments.report.judging import GAP, GAP_MINUS, estimate, number
-from experiments.report.model import REFERENCE, Report, Row
-from experiments.report.sections import Line, Table
-from experiments.report.wording import WORDS, by_seeds, say, title
 from unlearn_jax.evaluation import METRICS, Metric
+from . import judging, rendering
+from .judging import GAP, GAP_MINUS, estimate, number
+from .model import REFERENCE, Report, Row
+from .sections import Line, Table
+from .wording import WORDS, by_seeds, say, title
 
 MISSING = '–'
 RULE_MET = 'stop_epoch'

@@ -4,9 +4,9 @@ import pathlib
 import tomllib
 from typing import Any
 
-from experiments.report import judging
-from experiments.report.judging import GAP, estimate
-from experiments.report.model import (
+from . import judging
+from .judging import GAP, estimate
+from .model import (
   NULL,
   REFERENCE,
   SCRATCH,
@@ -15,7 +15,7 @@ from experiments.report.model import (
   Report,
   Row,
 )
-from experiments.report.sections import Picture
+from .sections import Picture
 
 _FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'
 WORDS: dict[str, Any] = tomllib.loads(_FILE.read_text('utf-8'))

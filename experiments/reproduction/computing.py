@@ -5,16 +5,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from experiments import config
-from experiments.reproduction.presets import Name
-from experiments.study import degrees, engine, planning, results
-from experiments.study.planning import Plan
-from experiments.study.results import Results
-from experiments.study.stages import Stage
-from experiments.study.study import identity
-from experiments.workdir.directory import Workdir
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError
+from .. import config
+from ..study import degrees, engine, planning, results
+from ..study.planning import Plan
+from ..study.results import Results
+from ..study.stages import Stage
+from ..study.study import identity
+from ..workdir.directory import Workdir
+from .presets import Name
 
 
 def planned(

@@ -11,26 +11,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.report import degree, figures, judging, rendering, tables
-from experiments.report.model import Estimate, Row, to_json
-from experiments.report.sections import Picture, Section, Table
-from experiments.report.tables import MISSING
-from experiments.reproduction import (
+from unlearn_jax.evaluation import METRICS
+from ..report import degree, figures, judging, rendering, tables
+from ..report.model import Estimate, Row, to_json
+from ..report.sections import Picture, Section, Table
+from ..report.tables import MISSING
+from ..runtime.progress import clock
+from ..study import degrees, provenance
+from ..study.results import degree_facts
+from ..study.stages import Stage
+from . import (
   computing,
   paper,
   presets,
   series,
   statements,
 )
-from experiments.reproduction.paper import FIGURES, WORDS
-from experiments.reproduction.presets import GRANULARITIES, Place, Sweep
-from experiments.reproduction.series import Numbers, Series
-from experiments.reproduction.statements import GAP, Judgement
-from experiments.runtime.progress import clock
-from experiments.study import degrees, provenance
-from experiments.study.results import degree_facts
-from experiments.study.stages import Stage
-from unlearn_jax.evaluation import METRICS
+from .paper import FIGURES, WORDS
+from .presets import GRANULARITIES, Place, Sweep
+from .series import Numbers, Series
+from .statements import GAP, Judgement
 
 LOOKS = {**figures.CURVES, **FIGURES['looks']}
 # A title, places, and for each a series, by a name of `LOOKS`.

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import msgspec
 
-from experiments.report.sections import Table
 from unlearn_jax import models
 from unlearn_jax.base import tensor_paths
+from ..report.sections import Table
 
 T = TypeVar('T')
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from experiments import config
-from experiments.reproduction import paper
 from unlearn_jax.strategies import FACTORIES, spelling
+from .. import config
+from . import paper
 
 # `stop_retain_share` of a training that runs all of its epochs: more than all
 # retained images cannot be right.

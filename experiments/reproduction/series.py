@@ -9,13 +9,13 @@ import dataclasses
 
 import numpy as np
 
-from experiments.reproduction.paper import ROWS
-from experiments.reproduction.presets import Name, Place, Preset, Problem
-from experiments.study import degrees
-from experiments.study.results import Outcome, Results
-from experiments.study.stages import Stage
 from unlearn_jax import metrics
 from unlearn_jax.metrics import Interval
+from ..study import degrees
+from ..study.results import Outcome, Results
+from ..study.stages import Stage
+from .paper import ROWS
+from .presets import Name, Place, Preset, Problem
 
 Series = dict[int, float]
 NULL = 'null'  # Models that learned the same and differ in their seed alone.

@@ -14,14 +14,14 @@ import dataclasses
 import itertools
 from typing import Any, NamedTuple
 
-from experiments.report import judging
-from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
-from experiments.reproduction import paper, presets, series
-from experiments.reproduction.paper import WORDS
-from experiments.reproduction.presets import Place, Problem, Sweep
-from experiments.reproduction.series import NULL, Numbers, Series
 from unlearn_jax.evaluation import METRICS
 from unlearn_jax.metrics import Interval
+from ..report import judging
+from ..report.sections import NOT_REPRODUCED, REPRODUCED
+from . import paper, presets, series
+from .paper import WORDS
+from .presets import Place, Problem, Sweep
+from .series import NULL, Numbers, Series
 
 UNDECIDED = 'not decidable'
 # Of a difference that the paper says is above 0, by its sign.

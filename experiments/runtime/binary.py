@@ -13,10 +13,10 @@ from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 
-from experiments import config, settings
-from experiments.runtime import distributed, process, signals
-from experiments.settings import FlagError
 from unlearn_jax.base import InputError, require_file, shown
+from .. import config, settings
+from ..settings import FlagError
+from . import distributed, process, signals
 
 C = TypeVar('C')
 
@@ -56,7 +56,7 @@ def _outlive(stream: Any) -> None:
 def _parser(main: Any, kind: type) -> Callable[[Sequence[str]], list[str]]:
   def parse(argv: Sequence[str]) -> list[str]:
     if not {'-h', '-help', '--help', '--helpshort', '-?'}.isdisjoint(argv[1:]):
-      from experiments.runtime import help  # For who asks.
+      from . import help  # For who asks.
 
       print(help.text(sys.modules[main.__module__].__doc__ or '', kind))
       raise SystemExit

@@ -14,11 +14,11 @@ from typing import Any
 
 import jax
 
-from experiments.config import Processes
-from experiments.runtime import signals
-from experiments.settings import FlagError
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, shown
+from ..config import Processes
+from ..settings import FlagError
+from . import signals
 
 # Seconds. Who is silent for so long is dead; and so long one that ends because
 # of an error waits for the others before they are ended too.

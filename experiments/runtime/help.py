@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from typing import Any, get_type_hints
 
-from experiments import settings
+from .. import settings
 
 # A group, its flags, and a line for them; where a binary has them all.
 FIRST = (

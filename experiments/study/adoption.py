@@ -18,13 +18,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.flax import load
 
-from experiments import config
-from experiments.runtime.progress import say
-from experiments.settings import FlagError
-from experiments.study import setup as setups
-from experiments.study.setup import Setup
-from experiments.workdir import finished
-from experiments.workdir.finished import Manifest, Recipe
 from unlearn_jax import checkpoints, data, models
 from unlearn_jax.base import (
   Examples,
@@ -38,6 +31,13 @@ from unlearn_jax.base import (
 from unlearn_jax.data import npz
 from unlearn_jax.prediction import predict
 from unlearn_jax.strategies import closest
+from .. import config
+from ..runtime.progress import say
+from ..settings import FlagError
+from ..workdir import finished
+from ..workdir.finished import Manifest, Recipe
+from . import setup as setups
+from .setup import Setup
 
 _KINDS = (
   'safetensors, an npz, msgpack of flax.serialization, or a folder of Orbax'

@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import config
-from experiments.report.audit import Attack, Audit, Row
-from experiments.report.model import SOURCE, Estimate
-from experiments.report.wording import say
-from experiments.settings import FlagError, key
-from experiments.study import planning, provenance, results, shadows, training
-from experiments.study.setup import Setup
-from experiments.study.shadows import MEMBER, SHADOW, TARGET, Which
-from experiments.study.stages import Stage
-from experiments.workdir.finished import Recipe
 from unlearn_jax import attacks, metrics
 from unlearn_jax.attacks import Drawn, Status
 from unlearn_jax.base import Splits
 from unlearn_jax.strategies import REFERENCE, Chosen, Strategy, parse
+from .. import config
+from ..report.audit import Attack, Audit, Row
+from ..report.model import SOURCE, Estimate
+from ..report.wording import say
+from ..settings import FlagError, key
+from ..workdir.finished import Recipe
+from . import planning, provenance, results, shadows, training
+from .setup import Setup
+from .shadows import MEMBER, SHADOW, TARGET, Which
+from .stages import Stage
 
 _SHOWN = 10  # Examples of which φ is drawn.
 _AGAIN = 'again'  # The second Retrain.

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.settings import FlagError
 from unlearn_jax import attacks, data
 from unlearn_jax.base import (
   Dataset,
@@ -18,6 +17,7 @@ from unlearn_jax.base import (
   ModelState,
 )
 from unlearn_jax.prediction import predict
+from ..settings import FlagError
 
 FILE = 'canaries.txt'  # Ids of those that were planted, one a line.
 _SEED = 240617216

@@ -7,18 +7,18 @@ from typing import Any
 from matplotlib.figure import Figure
 import numpy as np
 
-from experiments.report import figures
-from experiments.runtime.progress import Progress
-from experiments.study import setup as setups
-from experiments.study import stages
-from experiments.study.stages import Output, Stage, StageFailedError
-from experiments.workdir import finished
-from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, degree, spd_gan
 from unlearn_jax.base import InputError
 from unlearn_jax.degree import Run
 from unlearn_jax.snapshots import Epoch
 from unlearn_jax.spd_gan import GeneratorSettings
+from ..report import figures
+from ..runtime.progress import Progress
+from ..workdir import finished
+from ..workdir.partials import Partial
+from . import setup as setups
+from . import stages
+from .stages import Output, Stage, StageFailedError
 
 SHOWN = 8  # Images of a grid.
 

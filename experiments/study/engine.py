@@ -12,13 +12,13 @@ import os
 import pathlib
 from typing import Any
 
-from experiments import config
-from experiments.runtime import process
-from experiments.runtime.progress import Progress, Silent
-from experiments.settings import FlagError
-from experiments.study import stages
-from experiments.study.stages import Stage, StageFailedError
 from unlearn_jax.base import InputError, shown
+from .. import config
+from ..runtime import process
+from ..runtime.progress import Progress, Silent
+from ..settings import FlagError
+from . import stages
+from .stages import Stage, StageFailedError
 
 # Seconds that a scheduler may take to answer.
 _PATIENCE = 30

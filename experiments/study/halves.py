@@ -11,15 +11,15 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments.runtime.progress import Progress
-from experiments.study import setup as setups
-from experiments.study import shadows, stages, training
-from experiments.study.stages import Output, Stage
-from experiments.workdir import finished
-from experiments.workdir.finished import Manifest, Recipe
-from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints
 from unlearn_jax.snapshots import Epoch
+from ..runtime.progress import Progress
+from ..workdir import finished
+from ..workdir.finished import Manifest, Recipe
+from ..workdir.partials import Partial
+from . import setup as setups
+from . import shadows, stages, training
+from .stages import Output, Stage
 
 _UNSEEN, _COUNT = 'unseen', 4
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import config
-from experiments.settings import FlagError
-from experiments.study import planning, stages
-from experiments.study import setup as setups
-from experiments.study.setup import Setup
-from experiments.study.stages import Stage
-from experiments.workdir import finished
-from experiments.workdir.finished import Finished, Manifest
 from unlearn_jax.base import Dataset, InputError, Splits
+from .. import config
+from ..settings import FlagError
+from ..workdir import finished
+from ..workdir.finished import Finished, Manifest
+from . import planning, stages
+from . import setup as setups
+from .setup import Setup
+from .stages import Stage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

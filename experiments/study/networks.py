@@ -21,7 +21,6 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.workdir.finished import Facts
 from unlearn_jax.base import (
   InputError,
   Model,
@@ -31,6 +30,7 @@ from unlearn_jax.base import (
 )
 from unlearn_jax.models import from_linen
 from unlearn_jax.strategies import spelling
+from ..workdir.finished import Facts
 
 _NAME = re.compile(r'(?P<home>[^:()]+):(?P<name>\w+)(?P<call>\(.*\))?', re.S)
 _KINDS = 'a Flax Linen module, one of NNX that takes rngs, or a Model'

@@ -8,21 +8,21 @@ from typing import Any
 
 import msgspec
 
-from experiments import config
-from experiments.settings import FlagError
-from experiments.study import setup as setups
-from experiments.study import stages, training
-from experiments.study.degrees import measure_degree
-from experiments.study.setup import Setup
-from experiments.study.stages import Stage
-from experiments.workdir import finished
-from experiments.workdir.finished import Manifest, Recipe
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, Splits, shown
 from unlearn_jax.objectives import heldout_of
 from unlearn_jax.recipes import RECIPES
 from unlearn_jax.spd_gan import GeneratorSettings
 from unlearn_jax.strategies import REFERENCE, Chosen, parse
+from .. import config
+from ..settings import FlagError
+from ..workdir import finished
+from ..workdir.finished import Manifest, Recipe
+from . import setup as setups
+from . import stages, training
+from .degrees import measure_degree
+from .setup import Setup
+from .stages import Stage
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import jax
 
-from experiments.workdir.finished import Code
 import unlearn_jax
 from unlearn_jax import parallel
+from ..workdir.finished import Code
 
 _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 

@@ -9,18 +9,6 @@ from matplotlib.figure import Figure
 import msgspec
 import numpy as np
 
-from experiments import config, settings
-from experiments.report import degree
-from experiments.report import model as reports
-from experiments.report.model import DegreeFacts, Estimate
-from experiments.report.wording import say
-from experiments.study import degrees, provenance, stages
-from experiments.study import setup as setups
-from experiments.study.planning import Plan, Run
-from experiments.study.stages import Stage
-from experiments.study.training import predictions_of
-from experiments.workdir import finished
-from experiments.workdir.finished import Manifest, Record
 from unlearn_jax import metrics
 from unlearn_jax.calibration import calibrated_degree
 from unlearn_jax.degree import Run as Generator
@@ -28,6 +16,18 @@ from unlearn_jax.evaluation import Cost, Evidence, measure
 from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
 from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
+from .. import config, settings
+from ..report import degree
+from ..report import model as reports
+from ..report.model import DegreeFacts, Estimate
+from ..report.wording import say
+from ..workdir import finished
+from ..workdir.finished import Manifest, Record
+from . import degrees, provenance, stages
+from . import setup as setups
+from .planning import Plan, Run
+from .stages import Stage
+from .training import predictions_of
 
 _SOURCE = Chosen(
   reports.SOURCE, {}, Strategy('Source (untouched)', reports.SOURCE), {}

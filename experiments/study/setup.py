@@ -10,12 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import config
-from experiments.report.wording import say
-from experiments.settings import FlagError, pair
-from experiments.study import canaries, networks
-from experiments.workdir import finished
-from experiments.workdir.finished import Facts, Finished
 from unlearn_jax import data, models, parallel
 from unlearn_jax.base import (
   Dataset,
@@ -29,6 +23,12 @@ from unlearn_jax.base import (
   tensor_paths,
 )
 from unlearn_jax.data import images, near, streaming
+from .. import config
+from ..report.wording import say
+from ..settings import FlagError, pair
+from ..workdir import finished
+from ..workdir.finished import Facts, Finished
+from . import canaries, networks
 
 _PURPOSES = ('split', 'source', 'unlearn', 'degree', 'audit', 'halves')
 # What two models must have in common to be compared.

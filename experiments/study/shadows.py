@@ -14,14 +14,6 @@ import threading
 import jax
 import numpy as np
 
-from experiments import config
-from experiments.runtime.progress import Progress
-from experiments.study import setup as setups
-from experiments.study import stages
-from experiments.study.stages import Output, Stage
-from experiments.workdir import finished
-from experiments.workdir.finished import Manifest, Recipe, Record
-from experiments.workdir.partials import Partial
 from unlearn_jax import attacks, checkpoints
 from unlearn_jax import training as loops
 from unlearn_jax.attacks import Drawn
@@ -31,6 +23,14 @@ from unlearn_jax.prediction import predict
 from unlearn_jax.snapshots import Epoch
 from unlearn_jax.strategies import Chosen
 from unlearn_jax.unlearning import unlearn
+from .. import config
+from ..runtime.progress import Progress
+from ..workdir import finished
+from ..workdir.finished import Manifest, Recipe, Record
+from ..workdir.partials import Partial
+from . import setup as setups
+from . import stages
+from .stages import Output, Stage
 
 _DRAWING = threading.Lock()  # A worker of Dask has several threads.
 

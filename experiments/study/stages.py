@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 import jax
 import msgspec
 
-from experiments import config, settings
-from experiments.runtime import signals
-from experiments.runtime.progress import Progress
-from experiments.study import provenance
-from experiments.study import setup as setups
-from experiments.study.setup import Setup
-from experiments.workdir import directory, finished
-from experiments.workdir.partials import Partial
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import InputError, Splits
+from .. import config, settings
+from ..runtime import signals
+from ..runtime.progress import Progress
+from ..workdir import directory, finished
+from ..workdir.partials import Partial
+from . import provenance
+from . import setup as setups
+from .setup import Setup
 
 
 class Output(NamedTuple):

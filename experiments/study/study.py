@@ -3,12 +3,17 @@
 import pathlib
 import time
 
-from experiments import config
-from experiments.report import degree, pages, rendering
-from experiments.report.model import to_json
-from experiments.report.sections import Section
-from experiments.runtime.progress import say
-from experiments.study import (
+from unlearn_jax import parallel
+from unlearn_jax.base import shown
+from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
+from .. import config
+from ..report import degree, pages, rendering
+from ..report.model import to_json
+from ..report.sections import Section
+from ..runtime.progress import say
+from ..workdir import directory
+from ..workdir.directory import Identity, Workdir
+from . import (
   engine,
   lineage,
   planning,
@@ -16,16 +21,11 @@ from experiments.study import (
   results,
   stages,
 )
-from experiments.study import setup as setups
-from experiments.study.lineage import Lineage
-from experiments.study.planning import Plan, Run
-from experiments.study.results import Results
-from experiments.study.setup import Setup
-from experiments.workdir import directory
-from experiments.workdir.directory import Identity, Workdir
-from unlearn_jax import parallel
-from unlearn_jax.base import shown
-from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
+from . import setup as setups
+from .lineage import Lineage
+from .planning import Plan, Run
+from .results import Results
+from .setup import Setup
 
 
 def root_of(study: config.Study) -> pathlib.Path:

@@ -7,21 +7,21 @@ import jax
 import msgspec
 import numpy as np
 
-from experiments import config
-from experiments.runtime.progress import Progress
-from experiments.study import canaries, stages
-from experiments.study import setup as setups
-from experiments.study.setup import Setup
-from experiments.study.stages import Output, Stage
-from experiments.workdir import finished
-from experiments.workdir.finished import Finished, Manifest, Recipe, Record
-from experiments.workdir.partials import Partial
 from unlearn_jax import training
 from unlearn_jax.base import Splits
 from unlearn_jax.data import images
 from unlearn_jax.evaluation import Predictions, predict_splits
 from unlearn_jax.strategies import Chosen
 from unlearn_jax.unlearning import Unlearning, unlearn
+from .. import config
+from ..runtime.progress import Progress
+from ..workdir import finished
+from ..workdir.finished import Finished, Manifest, Recipe, Record
+from ..workdir.partials import Partial
+from . import canaries, stages
+from . import setup as setups
+from .setup import Setup
+from .stages import Output, Stage
 
 
 def train_source(

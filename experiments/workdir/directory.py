@@ -9,9 +9,9 @@ import socket
 import filelock
 import msgspec
 
-from experiments import files
 from unlearn_jax import parallel
 from unlearn_jax.base import InputError, require_file, shown
+from .. import files
 
 _IDENTITY = 'workdir.json'
 _LOCK, _HOLDER = '.unlearn_jax.lock', '.unlearn_jax.holder'

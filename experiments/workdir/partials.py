@@ -12,9 +12,9 @@ import shutil
 import sys
 import time
 
-from experiments.runtime import signals
 from unlearn_jax import checkpoints, parallel, snapshots
 from unlearn_jax.base import InputError, TrainState, shown
+from ..runtime import signals
 
 # A save of t seconds is not repeated before this many times t, so that saving
 # costs a few per cent at most.
