@@ -2,6 +2,10 @@
 
 import importlib.util
 
+# As it is called: in the repository, or installed as unlearn_jax.experiments.
+COMMAND = (
+  'python -m experiments.' if __name__ == 'experiments' else 'unlearn-jax '
+)
 # Of the extra, but for readers of data, which say themselves what they lack.
 _NEEDED = (
   *('absl', 'filelock', 'jinja2', 'matplotlib', 'platformdirs', 'rich'),

@@ -1,8 +1,9 @@
 """One command for all binaries: `unlearn-jax forget --ids=…`.
 
-The same as `python -m experiments.forget --ids=…`, from any folder: a folder
-`experiments` of the user's own there is not in its way. Other modules of that
-folder are found, as `--model` and `--strategies` name them.
+The same as `python -m experiments.forget --ids=…` in the repository, from any
+folder: what is installed is `unlearn_jax.experiments`, and an `experiments` of
+the user's own is not in its way. Modules of the folder where it is called are
+found, as `--model` and `--strategies` name them.
 """
 
 import ast
@@ -32,7 +33,7 @@ def main() -> None:
     raise SystemExit(2)
   del sys.argv[1]
   sys.path.append('')  # Modules of the user's own, but last.
-  runpy.run_module(f'experiments.{name}', run_name='__main__', alter_sys=True)
+  runpy.run_module(f'{__package__}.{name}', run_name='__main__', alter_sys=True)
 
 
 def _first_line(name: str) -> str:

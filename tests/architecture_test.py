@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -54,6 +55,40 @@ def imports(name):
         inner = f'{home}.{alias.name}'
         found.add(inner if inner in ALL else home)
   return {own for own in found if own in ALL and own != name}
+
+
+def test_the_binaries_depend_on_no_package_called_experiments():
+  """Installed they are `unlearn_jax.experiments`, beside the user's own."""
+  for name, path in modules('experiments').items():
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        homes = [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        homes = [node.module or ''] * (not node.level)
+      else:
+        continue
+      assert 'experiments' not in {own.split('.')[0] for own in homes}, name
+
+
+def test_all_that_is_there_is_installed():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+  setup, found, left = project['tool']['setuptools'], set(), []
+  inner = {'experiments': 'unlearn_jax.experiments'}
+  assert setup['package-dir'] == {own: name for name, own in inner.items()}
+  for top in PACKAGES:
+    for path in (ROOT / top).rglob('*'):
+      folder = path.parent
+      while not (folder / '__init__.py').exists():
+        folder = folder.parent
+      package = '.'.join(folder.relative_to(ROOT).parts)
+      package = package.replace(top, inner.get(top, top), 1)
+      found.add(package)
+      own = setup['package-data'].get(package, [])
+      is_data = path.is_file() and path.suffix not in ('.py', '.pyc')
+      if is_data and path not in {p for o in own for p in folder.glob(o)}:
+        left.append(path)
+  assert not left
+  assert sorted(found) == setup['packages']
 
 
 def floors(package):

@@ -130,6 +130,7 @@ def run(code, *arguments):
       **os.environ,
       'PYTHONPATH': str(ROOT),
       'XLA_FLAGS': devices.flags(1),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
     },
     capture_output=True,

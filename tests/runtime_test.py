@@ -427,41 +427,96 @@ def test_the_line_of_a_running_stage_is_rewritten_and_never_wraps(
 # --------------------------------------------------- One command for all.
 
 
-def command(place, *arguments):
-  """What the installed script does, in a folder with `experiments` in it."""
-  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-  module, _, function = project['scripts']['unlearn-jax'].partition(':')
-  theirs = place / 'work' / 'experiments'
-  if not theirs.exists():
+@pytest.fixture(scope='module')
+def installed(tmp_path_factory):
+  """A folder of packages as pyproject.toml installs them, and the script."""
+  place = tmp_path_factory.mktemp('installed')
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
+  folders, site = project['tool']['setuptools']['package-dir'], place / 'site'
+  for package in project['tool']['setuptools']['packages']:
+    home = site.joinpath(*package.split('.'))
+    own = package
+    for name, folder in folders.items():
+      own = re.sub(rf'^{re.escape(name)}\b', folder, own)
+    home.mkdir(parents=True)
+    for path in ROOT.joinpath(*own.split('.')).iterdir():
+      if path.is_file() or not [*path.glob('*.py')]:
+        (home / path.name).symlink_to(path)
+  # Theirs lie beside it, and where it is called.
+  for theirs in (site / 'experiments', place / 'work' / 'experiments'):
     theirs.mkdir(parents=True)
     (theirs / '__init__.py').write_text('raise SystemExit("not ours")')
-    (place / 'bin').mkdir()
-  script = place / 'bin' / 'unlearn-jax'
-  script.write_text(f'from {module} import {function}\n{function}()\n')
+  script = project['project']['scripts']['unlearn-jax']
+  module, _, function = script.partition(':')
+  (place / 'bin').mkdir()
+  (place / 'bin' / 'unlearn-jax').write_text(
+    f'from {module} import {function}\n{function}()\n'
+  )
+  return place
+
+
+def command(place, *arguments):
+  """What the installed script does."""
   return subprocess.run(
-    [sys.executable, script, *arguments],
-    cwd=theirs.parent,
-    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    [sys.executable, place / 'bin' / 'unlearn-jax', *arguments],
+    cwd=place / 'work',
+    env={**os.environ, 'PYTHONPATH': str(place / 'site')},
     capture_output=True,
     text=True,
   )
 
 
-def test_one_command_runs_every_binary_wherever_it_is_called(tmp_path):
-  listed = command(tmp_path)
+def test_one_command_runs_every_binary_wherever_it_is_called(installed):
+  listed = command(installed)
   assert listed.returncode == 0
   found = re.findall(r'^  (\w+) +\S', listed.stdout, re.M)
   files = (ROOT / 'experiments').glob('[a-z]*.py')
   own = {p.stem for p in files if 'binary.run(' in p.read_text()}
   assert {*found} == own and len(found) == len(own)
-  made = command(tmp_path, 'evaluate', '--checkpoint=nowhere')
+  made = command(installed, 'evaluate', '--checkpoint=nowhere')
   assert made.returncode in (1, 2) and made.stderr.startswith('error: nowhere')
   # Modules of one's own are found there, as by `python -m`.
-  (tmp_path / 'work' / 'my_net.py').write_text('def net(): return 3')
-  made = command(tmp_path, 'train', '--model=my_net:net()')
+  (installed / 'work' / 'my_net.py').write_text('def net(): return 3')
+  made = command(installed, 'train', '--model=my_net:net()')
   assert 'my_net:net gave int, allowed: a Flax Linen' in made.stderr
-  made = command(tmp_path, 'forgt')
+  made = command(installed, 'forgt')
   assert made.returncode == 2
   assert made.stderr.startswith(
     "error: 'forgt' is no command, allowed: unlearn"
   )
+
+
+def test_what_is_installed_is_the_same_code(installed):
+  """Stages, their keys and their pages, whichever way it was started."""
+  code = (
+    "import sys; sys.argv = ['x/unlearn.py', '--seeds=1'];"
+    'from {0}.study import provenance, results;'
+    'from {0} import config, settings;'
+    'from {0}.report import rendering; from {0}.runtime import help;'
+    "about = help.text('python -m experiments.unlearn', config.Study);"
+    'print(provenance.code().source_sha256, settings.key(config.Study()));'
+    'print(results.command(), about.splitlines()[0])'
+  )
+  said = []
+  for name, site in (
+    ('experiments', ROOT),
+    (
+      'unlearn_jax.experiments',
+      installed / 'site',
+    ),
+  ):
+    done = subprocess.run(
+      [sys.executable, '-c', code.format(name)],
+      env={**os.environ, 'PYTHONPATH': str(site)},
+      cwd=installed,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    said.append(done.stdout.splitlines())
+  (ours, called), (theirs, installed_as) = said
+  assert ours == theirs and len(ours.split()[0]) == 64
+  assert called == (
+    'python -m experiments.unlearn --seeds=1 python -m experiments.unlearn'
+  )
+  assert installed_as == 'unlearn-jax unlearn --seeds=1 unlearn-jax unlearn'

@@ -32,7 +32,7 @@ def _template(
 ) -> jinja2.Template:
   """A template into which nothing is put but through `finalize`."""
   made = jinja2.Environment(
-    loader=jinja2.PackageLoader('experiments.report'),
+    loader=jinja2.PackageLoader(__package__),
     autoescape=name.endswith('.html.jinja'),
     undefined=jinja2.StrictUndefined,
     finalize=finalize,

@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from typing import Any, get_type_hints
 
-from .. import settings
+from .. import COMMAND, settings
 
 # A group, its flags, and a line for them; where a binary has them all.
 FIRST = (
@@ -34,7 +34,8 @@ FIRST = (
 def text(about: str, kind: type) -> str:
   """All of it, as wide as the terminal, 80 where there is none."""
   width = max(60, min(shutil.get_terminal_size().columns, 100))
-  return '\n'.join([inspect.cleandoc(about), *_lines(kind, width)])
+  about = inspect.cleandoc(about).replace('python -m experiments.', COMMAND)
+  return '\n'.join([about, *_lines(kind, width)])
 
 
 def _lines(kind: type, width: int) -> Iterator[str]:

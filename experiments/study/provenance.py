@@ -27,7 +27,9 @@ def code() -> Code:
   """What makes the stages of this process."""
   sha, root = hashlib.sha256(), pathlib.Path(unlearn_jax.__file__).parent
   for path in sorted(root.rglob('*.py')):
-    sha.update(f'{path.relative_to(root)}\n'.encode() + path.read_bytes())
+    name = path.relative_to(root)
+    if name.parts[0] != 'experiments':  # These are there if installed.
+      sha.update(f'{name}\n'.encode() + path.read_bytes())
   first, own = parallel.devices()[0], cast(Any, jax.config)
   kind = first.device_kind
   if first.platform == 'cpu':
@@ -89,6 +91,8 @@ def _commit() -> str | None:
     ).stdout.strip()
 
   try:
+    own = pathlib.Path(__file__).name
+    git('ls-files', '--error-unmatch', own)  # Not of what it lies in.
     dirty = '+' if git('status', '--porcelain', '--', '*.py') else ''
     return git('rev-parse', 'HEAD') + dirty
   except (OSError, subprocess.CalledProcessError):

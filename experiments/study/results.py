@@ -16,7 +16,7 @@ from unlearn_jax.evaluation import Cost, Evidence, measure
 from unlearn_jax.strategies import METHOD, REFERENCE, Chosen, Strategy
 from unlearn_jax.training import Epoch
 from unlearn_jax.unlearning import NOTHING
-from .. import config, settings
+from .. import COMMAND, config, settings
 from ..report import degree
 from ..report import model as reports
 from ..report.model import DegreeFacts, Estimate
@@ -209,7 +209,7 @@ def _in_order(plan: Plan) -> Iterator[Chosen]:
 def command() -> str:
   """What was typed, as it can be typed again."""
   name = sys.argv[0].rpartition('/')[2].removesuffix('.py')
-  return ' '.join([f'python -m experiments.{name}', *sys.argv[1:]])
+  return ' '.join([f'{COMMAND}{name}', *sys.argv[1:]])
 
 
 def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
