@@ -188,7 +188,8 @@ def read_manifest(directory: str | os.PathLike) -> dict[str, Any]:
   try:
     if not path.exists():
       raise InputError(
-        f'{directory} holds no checkpoint: {MANIFEST} is missing'
+        f'{directory} holds no checkpoint: {MANIFEST} is missing; of Orbax,'
+        ' msgpack, safetensors and npz experiments.adopt makes one'
       )
     require_file(path)
     manifest = json.loads(path.read_text('utf-8'))
