@@ -385,3 +385,20 @@ def test_finite_parameters_leave_the_losses_alone():
   assert bool(epoch._finite(tree))
   for bad in (jnp.nan, jnp.inf, -jnp.inf):
     assert not bool(epoch._finite({**tree, 'v': jnp.array([1.0, bad])}))
+
+
+def test_an_optimiser_that_draws_noise_goes_on_with_its_key(tmp_path):
+  """Optax keeps a typed key in the state of `add_noise`."""
+
+  def train(keeper):
+    budget = Budget(epochs=3, batch_size=40)
+    return unlearning.unlearn(
+      *(jax.random.key(1), MODEL, MODEL.init(jax.random.key(0)), SPLITS),
+      *(strategies.noisy_finetune(0.1), budget),
+      keeper=keeper,
+    ).state
+
+  with parallel.use(jax.devices()[:1]):
+    whole = train(None)
+    again = interrupted(train, tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, again, whole)

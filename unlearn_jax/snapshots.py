@@ -110,7 +110,7 @@ def pack(snapshot: Snapshot) -> Packed:
     >>> unpack(packed, state).state.model.params['w'].tolist()
     [1.0, 1.0]
   """
-  state = _with_plain_key(snapshot.state)
+  state = _plain(snapshot.state)
   # Copies, because on a CPU the host sees the very memory that is donated.
   leaves = [np.array(leaf) for leaf in jax.device_get(jax.tree.leaves(state))]
   return Packed(
@@ -140,7 +140,7 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
         f'the saved training has {name}={str(facts.get(name))[:60]}, allowed:'
         f' {str(wanted[name])[:60]}'
       )
-  structure = jax.tree.structure(_with_plain_key(like))
+  structure = jax.tree.structure(_plain(like))
   leaves = [jnp.array(packed.arrays[name]) for name in sorted(packed.arrays)]
   found = [f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves[:-1]]
   if found != wanted['shapes']:
@@ -149,16 +149,32 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
       f' {shown(wanted["shapes"], 60)}'
     )
   state = jax.tree.unflatten(structure, leaves)
-  key = jax.random.wrap_key_data(state.key, impl=jax.random.key_impl(like.key))
-  return Snapshot(state._replace(key=key), packed.course)
+  state = jax.tree.map(
+    lambda own, form: (
+      jax.random.wrap_key_data(own, impl=jax.random.key_impl(form))
+      if _is_key(form)
+      else own
+    ),
+    state,
+    like,
+  )
+  return Snapshot(state, packed.course)
 
 
-def _with_plain_key(state: TrainState) -> TrainState:
-  return state._replace(key=jax.random.key_data(state.key))
+def _is_key(leaf: jax.Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(state: TrainState) -> TrainState:
+  """With the data of keys; an optimiser that adds noise has one too."""
+  return jax.tree.map(
+    lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state
+  )
 
 
 def _facts(state: TrainState) -> dict[str, Any]:
-  leaves = jax.tree.leaves(state.model) + jax.tree.leaves(state.opt_state)
+  plain = _plain(state)
+  leaves = jax.tree.leaves((plain.model, plain.opt_state))
   return {
     'leaves': list(tensor_paths(state)),
     'shapes': [f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves],
