@@ -1,6 +1,7 @@
 """A model of one's own in every binary."""
 
 import json
+import pathlib
 import re
 
 import flax
@@ -399,6 +400,29 @@ def test_a_deployed_model_says_what_becomes_of_pixels(
     exec('\n'.join(record['loading']), found)
   right = np.mean(np.asarray(found['logits']).argmax(1) == splits.labels)
   assert right == record['evidence']['result']['test_accuracy']
+
+
+def test_an_nnx_module_is_deployed_by_the_page(here, tmp_path, monkeypatch):
+  """As NNX and as NumPy alone: what the binary said of it."""
+  prod, out, ids = (tmp_path / name for name in ('prod', '2026-12', 'ids.txt'))
+  own = flags('my_nnx.py:Net(width=16)', prod)[:-1]
+  running.done('train', *own)
+  ids.write_text('7\n11\n')
+  asked = f'--source={prod}', f'--ids={ids}', f'--out={out}', own[1]
+  running.done('forget', *asked)
+  said = json.loads((out / 'record.json').read_text())['evidence']['result']
+  splits = data.load('npz:stripes.npz').test
+  page = (pathlib.Path(__file__).parent.parent / 'docs/deploy.md').read_text()
+  _, *blocks = re.findall(r'^```python\n(.*?)^```$', page, re.M | re.S)
+  monkeypatch.chdir(tmp_path)
+  found = []
+  for code in blocks:
+    names = {'images': splits.images}
+    exec(code, names)
+    found.append(np.asarray(names['logits']))
+    right = np.mean(found[-1].argmax(1) == splits.labels)
+    assert right == said['test_accuracy'] > 0.7
+  np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-4)
 
 
 def _statistics(prod):
