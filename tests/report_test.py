@@ -745,6 +745,21 @@ def test_pictures_are_large_enough_to_print(written):
     assert len(np.unique(pixels @ [65536, 256, 1])) > 100
 
 
+def test_what_a_legend_says_is_within_the_picture():
+  """However many lines and however long; and the axes lose nothing by it."""
+  for count, columns in ((3, 3), (12, 2)):
+    figure, (axes,) = figures.panels(1, 1, 2.0, 'x', 'y')
+    before = figure.get_figheight()
+    for line in range(count):
+      words = 'a long name (with=0.1)' if count > 3 else 'short'
+      axes.plot([0, 1], [0, line], label=f'{words} {line}')
+    (own,) = figures.legend(figure).legends
+    box = own.get_window_extent(figure.canvas.get_renderer())
+    assert own._ncols <= columns and box.width <= figure.bbox.width
+    room = figure.get_figheight() - box.height / figure.dpi
+    assert room >= before - 0.46
+
+
 def test_page_needs_no_network(written):
   text = written['html'].read_text('utf-8')
   assert 'http://' not in text and 'https://' not in text

@@ -175,7 +175,9 @@ def _attacked(audit: Audit, group: str) -> Table:
     lines.append(Line(row.label, cells, row.role))
   heads = WORDS['audit_heads']['ulira'][: 1 + len(cells)]
   own = audit.null.attacks[group]
-  notes = [say('audit', f'{group}_note', own=own, audit=audit)]
+  wrong = say('audit', 'wrong_labels', audit=audit) + ' '
+  wrong *= audit.mislabelled > 0
+  notes = [say('audit', f'{group}_note', own=own, wrong=wrong)]
   notes += [say('audit', 'columns', own=audit)] * (group == 'forget')
   title = say('audit', f'{group}_title', own=audit)
   return Table(heads, lines, title, notes)
@@ -209,7 +211,7 @@ def pictures(audit: Audit) -> dict[str, Figure]:
 @style.context(STYLE)
 def roc(rows: Sequence[Row]) -> Figure:
   """ROC curves on log axes: of all that was forgotten, and of the slice."""
-  figure = Figure((figures.WIDTH, 3.2 + 0.06 * len(rows)))
+  figure = Figure((figures.WIDTH, 3.4))
   grid = figure.subplots(1, 2, sharey=True)
   for axes, (group, title) in zip(grid, WORDS['audit_panels'].items()):
     looks = itertools.cycle(WORDS['audit_looks'].values())

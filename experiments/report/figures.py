@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 from matplotlib.ticker import MaxNLocator
@@ -37,6 +38,7 @@ from .wording import WORDS, say
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
 DPI = 180  # of the pictures
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
+_LEGEND = 0.45  # Inches: two lines, for which all have room.
 
 CURVES = WORDS['curves']  # Looks by metric.
 LOOKS: dict[str, Any] = WORDS['looks']
@@ -157,13 +159,25 @@ def line(
 
 
 def legend(figure: Figure) -> Figure:
-  """Says above all axes what is labelled in any of them, once."""
+  """Says above all axes what is labelled in any of them, once.
+
+  In as many columns as there is room for; more than two lines make it higher.
+  """
   found: dict[str, Any] = {}
   for axes in figure.axes:
     handles, labels = axes.get_legend_handles_labels()
     found |= zip(labels, handles)
   where: Any = {'loc': 'outside upper center', 'handlelength': 2.8}
-  figure.legend(found.values(), found, ncols=min(4, len(found)), **where)
+  renderer = FigureCanvasAgg(figure).get_renderer()
+  for columns in range(min(4, len(found)), 0, -1):
+    made = figure.legend(found.values(), found, ncols=columns, **where)
+    size = made.get_window_extent(renderer)
+    if size.width <= figure.bbox.width:
+      break
+    if columns > 1:
+      made.remove()
+  high = size.height / figure.dpi if found else 0
+  figure.set_figheight(figure.get_figheight() + max(0.0, high - _LEGEND))
   return figure
 
 
