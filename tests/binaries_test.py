@@ -129,6 +129,8 @@ def test_every_output_is_there_and_names_the_strategies(main):
     assert 'Mine' in (workdir / name).read_text(), name
   assert out.endswith(f'Report: {workdir / "report.html"}\n')
   assert len(list(workdir.glob('figures/*.png'))) == 2
+  title, *_ = (workdir / 'report.md').read_text().splitlines()
+  assert ' npz:stripes.npz images ' in title  # No path.
 
 
 def test_the_same_command_does_nothing_twice(main, data_file):

@@ -19,7 +19,7 @@ from ..report.wording import say
 from ..settings import FlagError, key
 from ..workdir.finished import Recipe
 from . import planning, provenance, results, shadows, training
-from .setup import Setup
+from .setup import Setup, titled
 from .shadows import MEMBER, SHADOW, TARGET, Which
 from .stages import Stage
 
@@ -234,7 +234,7 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
     config=asked,
     environment=provenance.environment(),
     attack=game.attack,
-    data=plan.setup.dataset.name,
+    data=titled(plan.setup),
     model=plan.setup.facts.network,
     train=plan.splits.train.size,
     request=len(own.requests[0]),

@@ -158,7 +158,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       'stage_seconds': round(sum(own.wall_seconds for own in made.values()), 1),
     },
     dataset=reports.DatasetFacts(
-      name=setup.dataset.name,
+      name=setups.titled(setup),
       train=splits.train.size,
       test=splits.test.size,
       forget=splits.forget.size,

@@ -324,6 +324,12 @@ def forget_hash(setup: Setup, splits: Splits) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
+def titled(setup: Setup) -> str:
+  """The data set as a title has it: `npz:photos.npz`, without the way there."""
+  kind, colon, path = setup.dataset.name.partition(':')
+  return f'{kind}{colon}{pathlib.PurePath(path).name}' if colon else kind
+
+
 def describe(setup: Setup, drawn: Mapping[int, Splits]) -> list[str]:
   """What was loaded, and what each seed forgets, in lines."""
   dataset, facts = setup.dataset, setup.facts
