@@ -388,7 +388,7 @@ def test_finite_parameters_leave_the_losses_alone():
 
 
 def test_an_optimiser_that_draws_noise_goes_on_with_its_key(tmp_path):
-  """Optax keeps a typed key in the state of `add_noise`."""
+  """The state of its optimiser has a typed key."""
 
   def train(keeper):
     budget = Budget(epochs=3, batch_size=40)

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
@@ -128,7 +129,16 @@ def noisy_finetune(sigma: float = 0.01) -> Strategy:
 
 @functools.lru_cache(maxsize=64)
 def _noise(sigma: float) -> optax.GradientTransformation:
-  return optax.add_noise(sigma**2, 0.0, 0)
+  """N(0, σ²), one draw for all scalars: a draw a tensor compiles for long."""
+
+  def update(updates, key, params=None):
+    del params
+    key, own = jax.random.split(key)
+    flat, unravel = ravel_pytree(updates)
+    drawn = sigma * jax.random.normal(own, flat.shape, flat.dtype)
+    return jax.tree.map(jnp.add, updates, unravel(drawn)), key
+
+  return optax.GradientTransformation(lambda params: jax.random.key(0), update)
 
 
 def _retaught(label, edit) -> Strategy:
