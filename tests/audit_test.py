@@ -279,15 +279,16 @@ def test_a_stage_travels_to_a_worker(data_file, tmp_path):
 def test_a_reference_of_ones_own_is_run_as_it_is(
   data_file, tmp_path, monkeypatch
 ):
-  """One that forgets nothing is found as much as what was trained."""
+  """One that forgets nothing knows what was trained."""
   (tmp_path / 'lazy.py').write_text(
     'from unlearn_jax import Strategy\n\n\ndef still() -> Strategy:\n'
     '  """Leaves all as it is."""\n'
     "  return Strategy('Still', 'reference', epochs=0)\n"
   )
   monkeypatch.syspath_prepend(tmp_path)
-  own = flags(data_file, tmp_path / 'run', *GAME, '--strategies=lazy:still')
-  running.done('audit', *own)
+  own = flags(data_file, tmp_path / 'run', '--attack=ensemble', '--shadows=3')
+  running.done('audit', *own, '--strategies=lazy:still')
   found = json.loads((tmp_path / 'run' / 'audit.json').read_text())
-  source, still = (row['attacks']['slice']['auc'] for row in found['rows'])
-  assert source > 0.85 and still > 0.85
+  source, still = (row['accuracy']['forget'] for row in found['rows'])
+  # BatchNorm is estimated anew. Retrain is right on less than half.
+  assert abs(still - source) < 0.05 and still > 0.6

@@ -552,7 +552,7 @@ def test_class_matched_is_as_much_as_there_is_in_the_same_proportions():
     ('class(a, 1.5)', '1.5 is no share'),
     ('class(a, 0.01)', '0 of 20 training examples; allowed is'),
     ('ids(/no/such)', '/no/such: no such file'),
-    ('ids(\0)', ''),
+    ('ids(\0)', 'null'),
   ],
 )
 def test_another_text_is_one_line(text, said):
