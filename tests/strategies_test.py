@@ -146,9 +146,21 @@ def alternatives(name, parameter):
   return found.get(name, found.get(None)) if isinstance(found, dict) else found
 
 
+def test_a_donors_share_has_to_be_given():
+  """What scales by default to 0 would be 2ω − ω_j of a donor."""
+  with pytest.raises(
+    ValueError, match=r'1.0, allowed: 0 to 1, the share, with'
+  ):
+    FACTORIES['top_k'](change='donor')
+  FACTORIES['top_k'](change='donor', epsilon=1.0)
+  FACTORIES['random_k'](change='tree_donor')
+
+
 @pytest.mark.parametrize('name, parameter', PARAMETERS)
 def test_every_value_of_every_parameter_changes_the_result(name, parameter):
   base = BASE.get(name, {})
+  if parameter == 'change':  # A donor's share.
+    base = {**base, 'epsilon': 0.5}
   seen = {'the default': numbers(run(FACTORIES[name](**base)))}
   for value in alternatives(name, parameter):
     got = numbers(run(FACTORIES[name](**{**base, parameter: value})))
@@ -280,10 +292,11 @@ def test_texts_and_pickles_come_back_as_the_same_strategy(name):
   for _ in range(50):
     chosen = [n for n in names if rng.random() < 0.5]
     given = {n: drawn(rng, hints[n]) for n in chosen}
-    text = f'{name}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
     if given.get('granularity') == 'leaf':
       given |= {n: d for n, d in WHOLE.items() if n in given}
-      text = f'{name}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
+    if 'donor' in given.get('change', ''):
+      given['epsilon'] = 0.5
+    text = f'{name}({", ".join(f"{n}={v!r}" for n, v in given.items())})'
     (found,) = parse(text)
     (again,) = parse(found.text)
     assert again.text == found.text and again.label == found.label

@@ -59,7 +59,8 @@ def top_k(
   Args:
     k: K, how many (int) or which share (float) of the scalars; how many
       tensors with `granularity='leaf'`; of each tensor with `scope='leaf'`.
-    epsilon: ε; the paper calls it small without a number. −1 zeroes.
+    epsilon: ε; the paper calls it small without a number. −1 zeroes. Of a
+      donor the share, from 0 to 1, and to be given: 1 takes its value.
     sensitivity: the score, see `choosing.scores`.
     direction: whether the largest scores or the smallest are taken.
     change: scale, ω + ε·ω (Eq. 7); (tree_)donor, (1 − ε)·ω + ε·ω_j, another
@@ -82,7 +83,7 @@ def top_k(
     >>> top_k(k=45, epsilon=-1.0).label
     'Top-K'
   """
-  shared = _shared(k, epsilon, js_weight, js_teacher, moves)
+  shared = _shared(k, epsilon, js_weight, js_teacher, moves, change)
   require('examples', examples, examples >= 1, '1 or more')
   require('grad_scale', grad_scale, 0 <= grad_scale <= 1, '0 to 1')
   holds = granularity == 'scalar' or (scope, leaves) == ('tree', 'all')
@@ -220,7 +221,7 @@ def random_k(
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
   """
-  shared = _shared(1, epsilon, js_weight, js_teacher, moves)
+  shared = _shared(1, epsilon, js_weight, js_teacher, moves, change)
   _require_ratio(ratio)
 
   def edit(context: Context) -> Edit:
@@ -259,7 +260,7 @@ def random_top_k(
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
   """
-  shared = _shared(k, epsilon, js_weight, js_teacher, moves)
+  shared = _shared(k, epsilon, js_weight, js_teacher, moves, change)
   _require_ratio(ratio)
   require('examples', examples, examples >= 1, '1 or more')
 
@@ -301,6 +302,7 @@ def _shared(
   js_weight: float,
   js_teacher: Teacher,
   moves: Moves,
+  change: Change = 'scale',
 ) -> dict[str, Any]:
   """What all of them check, and what they do after the perturbation."""
   whole = isinstance(k, int) and k >= 1
@@ -308,6 +310,8 @@ def _shared(
   allowed = 'a whole number from 1, or a share above 0 and at most 1'
   require('k', k, (whole or share) and not isinstance(k, bool), allowed)
   require('epsilon', epsilon, abs(epsilon) < math.inf, 'a finite number')
+  mixes = 0 <= epsilon <= 1 or 'donor' not in change
+  require('epsilon', epsilon, mixes, f'0 to 1, the share, with {change=}')
   return {
     'terms': guided(js_weight, js_teacher),
     'moves': moves,
