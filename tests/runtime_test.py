@@ -16,6 +16,7 @@ import devices
 import pytest
 
 from experiments.runtime import distributed, progress, signals
+from experiments.runtime import process as own_process
 from experiments.runtime.distributed import Processes
 from unlearn_jax import timing, training
 from unlearn_jax.base import InputError
@@ -520,3 +521,23 @@ def test_what_is_installed_is_the_same_code(installed):
     'python -m experiments.unlearn --seeds=1 python -m experiments.unlearn'
   )
   assert installed_as == 'unlearn-jax unlearn --seeds=1 unlearn-jax unlearn'
+
+
+@pytest.mark.parametrize(
+  'mode, trusted', [(None, True), (0o700, True), (0o770, False), (0o707, False)]
+)
+def test_programs_are_kept_where_nobody_else_may_write(
+  mode, trusted, tmp_path, monkeypatch
+):
+  """JAX runs what lies there."""
+  folder = tmp_path / 'programs'
+  if mode is not None:
+    folder.mkdir()
+    folder.chmod(mode)
+  place = lambda name: tmp_path  # noqa: E731
+  monkeypatch.setattr(own_process.platformdirs, 'user_cache_path', place)
+  assert own_process._own_cache() == (str(folder) if trusted else None)
+  assert not trusted or folder.stat().st_mode & 0o777 == 0o700
+  owner = os.getuid() + 1
+  monkeypatch.setattr(own_process.os, 'getuid', lambda: owner)
+  assert own_process._own_cache() is None
