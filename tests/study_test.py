@@ -281,6 +281,7 @@ def test_every_parameter_of_a_strategy_is_in_its_key(
   assert value is not None, f'{parameter} needs a value here'
   few = 'k=8, ' if 'k' in inspect.signature(FACTORIES[name]).parameters else ''
   few = '' if parameter == 'k' else few  # Of tensors there are eleven.
+  few += 'epsilon=0.5, ' * (parameter == 'change')  # A donor's share.
   text = f'{name}({few}{parameter}={value!r})'
   own = f'retrain, {name}({few}), {text}'
   study = asked(strategies=own, degree=False, heldout=0.2)

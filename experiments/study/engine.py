@@ -125,7 +125,8 @@ def _dask(engine: config.Engine) -> Iterator[futures.Executor]:
       where = {'scheduler_file' if is_file else 'address': engine.scheduler}
       try:
         client = distributed.Client(**where, timeout=_PATIENCE)
-      except (OSError, ValueError) as error:
+      # Dask asserts that its loop has begun within 10 s.
+      except (OSError, ValueError, AssertionError) as error:
         raise InputError(
           f'--scheduler={shown(engine.scheduler)}: no Dask scheduler answers'
           f' there ({shown(error)}); allowed: its address, or its file'
