@@ -606,6 +606,17 @@ def test_who_cannot_be_moved_is_left_out():
       adversaries.nearest(dead, state, every.take([1]))
 
 
+def test_tokens_have_no_images_nearby():
+  every = Examples.of(np.arange(6, dtype=np.int32).reshape(3, 2), [0, 1, 0])
+  model, state = stateless(lambda w, x: w[x].mean(1)), ModelState(jnp.eye(6))
+  for attack in (
+    lambda: adversaries.nearest(model, state, every),
+    lambda: adversaries.relabelled(model, state, every, 0.1),
+  ):
+    with pytest.raises(ValueError, match="images='int32', allowed: uint8 or"):
+      attack()
+
+
 def test_images_in_bytes_stay_bytes_to_the_model():
   """Whether it divides floats or leaves them to the caller."""
   images = RNG.integers(0, 256, (6, 2, 2, 1)).astype(np.uint8)

@@ -10,7 +10,14 @@ import numpy as np
 import optax
 
 from unlearn_jax import parallel
-from unlearn_jax.base import Array, Examples, InputError, Model, ModelState
+from unlearn_jax.base import (
+  Array,
+  Examples,
+  InputError,
+  Model,
+  ModelState,
+  require,
+)
 
 # Images that are attacked at once; as few numbers as are compiled.
 _BATCHES = 256, 64, 16
@@ -202,6 +209,10 @@ def _norm(x: jax.Array) -> jax.Array:
 
 def _given(examples: Examples) -> tuple[np.ndarray, np.ndarray]:
   rows = np.asarray(examples.indices)
+  kind = examples.images.dtype
+  moves = kind == np.uint8 or jnp.issubdtype(kind, jnp.floating)
+  allowed = 'uint8 or floats, which can be moved a little'
+  require('images', kind.name, moves, allowed)
   return np.asarray(examples.images[rows]), examples.own_labels
 
 
