@@ -7,9 +7,9 @@
 # SIZE is toy (digits; minutes), hard (10,000 CIFAR-10 images, nothing augmented;
 # hours of two cores), cpu (25,000, augmented; half a day) or gpu (all 50,000,
 # ResNet18 of width 64, 180 epochs; half an hour of an H100). Flags go to every
-# command, such as --data_dir=DIR or --dataset=npz:FILE. What is done is never
-# done again, so a run that was stopped goes on. The reports are OUT/table/report
-# and OUT/curve/report.
+# command, such as --data_dir=DIR, --dataset=npz:FILE or --engine=dask. What is done
+# is never done again, so a run that was stopped goes on. The reports are
+# OUT/table/report.html and OUT/curve/report.html.
 set -euo pipefail
 size=${1:?toy, hard, cpu or gpu} out=${2:?a folder for the results}
 shift 2
@@ -17,11 +17,12 @@ shift 2
 # Where % stands, the number of epochs.
 controls='finetune(js_weight=0.0, epochs=%), scratch(epochs=%)'
 curve="$controls, random_k(ratio=0.3, change='reinitialize', js_weight=0.0, \
-epochs=%), shrink_perturb(epochs=%), scrub(epochs=%), salun(epochs=%)"
-every="$curve, msg(epochs=%), ct(epochs=%), l1_sparse(epochs=%), \
-neggrad_plus(epochs=%), sfron(epochs=%), amun(epochs=%), \
-bad_teacher(epochs=%), top_k(epochs=%), top_k(k=0.3, sensitivity='forget', \
-change='reinitialize', reduction='mean', js_weight=0.0, epochs=%)"
+epochs=%), ct(epochs=%), neggrad_plus(epochs=%), sfron(epochs=%)"
+every="$curve, shrink_perturb(epochs=%), msg(epochs=%), l1_sparse(epochs=%), \
+scrub(epochs=%), salun(epochs=%), amun(epochs=%), bad_teacher(epochs=%), \
+boundary_shrink(epochs=%), noisy_finetune(epochs=%), top_k(epochs=%), \
+top_k(k=0.3, sensitivity='forget', change='reinitialize', reduction='mean', \
+js_weight=0.0, epochs=%), ssd"
 
 common=(--forget='random(0.1)' --schedule=cosine --stop_retain_share=2)
 cifar=("${common[@]}" --dataset=cifar10)
@@ -34,7 +35,7 @@ case $size in
   hard)
     common=("${cifar[@]}" --model=resnet9 --width=8 --train_subset=10000)
     common+=(--train_epochs=20)
-    main=2 budgets='4 2 1' trials=6 tunings=1 seeds=3
+    main=2 budgets='8 4 2 1' trials=6 tunings=1 seeds=3
     ;;
   cpu)
     common=("${cifar[@]}" --model=resnet9 --width=8 --train_subset=25000)
@@ -65,11 +66,15 @@ at() {
 }
 
 measure() { # a name, and its strategies
+  local here=$out/$1 work=$out/work
+  mkdir -p "$here"
   python -m experiments.tune "${common[@]}" --strategies="$2" \
-    --trials="$trials" --seeds="$tunings" --workdir="$out/tune-$1"
+    --trials="$trials" --seeds="$tunings" --workdir="$work"
+  mv "$work/tuned.json" "$here"
   python -m experiments.unlearn "${common[@]}" --strategies="retrain, $2" \
-    --seeds="$seeds" --references="$references" --workdir="$out/$1" \
-    --tuned="$out/tune-$1/tuned.json"
+    --seeds="$seeds" --references="$references" --workdir="$work" \
+    --tuned="$here/tuned.json"
+  cp -r "$work"/report.* "$work/figures" "$here"
 }
 
 measure table "$(at "$every" "$main")"
