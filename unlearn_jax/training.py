@@ -180,7 +180,8 @@ def fit(
       host beyond `data.streaming.limit` come in blocks, with equal results.
     epochs: the most epochs, 0 or more; 0 returns `state`.
     batch_sizes: one per set, over all devices.
-    optimizer: Optax; its state is made for the trained tensors only.
+    optimizer: Optax; its state is made for the trained tensors only, and a
+      typed PRNG key in it is replaced by one that follows from `key`.
     loss: what is minimised, given a batch of each set.
     passes: whether an epoch is a pass over each set, one after the other,
       instead of one over the first with batches of the others beside it.
@@ -233,9 +234,13 @@ def fit(
   runner = epoch.Runner(program, sets, sizes, steps, starts, epochs)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
-  train_state = parallel.replicate(
-    TrainState(own, optimizer.init(of_trained(own.params, trained)), key)
+  optimizer_state = optimizer.init(of_trained(own.params, trained))
+  # No number that `split` counts by: `split(key, n)[i]` is `fold_in(key, i)`.
+  noise_key = jax.random.fold_in(key, 2**31)
+  optimizer_state = jax.tree.map(
+    lambda x: noise_key if _is_key(x) else x, optimizer_state
   )
+  train_state = parallel.replicate(TrainState(own, optimizer_state, key))
   marks = of_trained(update_mask, trained), mask
   inputs = parallel.replicate((runner.sets, marks))
   now = keeper.load(train_state) if keeper else None
@@ -261,6 +266,10 @@ def fit(
       on_epoch(now.course.history[-1])
   course = now.course
   return Fit(now.state.model, course.history, course.compile_seconds)
+
+
+def _is_key(x: Any) -> bool:
+  return jax.dtypes.issubdtype(getattr(x, 'dtype', None), jax.dtypes.prng_key)
 
 
 class _Pace:

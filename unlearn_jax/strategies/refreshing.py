@@ -113,8 +113,7 @@ def _l1(gamma: float):
 def noisy_finetune(sigma: float = 0.01) -> Strategy:
   """Noisy fine-tuning: g + N(0, σ²) in each step on D_RE.
 
-  Chien et al., 2024; no bound is computed here. The noise is the same in each
-  run.
+  Chien et al., 2024; no bound is computed here.
 
   Costs the passes over D_RE only. Fails by noise that hurts all alike; σ is
   its knob.
@@ -138,6 +137,7 @@ def _noise(sigma: float) -> optax.GradientTransformation:
     drawn = sigma * jax.random.normal(own, flat.shape, flat.dtype)
     return jax.tree.map(jnp.add, updates, unravel(drawn)), key
 
+  # `training.fit` puts a key of the run in place of this one.
   return optax.GradientTransformation(lambda params: jax.random.key(0), update)
 
 
