@@ -655,14 +655,14 @@ def test_another_retrain_is_a_yardstick_and_no_strategy():
 
 
 def test_gap_by_budget_draws_what_was_run_for_several_epochs():
-  def row(name, role, gaps, last, tail):
+  def row(name, role, gaps, last, tail, retain=0.99):
     text = f'{name}(epochs={last}{tail})'
     own = dataclasses.replace(
       curve(0.5, 0.9), epoch=[0, 1, last], seconds=[1.0] * 3
     )
     return model.Row(
       *(text, name, f'{name.title()} {text.removeprefix(name)}', role),
-      values={'gap_to_retrained': gaps},
+      values={'gap_to_retrained': gaps, 'retain_accuracy': [retain] * 2},
       curves=[own, own],
     )
 
@@ -673,7 +673,7 @@ def test_gap_by_budget_draws_what_was_run_for_several_epochs():
     row('scratch', 'control', [0.1, 0.1], 4, ', learning_rate=0.1'),
     row('scratch', 'control', [0.4, 0.4], 4, ', learning_rate=0.9'),
     row('ct', 'method', [0.3, 0.3], 4, ''),
-    row('ct', 'method', [0.5, 0.5], 2, ''),
+    row('ct', 'method', [0.5, 0.5], 2, '', 0.1),
     row('top_k', 'method', [0.5, 0.5], 2, ', k=3'),
     row('top_k', 'method', [0.5, 0.5], 4, ', k=4'),
   ]
@@ -689,7 +689,12 @@ def test_gap_by_budget_draws_what_was_run_for_several_epochs():
   assert drawn == {
     'Scratch': [[2, pytest.approx(25)], [4, pytest.approx(10)]],
     'Ct': [[2, pytest.approx(50)], [4, pytest.approx(30)]],
+    'lost retain accuracy': [[2, pytest.approx(50)]],
   }
+  # An interval a point, beside each other.
+  ends = [own.get_segments()[0] for own in axes.collections]
+  assert len({x for (x, _), _ in ends}) == len(ends) == 4
+  assert ends[0][1][1] == pytest.approx(25 + 12.7062 * 5, rel=1e-3)
   (band,) = axes.patches
   low, high = band.get_y(), band.get_y() + band.get_height()
   # Of two seeds the interval is wide, and ends at 0, below which no gap is.

@@ -425,6 +425,22 @@ def test_the_line_of_a_running_stage_is_rewritten_and_never_wraps(
   assert ('left' in lines[1]) == (columns > 60)
 
 
+def test_what_workers_do_beside_each_other_takes_the_time_that_passes(
+  monkeypatch, capsys
+):
+  now = [100.0]
+  monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+  running = progress.Progress(4, 40)
+  running.skip('a', 10, 'done before')
+  for seconds, title in ((60, 'b'), (0, 'c')):  # Two workers, 20 epochs.
+    now[0] += seconds
+    running.elsewhere(title, 10, 'done')
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.split('  ')[-1].strip() for line in lines] == [
+    *('done before', 'at most 2:00 left', 'at most 0:30 left')
+  ]
+
+
 # --------------------------------------------------- One command for all.
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from unlearn_jax.base import shown as printable
 from unlearn_jax.evaluation import METRICS, Metric
 from unlearn_jax.metrics import mean_interval
-from .judging import GAP, estimate, finite, known
+from .judging import GAP, damaged, estimate, finite, known
 from .model import (
   NULL,
   REFERENCE,
@@ -317,22 +317,39 @@ def budgets(report: Report) -> dict[str, list[tuple[int, Row]]]:
 
 @style.context(STYLE)
 def gap_by_budget(report: Report) -> Figure:
-  """Gap to Retrain against epochs, a line a method; below, a second Retrain."""
-  every = budgets(report)
+  """Gap to Retrain against epochs, a line a method; below, a second Retrain.
+
+  Whiskers are 95 % intervals; hollow is what is `damaged`.
+  """
+  every, reference = budgets(report), report.row(REFERENCE)
   figure = Figure((WIDTH, 4.4))
   axes = figure.subplots()
   looks = {name: itertools.cycle(own) for name, own in WORDS['lines'].items()}
-  for name, own in every.items():
+  most, hollow = 0.0, dict(LOOKS['hollow'])
+  for i, (name, own) in enumerate(every.items()):
     look = next(looks['controls' if own[0][1].role == 'control' else 'each'])
-    gaps = [row.mean[GAP] for _, row in own]
-    places, means = [epochs for epochs, _ in own], [100 * g.mean for g in gaps]
+    places, rows = zip(*own)
+    gaps = [row.mean[GAP] for row in rows]
+    means = [100 * gap.mean for gap in gaps]
     axes.plot(places, means, label=label(name), **look)
+    lost = [damaged(row, reference) for row in rows]
+    if any(lost):
+      at = [(x, y) for x, y, bad in zip(places, means, lost) if bad]
+      axes.plot(*zip(*at), **look | hollow)
+      hollow.pop('label', None)
+    # Beside each other, or none could be read.
+    for x, gap in zip(places, gaps):
+      if gap.low is not None and gap.high is not None:
+        ends = 100 * max(0, gap.low), 100 * gap.high
+        aside = x * 1.012 ** (i - (len(every) - 1) / 2)
+        axes.vlines(aside, *ends, look['color'], **LOOKS['thin'])
+    most = max(most, *means)
   if null := estimate(report.row(NULL), GAP):
     ends = [
       100 * (null.mean if e is None else e) for e in (null.low, null.high)
     ]
     axes.axhspan(max(0, ends[0]), ends[1], **LOOKS['retrains'])
-  axes.set(xscale='log', ylim=(0, None), ylabel='gap to Retrain, points')
+  axes.set(xscale='log', ylim=(0, 1.2 * most), ylabel='gap to Retrain, points')
   axes.set_xlabel('epochs of unlearning, passes over the retained images')
   ticks = sorted({epochs for own in every.values() for epochs, _ in own})
   axes.set_xticks(ticks, map(str, ticks))

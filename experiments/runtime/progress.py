@@ -71,6 +71,13 @@ class Progress:
         head = head[: max(0, room - len(tail) - 1)] + '…'
     self._say(head + tail, end='' if rewrites else '\n')
 
+  def elsewhere(self, title: str, epochs: int, note: str) -> None:
+    """A worker has ended a stage: it took what passed since the one before."""
+    last = self._shown
+    self.begin(title, epochs)
+    self._start = last
+    self.end(note)
+
   def end(self, note: str) -> None:
     """The stage is over; `note` says what came out."""
     self._worked += time.monotonic() - self._start

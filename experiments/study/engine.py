@@ -45,10 +45,10 @@ def run(wanted: Sequence[Stage], asked: config.Study) -> dict[str, str]:
   def tell(stage: Stage, note: str) -> None:
     if not note:
       progress.skip(stage.title, stage.epochs, 'done before')
-      return
-    if not local:
-      progress.begin(stage.title, stage.epochs)
-    progress.end(note)
+    elif local:
+      progress.end(note)
+    else:
+      progress.elsewhere(stage.title, stage.epochs, note)
 
   if local:
     for name in ('scheduler', 'workers'):
