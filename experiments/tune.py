@@ -87,7 +87,8 @@ def main(asked: Tune) -> None:
       raise InputError(f'{text}: no value of {asked.knob} gave a gap')
     best[text] = sorted(known, key=lambda own: (own.damaged, own.gap))
     say(told(best[text][0], several))
-  made = Tuned(asked.knob, [run.seed for run in plan.runs], best)
+  seeds = [draws.of('split', run) for run in range(own.seeds)]
+  made = Tuned(asked.knob, seeds, best)
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
   path = root / 'tuned.json'
   parallel.by_first(lambda: str(files.replace(path, content)))

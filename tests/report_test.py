@@ -689,7 +689,7 @@ def test_gap_by_budget_draws_what_was_run_for_several_epochs():
   assert drawn == {
     'Scratch': [[2, pytest.approx(25)], [4, pytest.approx(10)]],
     'Ct': [[2, pytest.approx(50)], [4, pytest.approx(30)]],
-    'lost retain accuracy': [[2, pytest.approx(50)]],
+    'damaged (†)': [[2, pytest.approx(50)]],
   }
   # An interval a point, beside each other.
   ends = [own.get_segments()[0] for own in axes.collections]

@@ -107,8 +107,9 @@ def nearest(
     steps: at most, with each radius.
 
   Returns:
-    The images with the class that the model takes them for as label and, as a
-    one-hot row, as `targets`: so that nobody augments them. Those that it
+    The images, as floats that are to the model what `examples` are, with the
+    class that it takes them for as label and, as a one-hot row, as `targets`:
+    so that nobody augments them. Those that it
     takes for another class as they are come as they are; those that no radius
     sufficed for are left out. And of each its radius `[M']`, 0 for the former.
 
@@ -125,7 +126,8 @@ def nearest(
   """
   images, labels = _given(examples)
   low, high = _range(images)
-  program = _programs(model, _scale(model, state, images))
+  scale = _scale(model, state, images)
+  program = _programs(model, scale)
   start = images.astype(np.float32)
   moved, classes = start.copy(), labels.copy()
   radii = np.zeros(len(labels))
@@ -154,7 +156,7 @@ def nearest(
   classes = classes[kept].astype(np.int32)
   count = jax.eval_shape(lambda: _logits(model, state, images[:1], 1.0)).shape
   targets = np.eye(count[-1], dtype=np.float32)[classes]
-  own = Examples.of(moved[kept], classes)
+  own = Examples.of(moved[kept] * np.float32(scale), classes)
   return own._replace(targets=targets), radii[kept]
 
 

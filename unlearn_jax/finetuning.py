@@ -272,7 +272,7 @@ def minimize(
   sizes = [size(s, t.share or 1.0) for t, s in zip(own, sets)]
   if own[0].examples is objectives.retained:  # Never fewer in silence.
     sizes[0] = batch_size
-  ways = zip(sets, sizes) if passes else [(sets[0], batch_size)]
+  ways = zip(sets, sizes) if passes else [(sets[0], sizes[0])]
   steps = sum(examples.size // size for examples, size in ways)
   fit = training.fit(
     context.keys.train,

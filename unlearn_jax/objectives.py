@@ -279,7 +279,8 @@ def _total(
           each = term.loss(logits, batch)
         else:
           each = model.loss(logits, batch.labels)
-        return each.mean(), found if trains else batch_stats
+        value = each.mean().astype(jnp.float32)
+        return value, found if trains else batch_stats
 
       weight = _weight(term, place, step)
       if fixed := isinstance(weight, int | float):

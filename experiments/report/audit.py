@@ -137,17 +137,18 @@ def _found(row: Row, null: Row) -> str:
   numbers = {name: own.auc for name, own in row.attacks.items()}
   if row.role in (SOURCE, REFERENCE):
     return say('audit', row.role, auc=numbers)
+  gaps = {n: row.attacks[n].minus_null for n in ('forget', 'slice')}
+  known = {n: gap for n, gap in gaps.items() if gap and gap.low is not None}
   found = [
     say('audit', f'in_{name}', by=plus_minus(gap, 1, 3))
-    for name in ('forget', 'slice')
-    if (gap := row.attacks[name].minus_null)
-    if gap.low is not None and gap.high is not None
-    if gap.low > 0 or gap.high < 0
+    for name, gap in known.items()
+    if (gap.low or 0) > 0 or (gap.high or 0) < 0
   ]
   facts = {'row': row, 'auc': numbers, 'where': ' and '.join(found)}
   facts['kept'] = [100 * own.accuracy['retain'] for own in (row, null)]
   facts['null'] = {name: own.auc for name, own in null.attacks.items()}
-  return say('audit', 'told' if found else 'untold', **facts)
+  kind = 'untold' if len(known) == len(gaps) else 'unknown'
+  return say('audit', 'told' if found else kind, **facts)
 
 
 def _likeness(row: Row, null: Row) -> str:

@@ -305,11 +305,11 @@ def budgets(report: Report) -> dict[str, list[tuple[int, Row]]]:
   """
   found: dict[str, dict[int, Row]] = {}
   for row in report.rows:
-    if row.role in UNJUDGED or not row.curves or not estimate(row, GAP):
+    epochs = row.epochs
+    if row.role in UNJUDGED or not epochs or not estimate(row, GAP):
       continue
     tuned = re.sub(r',? ?(epochs|learning_rate)=[^,)]*', '', row.label)
     own = found.setdefault(tuned.replace('(, ', '(').replace(' ()', ''), {})
-    epochs = max(curve.epoch[-1] for curve in row.curves)
     if epochs not in own or row.mean[GAP].mean < own[epochs].mean[GAP].mean:
       own[epochs] = row
   return {n: sorted(own.items()) for n, own in found.items() if len(own) > 1}
@@ -340,9 +340,9 @@ def gap_by_budget(report: Report) -> Figure:
     # Beside each other, or none could be read.
     for x, gap in zip(places, gaps):
       if gap.low is not None and gap.high is not None:
-        ends = 100 * max(0, gap.low), 100 * gap.high
+        span = 100 * max(0, gap.low), 100 * gap.high
         aside = x * 1.012 ** (i - (len(every) - 1) / 2)
-        axes.vlines(aside, *ends, look['color'], **LOOKS['thin'])
+        axes.vlines(aside, *span, look['color'], **LOOKS['thin'])
     most = max(most, *means)
   if null := estimate(report.row(NULL), GAP):
     ends = [

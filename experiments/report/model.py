@@ -56,6 +56,8 @@ class Row:
   # By metric, where every seed has a value; `paired`: minus the control's.
   mean: dict[str, Estimate] = field(default_factory=dict)
   paired: dict[str, Estimate] = field(default_factory=dict)
+  control: str = ''  # The row that is; of as many epochs where one is.
+  epochs: int | None = None  # At most; None of what trains nothing.
   curves: list[Curve] = field(default_factory=list)  # Of all seeds, or none.
   # When the stop rule held first, None: never; empty where there is no rule.
   stop_epoch: list[int | None] = field(default_factory=list)
@@ -164,6 +166,11 @@ class Report:
     """Plain fine-tuning (K = 0): with defaults, or else the first."""
     rows = [row for row in self.rows if row.name == CONTROL]
     return min(rows, key=lambda row: row.strategy != CONTROL, default=None)
+
+  def control_of(self, row: Row) -> Row | None:
+    """The control that a row is held against."""
+    named = (own for own in self.rows if own.strategy == row.control)
+    return next(named, self.control)
 
 
 def to_json(value: Any) -> bytes:

@@ -52,11 +52,13 @@ def how_to_read(report: Report) -> list[tuple[str, str]]:
   """Pairs of a claim in a few words and its explanation."""
   drawn = report.row('random_scalars')
   control = ('drawn' if drawn else 'plain') if report.control else 'none'
+  others = report.config.get('references')
   facts = {
     'control': say('control', control, drawn=drawn),
     'rule': report.stop_rule.text.strip().rstrip('.'),
     'intervals': by_seeds(report, 'intervals'),
     'references': _references(report),
+    'null': say('rmia_null', 'measured' if others else 'none'),
   }
   claims = dict(WORDS['how_to_read'])
   if not any(row.mean.get('rmia_auc') for row in report.rows):
@@ -98,11 +100,14 @@ def verdicts(report: Report) -> list[str]:
   if judged and not (reference and control):
     missing = 'plain fine-tuning (K = 0)' if reference else 'Retrain'
     return [say('verdicts', 'none', missing=missing)]
-  return [_verdict(row, control) for row in judged if control]
+  pairs = [(row, report.control_of(row)) for row in judged]
+  return [_verdict(row, own) for row, own in pairs if own]
 
 
 def _verdict(row: Row, control: Row) -> str:
   facts: dict[str, Any] = {'label': row.label, 'control': control.label}
+  same = control.epochs == row.epochs
+  facts['plain'] = 'plain fine-tuning' if same else control.label
   if estimate(control, GAP) is None and estimate(row, GAP):
     return say('verdicts', 'unknown_control', **facts)
   difference = estimate(row, judging.GAP_MINUS)
@@ -129,8 +134,9 @@ def yardsticks(report: Report) -> list[str]:
   unproven = [
     row.label
     for row in report.rows
-    if source and row.role not in UNJUDGED
-    if (difference := judging.paired_difference(row, source))
+    if source and estimate(source, GAP) and row.role not in UNJUDGED
+    if not estimate(row, GAP)
+    or (difference := judging.paired_difference(row, source))
     and difference.high is not None
     and difference.high >= 0
   ]
@@ -166,14 +172,23 @@ def _worth(report: Report) -> dict[str, str]:
     return {}
   if not tried or len(report.seeds) == 1:
     return {} if tried else {'no_scratch': SCRATCH}
-  scratch = min(tried, key=lambda row: row.mean[GAP].mean)  # At its best rate.
+  # Of the same budget, at its best rate.
+  best: dict[str, Row] = {}
+  for row in judged:
+    same = [r for r in tried if row.epochs in (None, r.epochs)]
+    if same:
+      best[row.strategy] = min(same, key=lambda own: own.mean[GAP].mean)
+  if not best:
+    return {'no_scratch': SCRATCH}
   found = [
     row.label
     for row in judged
     if not judging.damaged(row, report.row(REFERENCE))
     and (gain := estimate(row, judging.GAP_MINUS))
     and (gain.high is not None and gain.high < 0)
+    and (scratch := best.get(row.strategy))
     and (loss := judging.paired_difference(row, scratch))
     and (loss.low is not None and loss.low <= 0)
   ]
-  return {'useful' if found else 'useless': ', '.join(found) or scratch.label}
+  against = dict.fromkeys(own.label for own in best.values())
+  return {'useful' if found else 'useless': ', '.join(found or against)}

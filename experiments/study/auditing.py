@@ -187,10 +187,7 @@ class _Maker(NamedTuple):
     self, which: Which, model: Stage, own: Chosen, copy: int = 0
   ) -> Stage:
     """Has it forget its requests, each by itself."""
-    study, epochs = self.study, own.strategy.epochs
-    if epochs is None:
-      follows = own.strategy.follows == 'recipe'
-      epochs = (study.recipe if follows else study.methods).epochs
+    study = self.study
     asked = shadows.drawn(study, self.splits, which).requests
     return Stage(
       self.root,
@@ -209,7 +206,7 @@ class _Maker(NamedTuple):
         shadows.unlearn_requests, which=which, chosen=own, copy=copy
       ),
       {'source': model},
-      epochs=epochs * which.requests,
+      epochs=training.epochs_of(study, own) * which.requests,
       required=own.strategy.role == REFERENCE,
       study=study,
     )

@@ -106,7 +106,7 @@ def plan(
   _require_strategies(study, setup, chosen)
   _require_heldout(study, splits, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
-  seeds = {run.seed for run in runs}
+  seeds = {study.draws.of('split', run) for run in range(study.seeds)}
   if study.methods.found and seeds & {*study.methods.found.seeds}:
     raise FlagError('seed', min(seeds), 'seeds that nothing was tuned on')
   if study.degree:
@@ -215,12 +215,8 @@ class Planner:
     reference: int = 0,
   ) -> Stage:
     """What a strategy makes; `reference`: of another seed, from 1."""
-    study, epochs = self.study, own.strategy.epochs
+    study, seed = self.study, self.study.draws.seed + run
     which = f', reference {reference}' if reference else ''
-    if epochs is None:
-      follows = own.strategy.follows == 'recipe'
-      epochs = (study.recipe if follows else study.methods).epochs
-    seed = study.draws.seed + run
     return Stage(
       self.root,
       f'seed{seed}-{own.name.replace(":", ".")}',
@@ -239,8 +235,8 @@ class Planner:
         training.unlearn_source, run=run, chosen=own, reference=reference
       ),
       parents,
-      epochs=epochs,
-      required=own.strategy.role == REFERENCE and not reference,
+      epochs=training.epochs_of(study, own),
+      required=own.strategy.role == REFERENCE,
       study=study,
     )
 

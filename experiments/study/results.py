@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import sys
 from typing import Any
 
@@ -27,7 +28,7 @@ from . import degrees, provenance, stages
 from . import setup as setups
 from .planning import Plan, Run
 from .stages import Stage
-from .training import predictions_of
+from .training import epochs_of, predictions_of
 
 _SOURCE = Chosen(
   reports.SOURCE, {}, Strategy('Source (untouched)', reports.SOURCE), {}
@@ -142,7 +143,8 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
   plan, study = results.plan, results.plan.study
   setup, splits = plan.setup, plan.runs[0].splits
   methods, facts = study.methods, plan.setup.facts
-  control = next((c for c in plan.chosen if c.name == reports.CONTROL), None)
+  name, *parts = study.forgotten.split(',')  # As it is drawn, or as it is said.
+  fixed = name.startswith('ids(') or name.startswith('class(') and not parts
   made = {
     own.stage.title: finished.manifest(own.stage.path)
     for column in results.outcomes.values()
@@ -184,7 +186,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     ),
     seeds=[run.seed for run in plan.runs],
     rows=[
-      _row(results, own, control)
+      _row(results, own)
       for own in _in_order(plan)
       if own.text in results.outcomes
     ],
@@ -192,6 +194,7 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
     warnings=[
       *setups.cautions(setup, plan.drawn),
       *_stage_warnings(made),
+      *([say('warnings', 'tuned')] if methods.found and fixed else []),
     ],
     degree=degree_facts(plan, results.errors),
   )
@@ -232,7 +235,17 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
   ]
 
 
-def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
+def _control(plan: Plan, own: Chosen) -> Chosen | None:
+  """Plain fine-tuning, of as many epochs where there is one such."""
+  epochs = functools.partial(epochs_of, plan.study)
+  return min(
+    (one for one in plan.chosen if one.name == reports.CONTROL),
+    key=lambda c: (epochs(c) != epochs(own), c.text != reports.CONTROL),
+    default=None,
+  )
+
+
+def _row(results: Results, own: Chosen) -> reports.Row:
   """One strategy over all runs, or the source."""
   name, label, role = own.text, own.label, own.strategy.role
   column = results.outcomes[name]
@@ -256,8 +269,8 @@ def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
   if failed:
     # Means over the seeds that came through would flatter it: there are none.
     label += f' (diverged: {len(failed)} of {len(column)} seeds)'
-  paired = {}
-  if control and not alone and name != control.text:
+  paired, control = {}, None if alone else _control(results.plan, own)
+  if control and name != control.text:
     for metric in values:
       mine, its = (results.whole(n, metric) for n in (name, control.text))
       if mine and its:
@@ -275,6 +288,8 @@ def _row(results: Results, own: Chosen, control: Chosen | None) -> reports.Row:
       if (whole := results.whole(name, metric))
     },
     paired=paired,
+    control=control.text if control else '',
+    epochs=epochs_of(results.plan.study, own) if own.strategy.terms else None,
     curves=[_curve(o.record) for o in made],
     stop_epoch=stops,
     by_tensor={

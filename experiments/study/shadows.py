@@ -21,7 +21,7 @@ from unlearn_jax.base import Examples, Key, Model, ModelState, Splits
 from unlearn_jax.data import images
 from unlearn_jax.prediction import predict
 from unlearn_jax.snapshots import Epoch
-from unlearn_jax.strategies import Chosen
+from unlearn_jax.strategies import REFERENCE, Chosen
 from unlearn_jax.unlearning import unlearn
 from .. import config
 from ..runtime.progress import Progress
@@ -125,7 +125,8 @@ def unlearn_requests(
   for number in range(which.requests):
     parts = parts_of(splits, own, number)
     keeper = partial.part(number, epochs, progress.goes_on)
-    key = _key(study.draws.of('unlearn', 0), which, 1 + number + 1000 * copy)
+    again = copy + (chosen.strategy.role == REFERENCE)  # None starts as it.
+    key = _key(study.draws.of('unlearn', 0), which, 1 + number + 1000 * again)
 
     def tell(row: Epoch, before: int = number * epochs) -> None:
       progress.epoch(row._replace(epoch=before + row.epoch))

@@ -11,7 +11,7 @@ from unlearn_jax import training
 from unlearn_jax.base import Splits
 from unlearn_jax.data import images
 from unlearn_jax.evaluation import Predictions, predict_splits
-from unlearn_jax.strategies import Chosen
+from unlearn_jax.strategies import REFERENCE, Chosen
 from unlearn_jax.unlearning import Unlearning, unlearn
 from .. import config
 from ..runtime.progress import Progress
@@ -98,11 +98,12 @@ def unlearn_splits(
   source, retrained = stages.load(stage.parents['source']), None
   if 'retrained' in stage.parents:
     retrained = stages.load(stage.parents['retrained']).state
+  # The same for every strategy: what is compared sees the same batches. Not
+  # for what it is compared with: who starts afresh would start as Retrain did.
   key = setups.key_of('unlearn', seed)
-  if reference:
-    key = jax.random.fold_in(key, reference)
+  if chosen.strategy.role == REFERENCE:
+    key = jax.random.fold_in(key, 2**31 + reference)
   result = unlearn(
-    # The same for every strategy: what is compared sees the same batches.
     key,
     setup.model,
     source.state,
@@ -143,6 +144,14 @@ def with_ids(output: Output, name: str, ids: list[str]) -> Output:
   """The same with a file of ids, one a line."""
   content = '\n'.join([*ids, '']).encode()
   return output._replace(files={**output.files, name: content})
+
+
+def epochs_of(study: config.Study, chosen: Chosen) -> int:
+  """How many a strategy may take."""
+  by_recipe = chosen.strategy.follows == 'recipe'
+  default = (study.recipe if by_recipe else study.methods).epochs
+  own = chosen.strategy.epochs
+  return default if own is None else own
 
 
 def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:

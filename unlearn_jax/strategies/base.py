@@ -48,8 +48,9 @@ class Strategy(NamedTuple):
       each time.
     passes: whether an epoch is a pass over the examples of each term, one
       after the other; else one over those of the first, the others beside it.
-    transform: what gradients go through before the optimiser, the same object
-      each time; None for nothing.
+    transform: what gradients go through before the budget's optimiser, the
+      same object each time; None for nothing. One in `optimizer`, or the
+      recipe's, does without.
     moves: 'all'; the mask's 'scalars' only; or its 'tensors', all others
       staying bit-identical with their BatchNorm statistics.
     follows: 'budget': epochs and rate of the fine-tuning, ended by the stop

@@ -60,8 +60,8 @@ def ct() -> Strategy:
   def edit(context: Context) -> Edit:
     params = context.source.params
     flat, treedef = jax.tree.flatten(params)
-    turned = set(_square(params))
-    new = [w.swapaxes(0, 1) if i in turned else w for i, w in enumerate(flat)]
+    turned, axes = set(_square(params)), _spatial(params)
+    new = [w.swapaxes(*axes) if i in turned else w for i, w in enumerate(flat)]
     mask = [jnp.full(w.shape, i in turned) for i, w in enumerate(flat)]
     unflatten = jax.tree.unflatten
     return Edit(unflatten(treedef, new), unflatten(treedef, mask))
@@ -76,10 +76,18 @@ def ct() -> Strategy:
 
 
 def _square(params: Params) -> list[int]:
-  flat = jax.tree.leaves(params)
+  flat, (a, b) = jax.tree.leaves(params), _spatial(params)
   return [
-    i for i in among(params, 'conv') if 1 < flat[i].shape[0] == flat[i].shape[1]
+    i for i in among(params, 'conv') if 1 < flat[i].shape[a] == flat[i].shape[b]
   ]
+
+
+def _spatial(params: Params) -> tuple[int, int]:
+  """A kernel's axes: the first two of Flax and Haiku, the last of Equinox."""
+  flat = jax.tree.leaves(params)
+  shapes = [flat[i].shape for i in among(params, 'conv')]
+  first, last = (sum(s[a] == s[a + 1] for s in shapes) for a in (0, 2))
+  return (0, 1) if first >= last else (2, 3)
 
 
 @trained
