@@ -12,6 +12,7 @@ import pytest
 from unlearn_jax import (
   adversaries,
   data,
+  normalization,
   objectives,
   parallel,
   strategies,
@@ -38,6 +39,7 @@ from unlearn_jax.strategies import (
   choosing,
   distilling,
   opposing,
+  refreshing,
 )
 from unlearn_jax.unlearning import unlearn
 
@@ -640,7 +642,12 @@ def test_images_in_bytes_stay_bytes_to_the_model():
       return x.reshape(len(x), -1) @ w['w']
 
     with parallel.use(jax.devices()[:1]):
-      moved = adversaries.fgsm(stateless(apply), state, every, 0.1)
+      model = stateless(apply)
+      moved = adversaries.fgsm(model, state, every, 0.1)
+      near, _ = adversaries.nearest(model, state, every)
+      own = model.apply(state, near.images[near.indices], False)[0]
+    # To the model they are what they were found to be.
+    np.testing.assert_array_equal(own.argmax(-1), near.labels[near.indices])
     found.append(moved)
     assert np.abs(moved - images.astype(float)).max() == pytest.approx(25.5)
   np.testing.assert_allclose(*found, atol=1e-3)
@@ -693,6 +700,21 @@ def everything(context):
 def nothing(context):
   source = context.source.params
   return Edit(source, jax.tree.map(lambda w: jnp.zeros(w.shape, bool), source))
+
+
+def test_ct_turns_pixels_wherever_a_library_keeps_them():
+  rng = np.random.default_rng(0)
+  flax = {
+    'a': rng.normal(size=(3, 3, 1, 8)),
+    'b': rng.normal(size=(3, 3, 8, 8)),
+  }
+  own = {n: np.transpose(w, (3, 2, 0, 1)) for n, w in flax.items()}
+  for params, axes in ((flax, (0, 1)), (own, (2, 3))):
+    context = Context(jax.random.key(0), MODEL, ModelState(params), SPLITS)
+    turned = strategies.ct().edit(context).params
+    for name, kernel in params.items():
+      np.testing.assert_array_equal(turned[name], kernel.swapaxes(*axes))
+  assert refreshing._square(own) == [0, 1]
 
 
 def test_salun_with_every_scalar_is_random_labels():
@@ -846,6 +868,54 @@ def test_a_cosine_ends_at_0_and_knows_all_steps():
     )
     want = jax.tree.map(lambda w, m, r=rate: w - r * m, want, moment)
   close(params(strategy, budget=budget), want)
+
+
+def test_a_cosine_over_few_images_of_d_ul_has_a_step_an_epoch():
+  lengths = []
+  for epochs in (1, 4):
+    budget = Budget(epochs, RATE, 12, 0.0, 2.0, 'sgd', 'cosine')
+    own = params(strategies.neggrad_plus(0.0), budget=budget)  # 8 images
+    lengths.append(max(np.abs(own[n] - THETA[n]).max() for n in SHAPES))
+  assert lengths[1] > 1.5 * lengths[0] > 0
+
+
+def test_logits_of_half_the_bits_go_through_passes():
+  half = stateless(lambda w, x: network(w, x).astype(jnp.bfloat16))
+  with parallel.use(jax.devices()[:1]):
+    result = unlearn(
+      jax.random.key(0), half, ModelState(THETA), SPLITS, strategies.salun(1.0),
+      Budget(1, RATE, 12, 0.0, 2.0),
+    )  # fmt: skip
+  assert all(np.isfinite(leaf).all() for leaf in result.state.params.values())
+
+
+def test_what_moves_by_a_mask_needs_one():
+  strategy = Strategy('Own', terms=(Term(retained),), moves='scalars')
+  with pytest.raises(ValueError, match="moves='scalars', allowed: with Edit"):
+    run(strategy)
+
+
+def test_statistics_in_the_end_are_those_of_d_re():
+  """Half of NegGrad+'s batches are of D_UL, here of one class."""
+  model, splits = helpers.model(), helpers.splits()
+  source = training.initialize(jax.random.key(3), model)
+  with parallel.use(jax.devices()[:1]):
+    own, plainly = (
+      unlearn(
+        jax.random.key(0), model, source, splits, strategy,
+        Budget(1, 1e-3, 16, 0.0, 2.0),
+      ).state
+      for strategy in (
+        strategies.neggrad_plus(), strategies.finetune(js_weight=0.0)
+      )
+    )  # fmt: skip
+    again = [
+      normalization.reestimate(model, state, splits.retain).batch_stats
+      for state in (own, plainly)
+    ]
+  equal(own.batch_stats, again[0])
+  with pytest.raises(AssertionError):  # As it always was: of its last batches.
+    equal(plainly.batch_stats, again[1])
 
 
 class InMemory(Keeper):

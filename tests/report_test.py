@@ -505,6 +505,69 @@ def test_who_is_useful_is_nearer_than_k_0_and_level_with_scratch(rows, said):
   assert said in worth
 
 
+def test_each_budget_has_a_control_and_a_scratch_of_its_own():
+  base = gaps(
+    source=[0.05, 0.051, 0.052], finetune=PLAIN, top_k=NEAR, scratch=PLAIN
+  )
+  plain = {1: PLAIN, 9: [0.02, 0.021, 0.022]}
+  scratch = {1: PLAIN, 9: [0.001, 0.002, 0.003]}
+
+  def row(old, epochs):
+    own = {'finetune': plain, 'scratch': scratch}.get(old.name, {})
+    values = own.get(epochs, NEAR)
+    return dataclasses.replace(
+      old,
+      strategy=f'{old.name}(epochs={epochs})',
+      label=f'{old.label} for {epochs}',
+      values={**old.values, 'gap_to_retrained': values},
+      mean={**old.mean, 'gap_to_retrained': Estimate.of(mean_interval(values))},
+      paired={
+        'gap_to_retrained': Estimate.of(paired_interval(values, plain[epochs]))
+      },
+      control=f'finetune(epochs={epochs})',
+      epochs=epochs,
+    )
+
+  alone, tried = ('source', 'retrain'), ('finetune', 'top_k', 'scratch')
+  rows = [own for own in base.rows if own.name in alone]
+  rows += [row(old, n) for old in base.rows for n in plain if old.name in tried]
+  made = dataclasses.replace(base, rows=rows)
+  *_, worth = wording.yardsticks(made)
+  assert worth.endswith('same budget: Top-K for 1.')
+  named = {own.strategy: own for own in rows}
+  near = named['top_k(epochs=9)']
+  assert made.control_of(near) is named['finetune(epochs=9)']
+  assert 'than plain fine-tuning by' in wording.verdicts(made)[0]
+  other = dataclasses.replace(near, control='finetune(epochs=1)')
+  made = dataclasses.replace(made, rows=[*rows, other])
+  assert named['finetune(epochs=1)'].label in wording.verdicts(made)[-1]
+  # Where none is of as many epochs, nothing is said of the same budget.
+  rows = [own for own in rows if own.strategy != 'scratch(epochs=1)']
+  *_, worth = wording.yardsticks(dataclasses.replace(made, rows=rows))
+  assert worth.startswith('No method') and 'scratch for 9)' in worth
+  rows = [own for own in rows if own.strategy != 'top_k(epochs=9)']
+  *_, worth = wording.yardsticks(dataclasses.replace(made, rows=rows))
+  assert 'without it no method can be called useful' in worth
+
+
+def test_what_diverged_for_one_seed_has_shown_nothing():
+  made = gaps(
+    source=[0.05, 0.051, 0.052], finetune=PLAIN, top_k=[0.001, 0.002, None]
+  )
+  _, unproven, *_ = wording.yardsticks(made)
+  assert unproven.endswith('which forgot nothing: Top-K.')
+
+
+@pytest.mark.parametrize('references', [0, 3])
+def test_rmia_without_references_has_no_null(references):
+  made = report_of()
+  made.config['references'] = references
+  made.rows[-1].mean['rmia_auc'] = Estimate(0.6)
+  (text,) = (own for name, own in wording.how_to_read(made) if name == 'RMIA.')
+  assert ('there is no null' in text) == (not references)
+  assert ('What Retrain itself scores is the null' in text) == bool(references)
+
+
 def test_one_seed_calls_nobody_useful():
   made = gaps(source=[0.05], finetune=[0.04], top_k=[0.01], scratch=[0.03])
   assert not [line for line in wording.yardsticks(made) if 'budget' in line]
@@ -662,6 +725,7 @@ def test_gap_by_budget_draws_what_was_run_for_several_epochs():
     )
     return model.Row(
       *(text, name, f'{name.title()} {text.removeprefix(name)}', role),
+      epochs=last,
       values={'gap_to_retrained': gaps, 'retain_accuracy': [retain] * 2},
       curves=[own, own],
     )

@@ -44,7 +44,7 @@ from experiments.study import setup as setups
 from experiments.study.stages import Stage, StageFailedError
 from experiments.workdir.directory import Workdir
 from experiments.workdir.finished import Epoch, Record
-from unlearn_jax import parallel
+from unlearn_jax import parallel, strategies
 from unlearn_jax.base import Examples, InputError, Splits
 from unlearn_jax.models import FAMILIES
 from unlearn_jax.recipes import RECIPES
@@ -478,6 +478,31 @@ def test_what_is_independent_is_under_way_at_once():
     made, lambda s: str(s.name == 'c' or both.wait()), POOLS[1]()
   )
   assert not failed
+
+
+def test_none_starts_where_retrain_started(monkeypatch, data_file, tmp_path):
+  """What is judged by Retrain has not its first weights and batches."""
+  asked = running.study(*running.training(data_file, tmp_path / 'run'))
+  stage = types.SimpleNamespace(study=asked, parents={'source': None})
+  monkeypatch.setattr(training.stages, 'load', lambda _: mock.Mock())
+  drawn = {}
+  for text, reference in [
+    *(('finetune', 0), ('scratch', 0), ('retrain', 0)),
+    *(('retrain', 1), ('retrain', 2)),
+  ]:
+    with (
+      mock.patch.object(training, 'unlearn', side_effect=KeyError) as own,
+      pytest.raises(KeyError),
+    ):
+      (chosen,) = strategies.parse(text)
+      how = 0, chosen, mock.Mock(), mock.Mock(), reference
+      training.unlearn_splits(stage, None, mock.Mock(), *how)
+    drawn[text, reference] = jax.random.key_data(own.call_args[0][0]).tolist()
+  assert drawn['finetune', 0] == drawn['scratch', 0]
+  own = np.array(drawn['scratch', 0], np.uint32)
+  parts = jax.random.split(jax.random.wrap_key_data(own), 8)
+  every = [*drawn.values(), *jax.random.key_data(parts).tolist()]
+  assert len({*map(tuple, every)}) == 4 + 8
 
 
 @pytest.mark.parametrize('pool', POOLS)
