@@ -29,7 +29,7 @@ from experiments.deletion import evidence, ids
 from experiments.deletion import record as records
 from experiments.study import canaries, halves, lineage, planning, shadows
 from experiments.study import setup as setups
-from unlearn_jax import attacks, checkpoints, parallel
+from unlearn_jax import attacks, checkpoints, data, parallel
 from unlearn_jax.base import Examples, InputError, Model, ModelState
 from unlearn_jax.models import cnn
 from unlearn_jax.prediction import predict
@@ -157,6 +157,39 @@ def test_evaluate_retains_nothing_that_an_earlier_request_forgot(story):
     assert got[name] == pytest.approx(said[name])
   line = running.refused('evaluate', asked[0], f'--source_dir={own}')
   assert 'was made with state_sha256=' in line
+
+
+def test_attacks_of_the_comparison_see_test_images_of_its_classes(story):
+  root, *_ = story
+  out, source = root / 'one', next((root / 'prod' / 'checkpoints').iterdir())
+  basis = bases.read(out / 'model', None, config.Archives())
+  sets = basis.sets(basis.chain, basis.trained)
+  unseen = data.class_matched(sets.requests[0], sets.test)
+  # Of china 3 are forgotten and of flower 1.
+  assert np.bincount(unseen.own_labels).tolist() == [EACH, EACH // 3]
+  with parallel.use(jax.devices()[:1]):
+    margins = [
+      attacks.true_class_margin(
+        predict(basis.setup.model, basis.own.state, part, logits=True),
+        part.own_labels,
+      )
+      for part in (sets.requests[0], unseen)
+    ]
+  wanted = pytest.approx(attacks.auc(*margins))
+  assert record_of(out)['evidence']['compared']['mia_auc'] == wanted
+  asked = f'--checkpoint={out / "model"}', f'--source_dir={source}'
+  assert json.loads(running.done('evaluate', *asked))['mia_auc'] == wanted
+
+
+def test_the_record_of_an_earlier_format_is_one_line(story, tmp_path):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  path = tmp_path / 'one' / 'record.json'
+  own = dataclasses.replace(records.read(path), format=1)
+  for name, content in records.contents(*own.sealed()).items():
+    (path.parent / name).write_bytes(content)
+  line = running.refused('verify', f'--record={path}', key)
+  assert 'is of format 1, which the version that wrote it verifies' in line
 
 
 def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):

@@ -58,6 +58,11 @@ def check(asked: Any) -> None:
     record, told, root = records.read(path), _Told(), path.parent
   except InputError as error:
     raise InputError(f'--record={error}') from error
+  if record.format != records.FORMAT:
+    raise InputError(
+      f'--record={path}: is of format {record.format}, which the version that'
+      f' wrote it verifies; allowed: {records.FORMAT}'
+    )
   own = path.read_bytes() == to_json(record)
   own &= records.digest(record) == record.content_sha256
   told.holds(path.name, own, 'not as it was written')

@@ -15,6 +15,7 @@ from scipy import special, stats
 
 from unlearn_jax import attacks, metrics
 from unlearn_jax.base import Dataset, Examples, Model, ModelState, Splits
+from unlearn_jax.data import class_matched
 from unlearn_jax.evaluation import evaluate
 from unlearn_jax.prediction import predict
 from ..study import canaries
@@ -184,6 +185,7 @@ def gather(
       indices=np.union1d(sets.retain.indices, forget.indices)
     )
     splits = Splits(train, forget, sets.retain, sets.test)
+    splits = splits._replace(unseen=class_matched(forget, sets.test))
     states = models.result, models.source, splits, models.retrained
     compared = evaluate(model, *states)
   reversals = [

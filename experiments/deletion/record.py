@@ -24,6 +24,8 @@ from .bounds import Broken
 from .evidence import Evidence
 
 NAME, PAGE = 'record.json', 'record.html'
+# Another number, test or wording that `checking` computes is another format.
+FORMAT = 2
 _KEY_BYTES = 16  # At least.
 UNKEYED = (
   'The ids are hashed without a key: whoever guesses an id can check the guess.'
@@ -145,7 +147,7 @@ class Record:
   previous_record_sha256: str | None
   page_sha256: str = ''
   content_sha256: str = ''
-  format: int = 1
+  format: int = FORMAT
 
   def sealed(self) -> tuple['Record', str]:
     """With its digests, and the page."""

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from unlearn_jax import parallel
+from unlearn_jax import data, parallel
 from unlearn_jax.base import InputError, Splits
 from unlearn_jax.strategies import Chosen, parse
 from .. import config
@@ -134,6 +134,8 @@ def plan(asked: Any) -> Plan:
   rows = [basis.rows[name] for name in (*named.ids, *more)]
   which = np.isin(np.asarray(train.indices), rows)
   splits = Splits.of(train, which, setup.dataset.test)
+  unseen = data.class_matched(splits.forget, splits.test)
+  splits = splits._replace(unseen=unseen)
   study = _study(asked, basis)
   size, count = study.recipe.batch_size, len(parallel.devices())
   if size > splits.retain.size or size % count:
