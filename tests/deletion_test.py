@@ -647,9 +647,38 @@ def test_the_null_is_that_of_the_rank_sum_test():
   found = evidence.against(logits, zeros[0], others, zeros[1])
   attack = found[evidence.AUC]
   deviation = np.sqrt((30 + 50 + 1) / (12 * 30 * 50))
-  assert attack.half_width == pytest.approx(2.394 * deviation)
+  # By lot: two sides of it have 1 in 60.
+  assert attack.half_width == pytest.approx(2.394 * deviation, rel=0.05)
   higher = logits[:, :1] - logits[:, 1:] > (others[:, 0] - others[:, 1])
   assert attack.forgotten == pytest.approx(higher.mean())
+
+
+@pytest.mark.parametrize('few', [1, 2, 3, 5, 10])
+def test_few_images_that_no_model_saw_are_rarely_flagged(few, monkeypatch):
+  monkeypatch.setattr(evidence, '_LOTS', 300)
+  rng, flagged = np.random.default_rng(few), []
+  for mean in 1.08, 1.28, 1.64:  # Accuracy .86, .9, .95.
+    for _ in range(80):
+      logits = np.stack([rng.normal(mean, size=60 + few), np.zeros(60 + few)])
+      zeros = np.zeros(few, int), np.zeros(60, int)
+      pair = logits.T[:few], zeros[0], logits.T[few:], zeros[1]
+      flagged.append(any(c.differs for c in evidence.against(*pair).values()))
+  assert np.mean(flagged) <= 0.05
+
+
+def test_few_images_that_are_known_better_than_any_other_are_flagged():
+  others = np.stack([np.linspace(-1, 3, 200), np.zeros(200)], 1)
+  zeros = np.zeros(1, int), np.zeros(200, int)
+  for top, flagged in ((2.9, False), (3.1, True)):
+    found = evidence.against(np.array([[top, 0]]), zeros[0], others, zeros[1])
+    # One that is right tells nothing: most are.
+    assert not found['accuracy'].differs
+    assert found[evidence.AUC].differs == flagged
+  # Of five images none is a sixtieth.
+  five = evidence.against(
+    np.array([[9.0, 0]]), zeros[0], others[:5], zeros[1][:5]
+  )
+  assert not any(row.differs for row in five.values())
 
 
 def test_classes_are_held_against_themselves_alone():

@@ -30,13 +30,15 @@ BY_OTHERS = (
   ' image (RMIA offline, a = 0.3); what they say of it has the SHA-256 '
 )
 NULL = (
-  'Null: membership drawn by lot within each class. Half widths are 2.394'
-  ' standard deviations of that, the normal approximation: 95 % for accuracy,'
-  ' confidence and attack together (Bonferroni).'
+  'Null: membership drawn by lot within each class. Of 3,000 differences, the'
+  ' one that is there and 2,999 by lot, at most one in 60 is beyond its half'
+  ' width, however few the images: 95 % for accuracy, confidence and attack'
+  ' together (Bonferroni).'
 )
 THRESHOLD = (
   'Fixed beforehand: a trace is found where one of the three is farther off'
-  ' than that. At most one in 20 models that never saw the images has one.'
+  ' than that. Of requests that are like the test images of their classes,'
+  ' about one in 20 or fewer has one in a model that never saw them.'
 )
 CANARIES = (
   'Canaries: training images to which noise was added beforehand, and which'
@@ -47,9 +49,10 @@ CANARIES = (
   ' trace is found where the mean is farther than 1.96/√n from 0, as of one'
   ' such model in 20.'
 )
-_SIGMAS = 2.394
+_LOTS = 3000  # Differences by which one is judged, itself among them.
 _95 = 1.96  # Standard deviations of a single value.
 AUC = 'attack_auc'
+_NAMES = 'accuracy', 'confidence', AUC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,40 +341,39 @@ def against(
     return {}
   rows, log_p = [(labels == c, theirs == c) for c in shared], special.log_expit
   both = zip((logits, others), (labels, theirs), unseen or (None, None))
-  own, its = (
-    {
-      'accuracy': (z.argmax(1) == y).astype(float),
-      'confidence': special.expit(margin := attacks.true_class_margin(z, y)),
-      AUC: margin if phi is None else attacks.rmia(*map(log_p, (margin, phi))),
-    }
+  columns = (
+    (
+      z.argmax(1) == y,
+      special.expit(margin := attacks.true_class_margin(z, y)),
+      margin if phi is None else attacks.rmia(*map(log_p, (margin, phi))),
+    )
     for z, y, phi in both
   )
-  return {name: _contrast(name, own[name], its[name], rows) for name in own}
+  own, its = (np.stack(three, axis=1, dtype=float) for three in columns)
+  return _contrasts(own, its, rows)
 
 
-def _contrast(
-  name: str,
+def _contrasts(
   own: np.ndarray,
   others: np.ndarray,
   rows: Sequence[tuple[np.ndarray, np.ndarray]],
-) -> Contrast:
+) -> dict[str, Contrast]:
   """Differences of means within classes, weighted by the forgotten images.
 
-  Membership by lot gives a difference of two means the variance
-  S²·(1/m + 1/n), S² that of both sets together. With ranks divided by m + n
-  the difference is AUC − ½, and this is (m + n + 1)/(12·m·n) if none are tied.
+  The last column is the attack's: with ranks divided by m + n the difference is
+  AUC − ½. For half widths the sets are drawn anew from both, class by class.
   """
-  count = sum(mine.sum() for mine, _ in rows)
-  means, variance = np.zeros(2), 0.0
+  lot = np.random.RandomState(0)  # NumPy keeps its numbers as they are.
+  count, means = sum(mine.sum() for mine, _ in rows), np.zeros((2, _LOTS, 3))
   for mine, its in rows:
     both, m, n = np.concatenate([own[mine], others[its]]), mine.sum(), its.sum()
-    if name == AUC:
-      both = stats.rankdata(both) / (m + n)
-    share = m / count
-    means += share * np.array([both[:m].mean(), both[m:].mean()])
-    variance += share**2 * both.var(ddof=1) * (1 / m + 1 / n)
-  gap, half = float(means[0] - means[1]), _SIGMAS * float(np.sqrt(variance))
-  if name == AUC:
-    means = np.array([0.5 + gap, 0.5])
-  low, high = means.tolist()
-  return Contrast(low, high, gap, half, abs(gap) > half)
+    both[:, 2] = stats.rankdata(both[:, 2]) / (m + n)
+    drawn = (lot.permutation(m + n)[:m] for _ in range(_LOTS - 1))
+    sums = np.array([both[some].sum(0) for some in (np.arange(m), *drawn)])
+    means += m / count * np.stack([sums / m, (both.sum(0) - sums) / n])
+  means[..., 2] += 0.5 - means[1, :, 2]
+  gaps = np.round(means[0] - means[1], 12)  # Without what rounding adds.
+  half = np.sort(np.abs(gaps), axis=0)[-1 - _LOTS // 60]
+  columns = *means[:, 0], gaps[0], half, np.abs(gaps[0]) > half
+  values = zip(*(column.tolist() for column in columns))
+  return {name: Contrast(*own) for name, own in zip(_NAMES, values)}

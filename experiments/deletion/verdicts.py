@@ -74,7 +74,7 @@ def _outcome(evidence: Evidence, exact: bool) -> str:
       return 'No trace is found.'
     return 'The source shows no trace either: this test can say nothing.'
   if exact:
-    return f'That differs ({names}), as one in 20 such models may.'
+    return f'That differs ({names}), as about one in 20 may.'
   if all(row.difference > 0 for row in found.values()):
     return f'A trace is left ({names}).'
   return f'They stand out ({names}), which tells who they were.'
