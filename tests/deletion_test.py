@@ -307,6 +307,21 @@ def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
   assert 'DIFFERS      evidence: result.own.accuracy.forgotten is' in out
 
 
+def test_the_retrain_of_a_record_is_no_other(story, tmp_path):
+  root, key, *_ = story
+  shutil.copytree(root / 'one', tmp_path / 'one')
+  (folder,) = (tmp_path / 'one' / 'checkpoints').glob('retrain-*')
+  digest = json.loads((folder / 'manifest.json').read_text())['state_sha256']
+  assert record_of(root / 'one')['retrained_sha256'] == digest
+  # One that has none says nothing of it, as those of earlier versions.
+  assert 'retrained_sha256' not in record_of(root / 'two')
+  shutil.rmtree(folder)
+  shutil.copytree(root / 'two' / 'model', folder)
+  where = f'--record={tmp_path / "one" / "record.json"}'
+  status, out, _ = running.run('verify', where, key)
+  assert status == 1 and 'DIFFERS      tensors of the Retrain' in out
+
+
 @pytest.mark.parametrize(
   'part, name, what',
   [
@@ -763,7 +778,7 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   asked = f'--source={work}', f'--ids={ids}', key, f'--out={out}'
   running.done('forget', *asked, '--strategy=finetune(epochs=1)')
   record = record_of(out)
-  digest = json.loads((folder / 'manifest.json').read_text())['state_sha256']
+  digest = records.sha256((folder / 'manifest.json').read_bytes())
   assert record['evidence']['attack'].endswith(f'SHA-256 {digest}.')
   assert records.UNSEEN in record['not_erased']
   # From the models' own outputs, in the order of the data set.
@@ -784,6 +799,21 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   assert said != bare[evidence.AUC].forgotten
   where = f'--record={out / "record.json"}', key
   assert running.done('verify', *where).endswith('not checked: 0.\n')
+  # Who says that φ is of other images needs another manifest.
+  path, manifest = folder / 'trained.txt', folder / 'manifest.json'
+  first, second, *rest = path.read_text().split('\n')
+  path.write_text('\n'.join([second, first, *rest]))
+  status, told, _ = running.run('verify', *where)
+  assert status == 1 and 'trained.txt does not have the digest' in told
+  forged = json.loads(manifest.read_text())
+  forged['files_sha256']['trained.txt'] = records.sha256(path.read_bytes())
+  del forged['manifest_sha256']
+  text = json.dumps(forged, sort_keys=True).encode()
+  manifest.write_text(
+    json.dumps({**forged, 'manifest_sha256': records.sha256(text)})
+  )
+  told = running.done('verify', *where)
+  assert 'not checked  the attack: its models of halves' in told
   shutil.rmtree(folder)
   told = running.done('verify', *where)
   assert 'not checked  the attack: its models of halves' in told

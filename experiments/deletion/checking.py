@@ -188,6 +188,9 @@ def _evidence(told: _Told, basis: Basis, record: Record) -> None:
     retrained,
     _model(basis, pathlib.Path(basis.chain.origin)),
   )
+  if retrained is not None:
+    its = checkpoints.digest(retrained._asdict())
+    told.holds('tensors of the Retrain', its == record.retrained_sha256)
   _numbers(told, basis, record.evidence, models, 'evidence')
   if (text := record.method.parameters.get('retrain_if')) is None:
     return
@@ -249,7 +252,7 @@ def _numbers(
     few = ', '.join(sorted(missing)[:3]) + ', …' * (len(missing) > 3)
     told.skip(
       f'{what}, {len(missing)} numbers ({few})',
-      'their images or models are not there any more',
+      'their images or models are not there any more, or not whole',
     )
 
 

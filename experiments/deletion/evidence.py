@@ -27,7 +27,8 @@ ATTACK = (
 )
 BY_OTHERS = (
   ' What is large is told by models that learned halves of the data without the'
-  ' image (RMIA offline, a = 0.3); what they say of it has the SHA-256 '
+  ' image (RMIA offline, a = 0.3); the manifest of what they say of it, and of'
+  ' which image is which, has the SHA-256 '
 )
 NULL = (
   'Null: membership drawn by lot within each class. Of 3,000 differences, the'

@@ -145,6 +145,8 @@ class Record:
   not_erased: list[str]
   loading: list[str]  # lines of Python, from a file and images to logits
   previous_record_sha256: str | None
+  # Of the tensors of the Retrain that `evidence` has; left out if it has none.
+  retrained_sha256: str | msgspec.UnsetType = msgspec.UNSET
   page_sha256: str = ''
   content_sha256: str = ''
   format: int = FORMAT

@@ -3,6 +3,8 @@
 import datetime
 from typing import Any
 
+import msgspec
+
 from unlearn_jax import data
 from unlearn_jax.base import Examples
 from unlearn_jax.objectives import forgotten, retained
@@ -64,6 +66,7 @@ def record(
   if basis.record is not None:
     previous = basis.path.parent / records.NAME
     before = records.sha256(previous.read_bytes())
+  retrained = [finished.manifest(own.path) for own in made.stages[1:]]
   return Record(
     _request(made, tried, started),
     DataFacts(
@@ -87,6 +90,7 @@ def record(
     ],
     records.loading(basis.setup.facts.model_sha256 is not None),
     before,
+    retrained[0].state_sha256 if retrained else msgspec.UNSET,
   )
 
 

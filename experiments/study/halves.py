@@ -6,6 +6,7 @@ given image, and what it says of it is kept. The models, who know others, go.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 
 import jax
@@ -68,14 +69,16 @@ def _train(stage: Stage, partial: Partial, progress: Progress) -> Output:
 def read(
   source: str, said: Manifest
 ) -> tuple[dict[str, np.ndarray], np.ndarray, str] | None:
-  """φ `[R]` of each id, `[R, T]` of the test images, and the SHA-256 of both.
+  """φ `[R]` of each id, `[R, T]` of the test images, and a SHA-256.
 
-  They lie beside the source, which may be gone; `said`: of a model like it.
+  It is that of their manifest, which has those of arrays and ids. They lie
+  beside the source, which may be gone; `said`: of a model like it.
   """
   for folder in sorted(pathlib.Path(source).parent.glob(f'seed*-{_UNSEEN}-*')):
     own, names = finished.manifest(folder), (*setups.COMMON, 'recipe')
     if all(getattr(own, name) == getattr(said, name) for name in names):
       phi = checkpoints.restore_tree(folder)[0]['phi'].astype(float)
+      sha256 = hashlib.sha256((folder / 'manifest.json').read_bytes())
       ids = (folder / finished.TRAINED).read_bytes().decode().split('\n')[:-1]
-      return dict(zip(ids, phi.T)), phi[:, len(ids) :], own.state_sha256
+      return dict(zip(ids, phi.T)), phi[:, len(ids) :], sha256.hexdigest()
   return None
