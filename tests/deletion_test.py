@@ -25,7 +25,7 @@ from sklearn.datasets import load_sample_image
 from experiments import config, forget
 from experiments.deletion import basis as bases
 from experiments.deletion import bounds as limits
-from experiments.deletion import evidence, ids
+from experiments.deletion import evidence, ids, writing
 from experiments.deletion import record as records
 from experiments.study import canaries, halves, lineage, planning, shadows
 from experiments.study import setup as setups
@@ -189,7 +189,7 @@ def test_the_record_of_an_earlier_format_is_one_line(story, tmp_path):
   for name, content in records.contents(*own.sealed()).items():
     (path.parent / name).write_bytes(content)
   line = running.refused('verify', f'--record={path}', key)
-  assert 'is of format 1, which the version that wrote it verifies' in line
+  assert 'is of format 1, for the version that wrote it; allowed: 2' in line
 
 
 def test_the_snippet_of_the_docs_loads_the_model(story, monkeypatch):
@@ -303,8 +303,128 @@ def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
   for name, content in records.contents(record, page).items():
     (path.parent / name).write_bytes(content)
   status, out, _ = running.run('verify', f'--record={path}', key)
-  assert status == 1 and out.count('DIFFERS') == 1
+  # The verdict names it, too.
+  assert status == 1 and out.count('DIFFERS') == 2
   assert 'DIFFERS      evidence: result.own.accuracy.forgotten is' in out
+
+
+def _less(own, name):
+  """A record without some numbers."""
+  found = own.evidence
+  (found.monitored if name == 'drift' else found.result.own).pop(name)
+  return own
+
+
+def _with(own, part, **values):
+  changed = dataclasses.replace(getattr(own, part), **values)
+  return dataclasses.replace(own, **{part: changed})
+
+
+def _passed_off_as_exact(own):
+  own = _with(own, 'method', strategy='retrain', exact=True, label='Retrain')
+  own = _with(own, 'request', decision='retrain')
+  return dataclasses.replace(own, **writing.sentences(own))
+
+
+@pytest.mark.parametrize(
+  ('out', 'forge', 'said'),
+  [
+    ('one', lambda own: _less(own, 'confidence'), 'leaves out result.own.conf'),
+    ('one', lambda own: _less(own, 'drift'), 'leaves out monitored.drift'),
+    (
+      'one',
+      lambda own: dataclasses.replace(
+        _with(own, 'evidence', compared=None, retrained=None),
+        retrained_sha256=msgspec.UNSET,
+      ),
+      'tensors of the Retrain',
+    ),
+    (
+      'two',
+      lambda own: _with(own, 'evidence', reversals=[]),
+      'leaves out reversals.1.then',
+    ),
+    (
+      'two',
+      lambda own: _with(own, 'evidence', compared={'mia_auc': 0.5}),
+      'no Retrain: numbers of one that the record lacks',
+    ),
+    (
+      'one',
+      _passed_off_as_exact,
+      'method: strategy is finetune(epochs=1), not',
+    ),
+    (
+      'one',
+      lambda own: _with(own, 'method', seed=7),
+      'method: seed is 0, not 7',
+    ),
+    (
+      'one',
+      lambda own: _with(own, 'method', label='Retrain'),
+      'method: label is Fine-tune',
+    ),
+    ('one', lambda own: _with(own, 'request', images=9), 'images is 4, not 9'),
+    (
+      'one',
+      lambda own: _with(own, 'request', keyed=False),
+      'keyed is True, not',
+    ),
+    (
+      'one',
+      lambda own: _with(own, 'request', decision='retrain'),
+      'decision: retrain was not done',
+    ),
+    (
+      'one',
+      lambda own: _with(own, 'request', scope='whole classes'),
+      'scope is examples, not whole classes',
+    ),
+    (
+      'one',
+      lambda own: _with(own, 'data', images_after=9),
+      'images_after is 36',
+    ),
+    (
+      'one',
+      lambda own: dataclasses.replace(own, verdict=['All is forgotten.']),
+      'verdict and other sentences: verdict is [',
+    ),
+    (
+      'one',
+      lambda own: dataclasses.replace(own, limits=[]),
+      'verdict and other sentences: limits is [',
+    ),
+  ],
+)
+def test_what_a_forger_changed_is_named(out, forge, said, story, tmp_path):
+  root, key, *_ = story
+  path = shutil.copytree(root / out, tmp_path / out) / 'record.json'
+  own = forge(records.read(path))
+  for name, content in records.contents(*own.sealed()).items():
+    (path.parent / name).write_bytes(content)
+  status, told, _ = running.run('verify', f'--record={path}', key)
+  assert status == 1 and 'matches      record.json' in told
+  assert any('DIFFERS' in t and said in t for t in told.splitlines()), told
+
+
+def test_the_page_is_that_of_the_record(story, tmp_path):
+  root, key, *_ = story
+  path = shutil.copytree(root / 'one', tmp_path / 'one') / 'record.json'
+  own, page = records.read(path).sealed()
+
+  def told(own):
+    other = page.replace('Approximate', 'Exact')
+    own = dataclasses.replace(own, page_sha256=records.sha256(other.encode()))
+    own = dataclasses.replace(own, content_sha256=records.digest(own))
+    for name, content in records.contents(own, other).items():
+      (path.parent / name).write_bytes(content)
+    return running.run('verify', f'--record={path}', key)[1]
+
+  assert 'DIFFERS      what record.html says' in told(own)
+  # Pages of another version look otherwise.
+  own = _with(own, 'code', source_sha256='0')
+  assert 'not checked  what record.html says: another version' in told(own)
 
 
 def test_the_retrain_of_a_record_is_no_other(story, tmp_path):

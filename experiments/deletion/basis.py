@@ -9,13 +9,7 @@ import msgspec
 import numpy as np
 
 from unlearn_jax import data
-from unlearn_jax.base import (
-  Dataset,
-  Examples,
-  InputError,
-  require_file,
-  shown,
-)
+from unlearn_jax.base import Dataset, Examples, InputError, require_file, shown
 from .. import config
 from ..study import canaries, halves
 from ..study import setup as setups

@@ -5,21 +5,26 @@ import math
 import pathlib
 from typing import Any
 
+import msgspec
+import numpy as np
 from safetensors.numpy import load
 
 from unlearn_jax import checkpoints
 from unlearn_jax.base import InputError, ModelState, shown
+from unlearn_jax.strategies import FACTORIES, parse
 from ..report.model import to_json
 from ..runtime.progress import say
 from ..settings import FlagError
+from ..study import provenance
 from ..study import setup as setups
 from ..workdir import finished
 from . import basis as bases
 from . import bounds as limits
-from . import evidence
+from . import evidence, writing
 from . import record as records
 from .basis import MODEL, TENSORS, Basis
-from .record import Record
+from .record import Method, Record
+from .request import EXACT
 
 # By which a number may differ: other devices round otherwise.
 _TOLERANCE = 1e-4
@@ -38,6 +43,12 @@ class _Told:
     tail = f': {why}' if why and not holds else ''
     say(f'{"matches" if holds else "DIFFERS":11}  {what}{tail}')
     return holds
+
+  def says(self, what: str, part: Any, **own: Any) -> None:
+    """Says whether fields of a part of the record are these."""
+    pairs = [(n, v, getattr(part, n)) for n, v in own.items()]
+    wrong = [f'{n} is {v}, not {said}' for n, v, said in pairs if v != said]
+    self.holds(what, not wrong, '; '.join(wrong))
 
   def skip(self, what: str, why: str) -> None:
     """Says that something could not be checked."""
@@ -59,14 +70,19 @@ def check(asked: Any) -> None:
   except InputError as error:
     raise InputError(f'--record={error}') from error
   if record.format != records.FORMAT:
-    raise InputError(
-      f'--record={path}: is of format {record.format}, which the version that'
-      f' wrote it verifies; allowed: {records.FORMAT}'
-    )
+    why = f'is of format {record.format}, for the version that wrote it'
+    raise InputError(f'--record={path}: {why}; allowed: {records.FORMAT}')
   own = path.read_bytes() == to_json(record)
   own &= records.digest(record) == record.content_sha256
   told.holds(path.name, own, 'not as it was written')
   _file(told, root / records.PAGE, record.page_sha256)
+  what, own_code = f'what {records.PAGE} says', provenance.code()
+  codes = [dataclasses.astuple(c)[:3] for c in (record.code, own_code)]
+  same = records.sha256(records.html(record).encode()) == record.page_sha256
+  if same or codes[0] == codes[1]:
+    told.holds(what, same, 'not what the record says')
+  else:
+    told.skip(what, 'another version wrote it')
   tensors = root / TENSORS
   if _file(told, tensors, record.result.safetensors_sha256):
     its = checkpoints.digest(load(tensors.read_bytes()))
@@ -136,18 +152,29 @@ def _contents(
   *_, newest = chain.requests
   state = checkpoints.digest(basis.own.state._asdict())
   told.holds('tensors of model/', state == record.result.state_sha256)
-  told.holds('number of the request', len(chain.requests) == request.number)
-  told.holds(
-    'data after', basis.fingerprint(basis.trained) == record.data.after
-  )
   spent = [*newest, *(chain.spent[-1] if chain.spent else ())]
   before = [n for n in basis.rows if n in {*basis.trained, *spent}]
   gone = [n for n in spent if n not in basis.rows]
+  count, keyed = len(chain.requests), request.key_check != records.keyed(b'')
+  told.says('request', request, number=count, images=len(newest), keyed=keyed)
+  other = 'unlearn' if record.method.exact else 'retrain'
+  told.holds('decision', request.decision != other, f'{other} was not done')
+  left, now = len(basis.trained), basis.fingerprint(basis.trained)
+  counts = {'images_before': left + len(spent), 'images_after': left}
+  told.says('data after', record.data, after=now, **counts)
   if gone:
     told.skip('data before', f'{len(gone)} forgotten images are not there')
   else:
-    same = basis.fingerprint(before) == record.data.before
-    told.holds('data before', same)
+    told.says('data before', record.data, before=basis.fingerprint(before))
+    both = filter(None, (basis.take(before), basis.take(basis.trained)))
+    lost = len({np.unique(part.own_labels).size for part in both}) > 1
+    told.says('scope', request, scope='whole classes' if lost else 'examples')
+  parent = basis.own.manifest.parent_sha256
+  told.says('source', record.source, state_sha256=parent)
+  _method(told, 'method', record.method, basis.path)
+  loading = records.loading(basis.setup.facts.model_sha256 is not None)
+  own = {**writing.sentences(record), 'loading': loading}
+  told.says('verdict and other sentences', record, **own)
   if records.keyed(key) != request.key_check:
     told.skip('hashes of ids', 'another key, or none')
   else:
@@ -160,6 +187,20 @@ def _contents(
       told.holds('hash of the ids that the source knew', its)
   _previous(told, pathlib.Path(chain.source), record)
   _evidence(told, basis, record)
+
+
+def _method(told: _Told, what: str, method: Method, path: pathlib.Path) -> None:
+  """How a model was made, as its own files have it."""
+  said, history = finished.manifest(path), finished.load(path).record.history
+  name = (text := said.strategy or '').partition('(')[0]
+  parameters = {**method.parameters, **said.parameters}
+  own = {'strategy': text, 'exact': name in EXACT, 'parameters': parameters}
+  own |= {'seconds': said.wall_seconds, 'epochs': history[-1].epoch}
+  if name in FACTORIES:
+    own['label'] = parse(text)[0].strategy.label
+  else:
+    told.skip(f'label of the {what}', 'it is that of code of your own')
+  told.says(what, method, seed=said.seed, **own)
 
 
 def _previous(told: _Told, source: pathlib.Path, record: Record) -> None:
@@ -188,23 +229,29 @@ def _evidence(told: _Told, basis: Basis, record: Record) -> None:
     retrained,
     _model(basis, pathlib.Path(basis.chain.origin)),
   )
+  its, judged = record.retrained_sha256, record.evidence
   if retrained is not None:
-    its = checkpoints.digest(retrained._asdict())
-    told.holds('tensors of the Retrain', its == record.retrained_sha256)
-  _numbers(told, basis, record.evidence, models, 'evidence')
+    own = checkpoints.digest(retrained._asdict()) == its
+    told.holds('tensors of the Retrain', own)
+  elif its is msgspec.UNSET:
+    none = judged.retrained is judged.compared is None
+    told.holds('no Retrain', none, 'numbers of one that the record lacks')
+  _numbers(told, basis, judged, models, 'evidence')
   if (text := record.method.parameters.get('retrain_if')) is None:
     return
-  tried, judged, said = record.replaced, record.evidence, []
+  tried, said = record.replaced, []
   if tried is not None:
     judged, said = tried.evidence, tried.broken
-    what, there = 'evidence of the model that was replaced', None
-    for path in sorted(root.glob('*')):
-      there = there or _model(basis, path, tried.state_sha256)
-    if there is None:
+    what, sha256 = 'evidence of the model that was replaced', tried.state_sha256
+    every = sorted(root.glob('*'))
+    paths = [path for path in every if _model(basis, path, sha256)]
+    if not paths:
       told.skip(what, f'it is not in {root.name}/ any more')
     else:
-      own = checkpoints.digest(there._asdict()) == tried.state_sha256
+      there = finished.load(paths[0]).state
+      own = checkpoints.digest(there._asdict()) == sha256
       told.holds('tensors of the model that was replaced', own)
+      _method(told, 'method that was replaced', tried.method, paths[0])
       own_models = models._replace(result=there, retrained=None)
       _numbers(told, basis, judged, own_models, what)
   told.holds('bounds', limits.broken(limits.parse(text), judged) == said)
@@ -231,28 +278,37 @@ def _numbers(
 ) -> None:
   """Those of one model, computed again."""
   sets = basis.sets(basis.chain, basis.trained)
+  if said.attack == evidence.ATTACK:
+    sets = sets._replace(unseen=None, attack=said.attack)
+  last = pathlib.Path(basis.chain.source).parent / records.NAME
   then = [own.then for own in said.reversals]
+  if last.is_file():
+    then = writing.then(records.read(last))
+  then += [None] * (len(sets.requests) - 1 - len(then))
   found = evidence.gather(basis.setup.model, sets, models, then)
   wanted, own = dict(records.flat(said)), dict(records.flat(found))
   if own['attack'] != wanted['attack']:
     told.skip('the attack', 'its models of halves are not there, or others are')
-    wanted = {n: v for n, v in wanted.items() if 'attack' not in n}
-  differ = [
+    for every in (wanted, own):
+      for name in [n for n in every if 'attack' in n]:
+        del every[name]
+  wrong = [
     f'{name} is {own[name]}, not {value}'
     for name, value in wanted.items()
     if name in own and not _alike(own[name], value)
   ]
-  missing = wanted.keys() - own.keys()
-  for text in differ:
+  wrong += [f'leaves out {n}' for n in own if n not in wanted]
+  missing = sorted(wanted.keys() - own.keys())
+  for text in wrong:
     told.holds(what, False, text)
-  if not differ:
+  if not wrong:
     known = len(wanted) - len(missing)
     told.holds(f'{what}, {known} numbers and texts', True)
   if missing:
-    few = ', '.join(sorted(missing)[:3]) + ', …' * (len(missing) > 3)
+    few = ', '.join(missing[:3]) + ', …' * (len(missing) > 3)
     told.skip(
       f'{what}, {len(missing)} numbers ({few})',
-      'their images or models are not there any more, or not whole',
+      'nothing here yields them: images or models are gone, or never were',
     )
 
 

@@ -85,9 +85,7 @@ class Measured:
   test_accuracy: float
   forget_accuracy: float | None
   own: dict[str, Contrast]  # on this request's images
-  all: dict[
-    str, Contrast
-  ]  # on those of all requests so far, if there are others
+  all: dict[str, Contrast]  # on those of all so far, if there are others
   earlier: list[float | None]  # accuracy on each earlier request
   # Of canaries that this request has forgotten, of those of all requests if
   # there are others, and of what was never planted.
@@ -237,10 +235,8 @@ def _monitored(
     if part is not None and each.change is not None
   ]
   if back or not reversals:  # Of nothing nothing comes back.
-    most = max(
-      back, key=lambda each: each.value - each.half_width, default=None
-    )
-    found['returned'] = most or Monitored(0.0, 0.0)
+    none = Monitored(0.0, 0.0)
+    found['returned'] = max(back, key=lambda x: x[0] - x[1], default=none)
   noise = own.canaries.get('all') or own.canaries.get('forgotten')
   if noise is not None:
     found['canaries'] = Monitored(noise.mean, noise.half_width)
@@ -310,8 +306,8 @@ def _known(
   for name, places in noise.groups.items():
     if places.size:
       mean, half = (
-        float(ranks[places].mean()),
-        _95 / float(np.sqrt(places.size)),
+        ranks[places].mean().item(),
+        _95 / np.sqrt(places.size).item(),
       )
       found[name] = Known(mean, half, places.size, abs(mean) > half)
   return found

@@ -29,7 +29,7 @@ from .basis import CHAIN, MODEL, Basis, Chain
 from .bounds import Bound
 
 # Whatever another's strategy says of itself.
-_EXACT = 'retrain', 'scratch'
+EXACT = 'retrain', 'scratch'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Plan:
   @property
   def exact(self) -> bool:
     """Whether the result starts from nothing that knew the images."""
-    return self.chosen.name in _EXACT
+    return self.chosen.name in EXACT
 
   @property
   def chain(self) -> Chain:
@@ -129,7 +129,7 @@ def plan(asked: Any) -> Plan:
     )
   train = basis.take(basis.trained)
   assert train is not None
-  exact = chosen.name in _EXACT  # It shows nothing that is not known.
+  exact = chosen.name in EXACT  # It shows nothing that is not known.
   more = [] if exact else basis.canaries(named.ids)
   rows = [basis.rows[name] for name in (*named.ids, *more)]
   which = np.isin(np.asarray(train.indices), rows)
@@ -175,10 +175,10 @@ def _due(asked: Any, chosen: Chosen, inexact: int) -> tuple[Chosen, str | None]:
   `inexact`: how many requests came since the last exact model.
   """
   told, instead_of = f'--strategy={chosen.text}', None
-  if chosen.name not in _EXACT and 0 < asked.retrain_every <= inexact + 1:
+  if chosen.name not in EXACT and 0 < asked.retrain_every <= inexact + 1:
     told, instead_of = f'--retrain_every={asked.retrain_every}', chosen.text
     (chosen,) = parse('retrain')
-  wrong = 'unlearn' if chosen.name in _EXACT else 'retrain'
+  wrong = 'unlearn' if chosen.name in EXACT else 'retrain'
   if asked.decision == wrong:
     raise FlagError('decision', wrong, f'another for {told}')
   return chosen, instead_of

@@ -1,5 +1,6 @@
 """What a record says of a request that was carried out."""
 
+import dataclasses
 import datetime
 from typing import Any
 
@@ -14,13 +15,7 @@ from ..workdir import finished
 from . import bounds as limits
 from . import evidence
 from . import record as records
-from .record import (
-  DataFacts,
-  Method,
-  Record,
-  Replaced,
-  Request,
-)
+from .record import DataFacts, Method, Record, Replaced, Request
 from .request import Plan
 from .verdicts import verdict
 
@@ -37,11 +32,8 @@ _APPROXIMATE = (
 def measured(made: Plan, models: evidence.Models) -> evidence.Evidence:
   """What models say of this request and of those before."""
   kept = setups.ids_of(made.basis.setup, made.splits.retain)
-  sets, model = (
-    made.basis.sets(made.chain, kept),
-    made.basis.setup.model,
-  )
-  return evidence.gather(model, sets, models, _then(made))
+  basis, sets = made.basis, made.basis.sets(made.chain, kept)
+  return evidence.gather(basis.setup.model, sets, models, then(basis.record))
 
 
 def replaced(
@@ -60,14 +52,14 @@ def record(
   tensors_sha256: str,
 ) -> Record:
   """All that is written down, without the digests of itself."""
-  basis, key, label = made.basis, made.key, made.chosen.strategy.label
+  basis, key = made.basis, made.key
   kept = setups.ids_of(basis.setup, made.splits.retain)
-  count, path, before = len(made.named.ids), made.stages[0].path, None
+  path, before = made.stages[0].path, None
   if basis.record is not None:
     previous = basis.path.parent / records.NAME
     before = records.sha256(previous.read_bytes())
-  retrained = [finished.manifest(own.path) for own in made.stages[1:]]
-  return Record(
+  its = [finished.manifest(own.path).state_sha256 for own in made.stages[1:]]
+  bare = Record(
     _request(made, tried, started),
     DataFacts(
       before=basis.fingerprint(basis.trained),
@@ -81,25 +73,20 @@ def record(
     provenance.code(),
     found,
     tried,
-    verdict(found, count, label, made.exact, _why(made, tried)),
-    _limits(made, found),
-    [
-      *records.NOT_ERASED,
-      *[records.UNSEEN] * (found.attack != evidence.ATTACK),
-      *[records.REPLACED] * (tried is not None),
-    ],
+    *([], [], []),
     records.loading(basis.setup.facts.model_sha256 is not None),
     before,
-    retrained[0].state_sha256 if retrained else msgspec.UNSET,
+    next(iter(its), msgspec.UNSET),
   )
+  return dataclasses.replace(bare, **sentences(bare))
 
 
-def _then(made: Plan) -> list[float | None]:
+def then(before: Record | None) -> list[float | None]:
   """The accuracy on each earlier request, when that was carried out."""
-  if (before := made.basis.record) is None:
+  if before is None:
     return []
-  then = [own.then for own in before.evidence.reversals]
-  return [*then, before.evidence.result.forget_accuracy]
+  every = [own.then for own in before.evidence.reversals]
+  return [*every, before.evidence.result.forget_accuracy]
 
 
 def _request(made: Plan, tried: Replaced | None, started: str) -> Request:
@@ -148,24 +135,34 @@ def _method(made: Plan, tried: Replaced | None) -> Method:
   )
 
 
-def _why(made: Plan, tried: Replaced | None) -> str:
-  """By what an exact method took the place of another."""
+def sentences(record: Record) -> dict[str, Any]:
+  """What a record says in words, by field, of what the others hold."""
+  method, found, tried = record.method, record.evidence, record.replaced
+  how, exact, why, bounds = method.parameters, method.exact, '', ''
   if tried is not None:
-    return f', by --retrain_if in place of {tried}'
-  if made.instead_of is None:
-    return ''
-  every = made.asked.retrain_every
-  return f', by --retrain_every={every} in place of {made.instead_of}'
-
-
-def _limits(made: Plan, found: evidence.Evidence) -> list[str]:
-  missing = ', '.join(limits.unmeasured(made.bounds, found))
-  return [
-    *([f'Not measured, so held to no bound: {missing}.'] if missing else []),
-    *(() if made.exact else _APPROXIMATE),
-    _ALWAYS,
-    *([] if made.key else [records.UNKEYED]),
-  ]
+    why = f', by --retrain_if in place of {tried}'
+  elif 'in_place_of' in how:
+    every = how.get('retrain_every')
+    why = f', by --retrain_every={every} in place of {how["in_place_of"]}'
+  else:
+    bounds = how.get('retrain_if', '')
+  held = limits.parse(bounds) if bounds else []
+  missing = ', '.join(limits.unmeasured(held, found))
+  told = found, record.request.images, method.label, exact, why
+  return {
+    'verdict': verdict(*told),
+    'limits': [
+      *([f'Not measured, so held to no bound: {missing}.'] if missing else []),
+      *(() if exact else _APPROXIMATE),
+      _ALWAYS,
+      *([] if record.request.keyed else [records.UNKEYED]),
+    ],
+    'not_erased': [
+      *records.NOT_ERASED,
+      *[records.UNSEEN] * (found.attack != evidence.ATTACK),
+      *[records.REPLACED] * (tried is not None),
+    ],
+  }
 
 
 def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
