@@ -107,8 +107,9 @@ def plan(
   _require_heldout(study, splits, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
   seeds = {study.draws.of('split', run) for run in range(study.seeds)}
-  if study.methods.found and seeds & {*study.methods.found.seeds}:
-    raise FlagError('seed', min(seeds), 'seeds that nothing was tuned on')
+  found = study.methods.found
+  if found and (same := seeds & {*found.seeds}):
+    raise FlagError('seed', min(same), 'seeds that nothing was tuned on')
   if study.degree:
     if study.source_dir is not None:
       allowed = 'only with sources that this command trains;'
