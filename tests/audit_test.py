@@ -1,14 +1,18 @@
 """Audits of many models: what they draw, find, keep and refuse."""
 
+import dataclasses
 import json
 import pickle
 
 import helpers
 import jax
+import msgspec
 import numpy as np
 import pytest
 import running
 
+from experiments.report import audit as page
+from experiments.report.model import Estimate
 from experiments.settings import FlagError
 from experiments.study import auditing, shadows
 from experiments.study import setup as setups
@@ -136,6 +140,19 @@ def test_the_attack_finds_what_was_never_forgotten_and_nothing_in_retrain(
   )))  # fmt: skip
   assert gap == pytest.approx(np.mean([a - b for a, b in pairs]))
   assert 'Retrain, the null' in out and 'unseen by 4 or more' in out
+
+
+def test_without_an_interval_nothing_is_concluded(audited):
+  own = msgspec.convert(audited[2], page.Audit)
+  row = next(row for row in own.rows if row.role == 'control')
+  said = page._found(row, own.null)
+  assert 'told apart from Retrain' in said
+  lone = {
+    name: dataclasses.replace(attack, minus_null=Estimate(0.4))
+    for name, attack in row.attacks.items()
+  }
+  said = page._found(dataclasses.replace(row, attacks=lone), own.null)
+  assert 'so nothing can be concluded' in said and 'told apart' not in said
 
 
 def test_what_one_model_is_told_is_what_its_stage_kept(audited):
