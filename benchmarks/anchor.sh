@@ -58,8 +58,7 @@ esac
 common+=("$@")
 [ "$size" = toy ] && references=1 || references=3 # Four Retrains a seed.
 
-# Text of strategies at each of some numbers of epochs, the largest first: its
-# fine-tuning is what all others are held against.
+# Text of strategies at each of some numbers of epochs.
 at() {
   local text=$1 all=''
   shift

@@ -109,7 +109,9 @@ def plan(
   seeds = {study.draws.of('split', run) for run in range(study.seeds)}
   found = study.methods.found
   if found and (same := seeds & {*found.seeds}):
-    raise FlagError('seed', min(same), 'seeds that nothing was tuned on')
+    flag = 'seed' if study.draws.split_seed is None else 'split_seed'
+    allowed = f'seeds that nothing was tuned on, unlike {min(same)}'
+    raise FlagError(flag, min(seeds), allowed)
   if study.degree:
     if study.source_dir is not None:
       allowed = 'only with sources that this command trains;'
