@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import optax
 
+from unlearn_jax import training
 from unlearn_jax.base import Array, Context, Mask, ModelState, Params, require
 from unlearn_jax.epoch import Step
-from unlearn_jax.objectives import Term
+from unlearn_jax.objectives import Teacher, Term, guided
 
 METHOD, CONTROL = 'method', 'control'
 BASELINE, REFERENCE = 'baseline', 'reference'
@@ -84,6 +85,20 @@ class Strategy(NamedTuple):
   pick: Callable[[Context, Sequence[ModelState]], int] | None = None
   needs_heldout: bool = False
   check: Callable[[Any, tuple[str, ...]], None] | None = None
+
+
+def fresh(context: Context) -> ModelState:
+  """A freshly initialised model, the same one throughout an unlearning."""
+  return training.initialize(context.keys.fresh, context.model)
+
+
+def guidance(js_weight: float, js_teacher: Teacher) -> dict[str, Any]:
+  """Fields of a strategy that trains by `objectives.guided`."""
+  return {
+    'terms': guided(js_weight, js_teacher),
+    'needs_retrained': js_teacher == 'retrained',
+    'needs_heldout': js_teacher == 'heldout',
+  }
 
 
 def trained(factory: Callable[..., Strategy]) -> Callable[..., Strategy]:

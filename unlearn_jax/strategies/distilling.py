@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax import training
 from unlearn_jax.base import Batch, Context, Examples, ModelState, require
 from unlearn_jax.data import class_matched
 from unlearn_jax.epoch import Step
@@ -18,6 +17,7 @@ from unlearn_jax.objectives import (
   Term,
   class_means,
   cross_entropy,
+  forgotten,
   heldout_of,
   kl_to_teacher,
   of_source,
@@ -25,7 +25,7 @@ from unlearn_jax.objectives import (
   taught,
 )
 from unlearn_jax.prediction import predict
-from unlearn_jax.strategies.base import METHOD, Strategy, trained
+from unlearn_jax.strategies.base import Strategy, fresh, trained
 
 
 @trained
@@ -73,7 +73,6 @@ def scrub(
   up = Term(TEACHING['source'], _kl(temperature), _early(max_epochs))
   return Strategy(
     'SCRUB',
-    METHOD,
     terms=(up, down) if max_epochs else (down,),
     passes=True,
     pick=_rewound if rewind else None,
@@ -150,21 +149,9 @@ def bad_teacher(share: float = 0.3) -> Strategy:
     drawn = jax.random.permutation(context.keys.choose, retain.size)[:count]
     return retain.take(np.asarray(drawn))
 
-  return Strategy(
-    'Bad teacher',
-    METHOD,
-    terms=(
-      Term(taught(of_source, part), kl_to_teacher),
-      Term(_confused, kl_to_teacher, share=None),
-    ),
-  )
-
-
-def _fresh(context: Context) -> ModelState:
-  return training.initialize(context.keys.fresh, context.model)
-
-
-_confused = taught(_fresh, lambda context: context.splits.forget)
+  near = Term(taught(of_source, part), kl_to_teacher)
+  far = Term(taught(fresh, forgotten), kl_to_teacher, share=None)
+  return Strategy('Bad teacher', terms=(near, far))
 
 
 @trained
@@ -186,7 +173,6 @@ def regun(weight: float = 0.5) -> Strategy:
   require('weight', weight, 0 < weight < 1, 'between 0 and 1')
   return Strategy(
     'ReGUn',
-    METHOD,
     terms=(
       Term(retained, weight=1 - weight),
       Term(class_means, kl_to_teacher, weight),

@@ -12,7 +12,7 @@ from unlearn_jax import parallel
 from unlearn_jax.base import Batch, Context, Examples, axis_is_bound, require
 from unlearn_jax.epoch import Step
 from unlearn_jax.objectives import Term, cross_entropy, forgotten, retained
-from unlearn_jax.strategies.base import METHOD, Edit, Strategy, keep, trained
+from unlearn_jax.strategies.base import Edit, Strategy, keep, trained
 from unlearn_jax.strategies.choosing import scores, select
 
 BatchNorm = Literal['batch', 'running']
@@ -46,11 +46,7 @@ def neggrad_plus(
   if alpha < 1:
     up = Term(forgotten, loss, alpha - 1, batch_norm=batch_norm)
   terms = tuple(t for t in (down, up) if t and t.weight)
-  return Strategy(
-    'NegGrad+',
-    METHOD,
-    terms=terms,
-  )
+  return Strategy('NegGrad+', terms=terms)
 
 
 def _bounded(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -101,13 +97,8 @@ def sfron(
     return Edit(context.source.params, mask)
 
   up = Term(forgotten, _evened(power), _now_and_then(alpha, every), masked=True)
-  return Strategy(
-    'SFR-on',
-    METHOD,
-    edit,
-    (Term(retained), up),
-    transform=_clipped(clip),
-  )
+  terms = Term(retained), up
+  return Strategy('SFR-on', edit=edit, terms=terms, transform=_clipped(clip))
 
 
 @functools.lru_cache(maxsize=64)
@@ -131,9 +122,7 @@ def _now_and_then(alpha: float, every: int):
   return weight
 
 
-@functools.lru_cache(maxsize=64)
-def _clipped(norm: float) -> optax.GradientTransformation:
-  return optax.clip_by_global_norm(norm)
+_clipped = functools.lru_cache(maxsize=64)(optax.clip_by_global_norm)
 
 
 Labels = Literal['uniform', 'other']
@@ -178,9 +167,11 @@ def salun(
   drawn = _uniform if labels == 'uniform' else _other
   return Strategy(
     'SalUn' if ratio < 1 else 'Random labels',
-    METHOD,
-    edit if ratio < 1 else keep,
-    (Term(forgotten, drawn, masked=masked), Term(retained, masked=masked)),
+    edit=edit if ratio < 1 else keep,
+    terms=(
+      Term(forgotten, drawn, masked=masked),
+      Term(retained, masked=masked),
+    ),
     passes=True,
     moves='scalars' if ratio < 1 and mask_mode == 'hard' else 'all',
   )
@@ -238,14 +229,8 @@ def amun(
     )
     return found
 
-  return Strategy(
-    'AMUN',
-    METHOD,
-    terms=(
-      Term(_everything if with_forget else retained),
-      Term(near, share=None),
-    ),
-  )
+  own = Term(_everything if with_forget else retained)
+  return Strategy('AMUN', terms=(own, Term(near, share=None)))
 
 
 def _everything(context: Context) -> Examples:
@@ -274,8 +259,4 @@ def boundary_shrink(epsilon: float = 0.1) -> Strategy:
     model, source, forget = context.model, context.source, context.splits.forget
     return adversaries.relabelled(model, source, forget, epsilon)
 
-  return Strategy(
-    'Boundary shrink',
-    METHOD,
-    terms=(Term(across),),
-  )
+  return Strategy('Boundary shrink', terms=(Term(across),))

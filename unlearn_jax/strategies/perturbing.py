@@ -1,5 +1,6 @@
 """The paper's perturbations, and the control that draws its scalars by lot."""
 
+from collections.abc import Callable
 import functools
 import math
 from typing import Any, Literal
@@ -7,11 +8,18 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from unlearn_jax import masks, perturbation, training
+from unlearn_jax import masks, perturbation
 from unlearn_jax.base import Context, Mask, Params, require
 from unlearn_jax.masks import tensors
-from unlearn_jax.objectives import Teacher, guided
-from unlearn_jax.strategies.base import CONTROL, METHOD, Edit, Strategy, trained
+from unlearn_jax.objectives import Teacher
+from unlearn_jax.strategies.base import (
+  CONTROL,
+  Edit,
+  Strategy,
+  fresh,
+  guidance,
+  trained,
+)
 from unlearn_jax.strategies.choosing import (
   Direction,
   Granularity,
@@ -121,7 +129,7 @@ def top_k(
   check = functools.partial(
     _require_k, k=k, granularity=granularity, scope=scope, leaves=leaves
   )
-  return Strategy('Top-K', METHOD, edit, **shared, check=check)
+  return Strategy('Top-K', edit=edit, **shared, check=check)
 
 
 @trained
@@ -150,7 +158,7 @@ def msg(
       reference scales gradients, which Adam would not feel.
     examples: of each set, that a gradient averages.
   """
-  _require_ratio(ratio)
+  require('ratio', ratio, 0 < ratio <= 1, 'above 0 and at most 1')
   made = top_k(
     float(ratio),
     sensitivity='difference',
@@ -185,19 +193,9 @@ def random_scalars(
     moves: which scalars the training moves.
   """
   shared = _shared(k, epsilon, js_weight, js_teacher, moves)
-
-  def edit(context: Context) -> Edit:
-    params = context.source.params
-    mask = masks.randomk_mask(lot(context), params, k)
-    return Edit(perturbation.perturb(params, mask, epsilon), mask)
-
-  return Strategy(
-    'K random scalars',
-    CONTROL,
-    edit,
-    **shared,
-    check=functools.partial(_require_k, k=k),
-  )
+  check = functools.partial(_require_k, k=k)
+  edit = _by_lot(k, epsilon, 'scale')
+  return Strategy('K random scalars', CONTROL, edit, **shared, check=check)
 
 
 @trained
@@ -222,14 +220,19 @@ def random_k(
     moves: which scalars the training moves, see `top_k`.
   """
   shared = _shared(1, epsilon, js_weight, js_teacher, moves, change)
-  _require_ratio(ratio)
+  require('ratio', ratio, 0 < ratio <= 1, 'above 0 and at most 1')
+  edit = _by_lot(float(ratio), epsilon, change)
+  return Strategy('Random-k', edit=edit, **shared)
 
+
+def _by_lot(
+  k: int | float, epsilon: float, change: Change
+) -> Callable[[Context], Edit]:
   def edit(context: Context) -> Edit:
-    params = context.source.params
-    mask = masks.randomk_mask(lot(context), params, float(ratio))
+    mask = masks.randomk_mask(lot(context), context.source.params, k)
     return Edit(_changed(context, mask, epsilon, change), mask)
 
-  return Strategy('Random-k', METHOD, edit, **shared)
+  return edit
 
 
 @trained
@@ -261,7 +264,7 @@ def random_top_k(
     moves: which scalars the training moves, see `top_k`.
   """
   shared = _shared(k, epsilon, js_weight, js_teacher, moves, change)
-  _require_ratio(ratio)
+  require('ratio', ratio, 0 < ratio <= 1, 'above 0 and at most 1')
   require('examples', examples, examples >= 1, '1 or more')
 
   def edit(context: Context) -> Edit:
@@ -280,20 +283,20 @@ def random_top_k(
     allowed = f'shares of at least K = {chosen} of {size} scalars'
     require('ratio', ratio, bool(chosen <= drawn), allowed)
 
-  return Strategy('Random-TopK', METHOD, edit, **shared, check=check)
+  return Strategy('Random-TopK', edit=edit, **shared, check=check)
 
 
 def _changed(
   context: Context, mask: Mask, epsilon: float, change: Change
 ) -> Params:
-  params, keys = context.source.params, context.keys
+  params = context.source.params
   if change == 'scale':
     return perturbation.perturb(params, mask, epsilon)
   if change == 'reinitialize':
-    fresh = training.initialize(keys.fresh, context.model).params
-    return perturbation.reinitialize(params, fresh, mask)
+    return perturbation.reinitialize(params, fresh(context).params, mask)
   scope = 'tensor' if change == 'donor' else 'tree'
-  return perturbation.donor_mix(keys.change, params, mask, epsilon, scope=scope)
+  key = context.keys.change
+  return perturbation.donor_mix(key, params, mask, epsilon, scope=scope)
 
 
 def _shared(
@@ -312,16 +315,7 @@ def _shared(
   require('epsilon', epsilon, abs(epsilon) < math.inf, 'a finite number')
   mixes = 0 <= epsilon <= 1 or 'donor' not in change
   require('epsilon', epsilon, mixes, f'0 to 1, the share, with {change=}')
-  return {
-    'terms': guided(js_weight, js_teacher),
-    'moves': moves,
-    'needs_retrained': js_teacher == 'retrained',
-    'needs_heldout': js_teacher == 'heldout',
-  }
-
-
-def _require_ratio(ratio: float) -> None:
-  require('ratio', ratio, 0 < ratio <= 1, 'above 0 and at most 1')
+  return {**guidance(js_weight, js_teacher), 'moves': moves}
 
 
 def _require_k(

@@ -1,19 +1,19 @@
 """Retrain; its controls; and the baselines that train the last tensors only."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-from unlearn_jax import masks, perturbation, training
+from unlearn_jax import masks, perturbation
 from unlearn_jax.base import Context, Params, require
-from unlearn_jax.objectives import Teacher, Term, guided, retained
+from unlearn_jax.objectives import Teacher, Term, retained
 from unlearn_jax.strategies.base import (
   BASELINE,
   CONTROL,
   REFERENCE,
   Edit,
   Strategy,
+  fresh,
+  guidance,
   trained,
 )
 
@@ -44,13 +44,8 @@ def finetune(
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
   """
-  return Strategy(
-    'Fine-tune only (K = 0)',
-    CONTROL,
-    terms=guided(js_weight, js_teacher),
-    needs_retrained=js_teacher == 'retrained',
-    needs_heldout=js_teacher == 'heldout',
-  )
+  guide = guidance(js_weight, js_teacher)
+  return Strategy('Fine-tune only (K = 0)', CONTROL, **guide)
 
 
 @trained
@@ -61,18 +56,12 @@ def scratch() -> Strategy:
   no better on test data, has no reason to be run. Its knob is the rate, which
   has to be its own.
   """
-  return Strategy(
-    'From scratch',
-    CONTROL,
-    _afresh,
-    (Term(retained),),
-  )
+  return Strategy('From scratch', CONTROL, _afresh, (Term(retained),))
 
 
 def _afresh(context: Context) -> Edit:
-  fresh = training.initialize(context.keys.fresh, context.model).params
-  everything = jax.tree.map(lambda w: jnp.ones(w.shape, bool), fresh)
-  return Edit(fresh, everything)
+  params = fresh(context).params
+  return Edit(params, jax.tree.map(lambda w: jnp.ones(w.shape, bool), params))
 
 
 @trained
@@ -85,7 +74,7 @@ def eu_k(k: int = 5) -> Strategy:
   Args:
     k: K, in tensors.
   """
-  return _last_k('EU-K', _last_afresh, k)
+  return _last_k('EU-K', k, afresh=True)
 
 
 @trained
@@ -97,34 +86,24 @@ def cf_k(k: int = 5) -> Strategy:
   Args:
     k: K, in tensors.
   """
-  return _last_k('CF-K', _as_they_are, k)
+  return _last_k('CF-K', k, afresh=False)
 
 
-def _last_k(label, edit, k) -> Strategy:
+def _last_k(label: str, k: int, *, afresh: bool) -> Strategy:
   require('k', k, k >= 1, '1 or more')
-  return Strategy(
-    label,
-    BASELINE,
-    functools.partial(edit, k=k),
-    (Term(retained),),
-    moves='tensors',
-    check=functools.partial(_require_tensors, k=k),
-  )
 
+  def edit(context: Context) -> Edit:
+    params = context.source.params
+    mask = masks.last_k_mask(params, k, context.model.order)
+    if not afresh:
+      return Edit(params, mask)
+    new = perturbation.reinitialize(params, fresh(context).params, mask)
+    return Edit(new, mask)
 
-def _last_afresh(context: Context, k: int) -> Edit:
-  params = context.source.params
-  mask = masks.last_k_mask(params, k, context.model.order)
-  fresh = training.initialize(context.keys.fresh, context.model).params
-  return Edit(perturbation.reinitialize(params, fresh, mask), mask)
+  def check(params: Params, order: tuple[str, ...]) -> None:
+    del order
+    most = len(jax.tree.leaves(params))
+    require('k', k, k <= most, f'1 to {most}, the tensors')
 
-
-def _as_they_are(context: Context, k: int) -> Edit:
-  params = context.source.params
-  return Edit(params, masks.last_k_mask(params, k, context.model.order))
-
-
-def _require_tensors(params: Params, order: tuple[str, ...], k: int) -> None:
-  del order
-  most = len(jax.tree.leaves(params))
-  require('k', k, k <= most, f'1 to {most}, the tensors')
+  terms = (Term(retained),)
+  return Strategy(label, BASELINE, edit, terms, moves='tensors', check=check)

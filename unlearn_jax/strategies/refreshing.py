@@ -8,11 +8,10 @@ from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import optax
 
-from unlearn_jax import training
 from unlearn_jax.base import Context, Params, require
 from unlearn_jax.epoch import Step
 from unlearn_jax.objectives import Term, retained
-from unlearn_jax.strategies.base import METHOD, Edit, Strategy, trained
+from unlearn_jax.strategies.base import Edit, Strategy, fresh, trained
 from unlearn_jax.strategies.choosing import Objective, among, gradients
 
 
@@ -33,14 +32,13 @@ def shrink_perturb(shrink: float = 0.4) -> Strategy:
 
   def edit(context: Context) -> Edit:
     params = context.source.params
-    fresh = training.initialize(context.keys.fresh, context.model).params
     mixed = jax.tree.map(
       lambda w, new: (shrink * w + (1 - shrink) * new).astype(w.dtype),
-      *(params, fresh),
+      *(params, fresh(context).params),
     )
     return Edit(mixed, jax.tree.map(lambda w: jnp.ones(w.shape, bool), mixed))
 
-  return _retaught('Shrink and perturb', edit)
+  return Strategy('Shrink and perturb', edit=edit, terms=(Term(retained),))
 
 
 @trained
@@ -71,8 +69,7 @@ def ct() -> Strategy:
     found = len(_square(params))
     require('convolutions', found, found > 0, 'a model with square kernels')
 
-  made = _retaught('CT', edit)
-  return made._replace(check=check)
+  return Strategy('CT', edit=edit, terms=(Term(retained),), check=check)
 
 
 def _square(params: Params) -> list[int]:
@@ -103,8 +100,7 @@ def l1_sparse(gamma: float = 5e-4) -> Strategy:
     gamma: γ_0 ≥ 0.
   """
   require('gamma', gamma, 0 <= gamma < math.inf, '0 or more')
-  made = _retaught('L1-sparse', None)
-  return made._replace(penalty=_l1(gamma))
+  return Strategy('L1-sparse', terms=(Term(retained),), penalty=_l1(gamma))
 
 
 @functools.lru_cache(maxsize=64)
@@ -130,8 +126,8 @@ def noisy_finetune(sigma: float = 0.01) -> Strategy:
     sigma: σ > 0, of each scalar's gradient.
   """
   require('sigma', sigma, 0 < sigma < math.inf, 'above 0')
-  made = _retaught('Noisy fine-tuning', None)
-  return made._replace(transform=_noise(sigma))
+  terms, noise = (Term(retained),), _noise(sigma)
+  return Strategy('Noisy fine-tuning', terms=terms, transform=noise)
 
 
 @functools.lru_cache(maxsize=64)
@@ -147,15 +143,6 @@ def _noise(sigma: float) -> optax.GradientTransformation:
 
   # `training.fit` puts a key of the run in place of this one.
   return optax.GradientTransformation(lambda params: jax.random.key(0), update)
-
-
-def _retaught(label, edit) -> Strategy:
-  made = Strategy(
-    label,
-    METHOD,
-    terms=(Term(retained),),
-  )
-  return made._replace(edit=edit) if edit else made
 
 
 def ssd(
@@ -201,4 +188,4 @@ def ssd(
     )
     return Edit(damped, mask)
 
-  return Strategy('SSD', METHOD, edit)
+  return Strategy('SSD', edit=edit)
