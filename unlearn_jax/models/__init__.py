@@ -162,33 +162,60 @@ def from_linen(
 
 
 # In a state: the key and the counter of what is drawn by lot.
-LOT = 'lot'
+_LOT = 'lot'
 
 
-def lot(key: Key) -> dict[str, jax.Array]:
-  """What a state carries along for a network that draws; of its `init`'s key.
+def adapted(
+  init: Callable[[Key], ModelState],
+  forward: Callable[..., tuple[jax.Array, Any]],
+  order: tuple[str, ...],
+  units: tuple[Sequence[float], Sequence[float], float | None],
+  draws: bool = False,
+) -> Model:
+  """A `Model` from a network of any library, as pure functions.
 
-  Example:
-    >>> sorted(lot(jax.random.key(0)))
-    ['count', 'key']
+  Args:
+    init: `key -> ModelState`.
+    forward: `(state, x, key, train, frozen) -> (logits, carried)` of
+      standardised images; `frozen` are paths of tensors, and what it carries
+      is looked at in training only.
+    order: see `Model.order`.
+    units: `mean`, `std` and `scale` of `from_linen`.
+    draws: whether it needs a key in training: of this step, of this device
+      alone. The state then carries it and a counter along, as `lot`.
+
+  Returns:
+    The model.
   """
-  own = jax.random.key_data(jax.random.fold_in(key, 1))
-  return {'key': own, 'count': jnp.uint32(0)}
 
+  def begun(key: Key) -> ModelState:
+    state = init(key)
+    if draws:
+      own = jax.random.key_data(jax.random.fold_in(key, 1))
+      lot = {'key': own, 'count': jnp.uint32(0)}
+      state = state._replace(batch_stats={**state.batch_stats, _LOT: lot})
+    return state
 
-def drawn(
-  lot: dict[str, jax.Array],
-) -> tuple[Key, dict[str, jax.Array]]:
-  """The key of this step, of this device alone, and what is carried on.
+  def with_frozen(frozen: frozenset[str]) -> Model:
+    def apply(
+      state: ModelState, images: Array, train: bool
+    ) -> tuple[jax.Array, Any]:
+      carried, key, after = dict(state.batch_stats), None, {}
+      lot = carried.pop(_LOT, None) if draws else None
+      if train and lot is not None:
+        key = jax.random.wrap_key_data(lot['key'])
+        key = jax.random.fold_in(key, lot['count'])
+        if axis_is_bound():
+          key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        after = {_LOT: {**lot, 'count': lot['count'] + 1}}
+      own = ModelState(state.params, carried)
+      x = standardised(images, *units)
+      logits, carried = forward(own, x, key, train, frozen)
+      return logits, {**carried, **after} if train else state.batch_stats
 
-  Example:
-    >>> int(drawn(lot(jax.random.key(0)))[1]['count'])
-    1
-  """
-  key = jax.random.fold_in(jax.random.wrap_key_data(lot['key']), lot['count'])
-  if axis_is_bound():
-    key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-  return key, {**lot, 'count': lot['count'] + 1}
+    return Model(apply, begun, order=order, freeze=with_frozen)
+
+  return with_frozen(frozenset())
 
 
 def standardised(
@@ -251,52 +278,39 @@ def _linen(
   say = told(module)
   collections: set[str] = set()
 
-  def init(key: Key) -> ModelState:
+  def made(key: Key) -> tuple[Any, dict[str, Any]]:
     x = jnp.zeros((1, *image_shape), jnp.float32)
     variables = dict(module.init(key, x, **say(False)))
     params = variables.pop('params', {})
-    if draws:
-      variables[LOT] = lot(key)
     collections.update(variables)
-    # BatchNorm's alone stand without the name of their collection.
-    alone = collections <= {'batch_stats'}
-    return ModelState(
-      params, variables.get('batch_stats', {}) if alone else variables
-    )
+    return params, variables
 
   # Tracing costs milliseconds and computes nothing.
-  order = definition_order(lambda key: init(key).params)
-  kept = sorted({*collections, 'batch_stats'} - {LOT})
+  order = definition_order(lambda key: made(key)[0])
+  kept = sorted({*collections, 'batch_stats'})
+  # BatchNorm's alone stand without the name of their collection.
+  alone = not draws and collections <= {'batch_stats'}
 
-  def with_frozen(frozen: frozenset[str]) -> Model:
-    def apply(
-      state: ModelState, images: Array, train: bool
-    ) -> tuple[jax.Array, Any]:
-      x, carried = standardised(images, *units), state.batch_stats
-      alone = collections <= {'batch_stats'}
-      rest = {'batch_stats': carried} if alone else dict(carried)
-      held = rest.pop(LOT, None)
-      variables = {'params': state.params, **rest}
-      if not train:
-        mutable = False if alone else kept
-        found: Any = module.apply(variables, x, **say(False), mutable=mutable)
-        return found if alone else found[0], carried
-      synchronised = hasattr(module, 'axis_name') and axis_is_bound()
-      trained = module.clone(axis_name=AXIS) if synchronised else module
-      rngs, after = {}, {}
-      if held is not None:
-        rngs['params'], after[LOT] = drawn(held)  # For whatever name it asks.
-      with nn.intercept_methods(_statistics(frozen)):
-        logits, updated = trained.apply(
-          variables, x, **say(True), mutable=kept, rngs=rngs
-        )
-      if alone:
-        return logits, updated.get('batch_stats', {})
-      return logits, {**updated, **after}
+  def init(key: Key) -> ModelState:
+    params, rest = made(key)
+    return ModelState(params, rest.get('batch_stats', {}) if alone else rest)
 
-    return Model(apply, init, order=order, freeze=with_frozen)
+  def forward(state, x, key, train, frozen):
+    params, carried = state
+    rest = {'batch_stats': carried} if alone else carried
+    variables = {'params': params, **rest}
+    if not train:
+      mutable = False if alone else kept
+      found: Any = module.apply(variables, x, **say(False), mutable=mutable)
+      return (found if alone else found[0]), carried
+    rngs = {} if key is None else {'params': key}  # For whatever name it asks.
+    with nn.intercept_methods(_statistics(frozen)):
+      logits, updated = module.apply(
+        variables, x, **say(True), mutable=kept, rngs=rngs
+      )
+    return logits, updated.get('batch_stats', {}) if alone else updated
 
-  return with_frozen(frozenset())
+  return adapted(init, forward, order, units, draws)
 
 
 def _statistics(frozen: frozenset[str]):

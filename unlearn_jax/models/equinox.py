@@ -11,7 +11,6 @@ import jax.numpy as jnp
 
 from unlearn_jax.base import (
   AXIS,
-  Array,
   Key,
   Model,
   ModelState,
@@ -21,7 +20,7 @@ from unlearn_jax.base import (
   shown,
   tensor_paths,
 )
-from unlearn_jax.models import LOT, drawn, lot, standardised
+from unlearn_jax.models import adapted
 
 # The axis of the examples; BatchNorm is told of it, whatever it was told.
 _EXAMPLES = 'examples'
@@ -92,7 +91,6 @@ def from_equinox(
   _check(form, dict(zip(paths, forms)), order, eqx)
   takes = inspect.signature(form).parameters
   stateful = len(kept) > 0 or 'state' in takes
-  units = mean, std, scale
 
   def layers(module: Any) -> list[tuple[str, Any]]:
     found = jax.tree_util.tree_flatten_with_path(
@@ -110,59 +108,51 @@ def from_equinox(
       state = _weighted(state, layer, back=True)
     own = zip(paths, jax.tree.leaves(module), forms)
     params = {path: leaf for path, leaf, like in own if _is_array(like)}
-    carried = _named(state) | ({LOT: lot(key)} if 'key' in takes else {})
-    return ModelState(unflatten_dict(params, sep='/'), carried)
+    return ModelState(unflatten_dict(params, sep='/'), _named(state))
 
-  def with_frozen(frozen: frozenset[str]) -> Model:
-    def apply(
-      state: ModelState, images: Array, train: bool
-    ) -> tuple[jax.Array, Any]:
-      x, carried = standardised(images, *units), dict(state.batch_stats)
-      if channels_first:
-        x = jnp.moveaxis(x, -1, 1)
-      held, keys, after = carried.pop(LOT, None), None, {}
-      if train and held is not None:
-        key, after[LOT] = drawn(held)
-        keys = jax.random.split(key, len(x))
-      own = dict(zip(tensor_paths(state.params), jax.tree.leaves(state.params)))
-      leaves = [own.get(path, leaf) for path, leaf in zip(paths, forms)]
-      module = jax.tree.unflatten(structure, leaves)
-      module = eqx.nn.inference_mode(module, not train)
-      norms, bound = layers(module), axis_is_bound()
-      for name, layer in norms:  # Made for this one call.
-        if f'{name}/weight' in frozen:
-          object.__setattr__(layer, 'inference', True)
-        axes = (_EXAMPLES, AXIS) if bound else _EXAMPLES
-        object.__setattr__(layer, 'axis_name', axes)
-      before = [carried[str(i)] for i in range(len(kept))]
-      stats = jax.tree.unflatten(state_structure, before)
-      for _, layer in norms:
-        stats = _weighted(stats, layer)
+  def forward(state, x, key, train, frozen):
+    params, carried = state
+    if channels_first:
+      x = jnp.moveaxis(x, -1, 1)
+    own = dict(zip(tensor_paths(params), jax.tree.leaves(params)))
+    leaves = [own.get(path, leaf) for path, leaf in zip(paths, forms)]
+    module = jax.tree.unflatten(structure, leaves)
+    module = eqx.nn.inference_mode(module, not train)
+    norms, bound = layers(module), axis_is_bound()
+    for name, layer in norms:  # Made for this one call.
+      if f'{name}/weight' in frozen:
+        object.__setattr__(layer, 'inference', True)
+      axes = (_EXAMPLES, AXIS) if bound else _EXAMPLES
+      object.__setattr__(layer, 'axis_name', axes)
+    before = [carried[str(i)] for i in range(len(kept))]
+    stats = jax.tree.unflatten(state_structure, before)
+    for _, layer in norms:
+      stats = _weighted(stats, layer)
 
-      def one(x: jax.Array, stats: Any, key: Key | None) -> tuple[Any, Any]:
-        more = {'key': key} if 'key' in takes else {}
-        if stateful:
-          return module(x, stats, **more)
-        return module(x, **more), stats
+    def one(x: jax.Array, stats: Any, key: Key | None) -> tuple[Any, Any]:
+      more = {'key': key} if 'key' in takes else {}
+      if stateful:
+        return module(x, stats, **more)
+      return module(x, **more), stats
 
-      each = (0, None, None if keys is None else 0)
-      mapped = jax.vmap(one, each, (0, None), axis_name=_EXAMPLES)
-      logits, stats = mapped(x, stats, keys)
-      if not train:
-        return logits, state.batch_stats
-      for _, layer in norms:
-        stats = _weighted(stats, layer, back=True)
-      new = _named(stats)
-      for _, layer in norms:
-        if layer.inference:  # To the bit.
-          places = jax.tree.unflatten(state_structure, range(len(kept)))
-          still = jax.tree.leaves(places.get(layer.batch_state_index))
-          new |= {str(place): carried[str(place)] for place in still}
-      return logits, new | after
+    keys = None if key is None else jax.random.split(key, len(x))
+    each = (0, None, None if keys is None else 0)
+    mapped = jax.vmap(one, each, (0, None), axis_name=_EXAMPLES)
+    logits, stats = mapped(x, stats, keys)
+    if not train:
+      return logits, carried
+    for _, layer in norms:
+      stats = _weighted(stats, layer, back=True)
+    new = _named(stats)
+    for _, layer in norms:
+      if layer.inference:  # To the bit.
+        places = jax.tree.unflatten(state_structure, range(len(kept)))
+        still = jax.tree.leaves(places.get(layer.batch_state_index))
+        new |= {str(place): carried[str(place)] for place in still}
+    return logits, new
 
-    return Model(apply, init, order=order, freeze=with_frozen)
-
-  return with_frozen(frozenset())
+  units = mean, std, scale
+  return adapted(init, forward, order, units, draws='key' in takes)
 
 
 def _weighted(stats: Any, layer: Any, back: bool = False) -> Any:

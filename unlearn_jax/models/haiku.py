@@ -9,14 +9,13 @@ import jax.numpy as jnp
 
 from unlearn_jax.base import (
   AXIS,
-  Array,
   Key,
   Model,
   ModelState,
   axis_is_bound,
   require,
 )
-from unlearn_jax.models import LOT, drawn, lot, standardised, told
+from unlearn_jax.models import adapted, told
 
 
 def from_haiku(
@@ -64,7 +63,7 @@ def from_haiku(
   say = told(functools.partial(transformed.init, None))
   if isinstance(transformed, hk.Transformed):
     transformed = hk.with_empty_state(transformed)
-  units, example = (mean, std, scale), jnp.zeros((1, *image_shape), jnp.float32)
+  example = jnp.zeros((1, *image_shape), jnp.float32)
   found: dict[str, None] = {}
 
   def created(next_creator, shape, dtype, init, context):
@@ -94,11 +93,7 @@ def from_haiku(
       raise
     draws = True
 
-  def init(key: Key) -> ModelState:
-    params, state = made(key)
-    return ModelState(params, state | ({LOT: lot(key)} if draws else {}))
-
-  def with_frozen(frozen: frozenset[str]) -> Model:
+  def forward(state, x, key, train, frozen):
     def intercept(next_function, args, kwargs, context):
       module = context.module
       if context.method_name != '__call__':
@@ -112,23 +107,11 @@ def from_haiku(
         _debiased(module)
       return next_function(*args, **kwargs)
 
-    def apply(
-      state: ModelState, images: Array, train: bool
-    ) -> tuple[jax.Array, Any]:
-      x, carried = standardised(images, *units), dict(state.batch_stats)
-      held, key, after = carried.pop(LOT, None), None, {}
-      if not train:
-        own = transformed.apply(state.params, carried, None, x, **say(False))
-        return own[0], state.batch_stats
-      if held is not None:
-        key, after[LOT] = drawn(held)
-      with hk.intercept_methods(intercept):
-        logits, new = transformed.apply(
-          state.params, carried, key, x, **say(True)
-        )
-      return logits, {n: dict(own) for n, own in new.items()} | after
-
-    return Model(apply, init, order=tuple(found), freeze=with_frozen)
+    if not train:
+      return transformed.apply(*state, None, x, **say(False))
+    with hk.intercept_methods(intercept):
+      logits, new = transformed.apply(*state, key, x, **say(True))
+    return logits, {n: dict(own) for n, own in new.items()}
 
   def _debiased(module: Any) -> None:
     """Has an average alone say where it stands.
@@ -142,4 +125,8 @@ def from_haiku(
     share = 1 - module.decay**counter if module.zero_debias else 1
     hk.set_state('hidden', average * share)
 
-  return with_frozen(frozenset())
+  def init(key: Key) -> ModelState:
+    return ModelState(*made(key))
+
+  units = mean, std, scale
+  return adapted(init, forward, tuple(found), units, draws)

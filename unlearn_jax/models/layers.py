@@ -13,12 +13,10 @@ class Block(nn.Module):
   """A network or a part of one, and how its layers are made.
 
   Attributes:
-    axis_name: device axis over which BatchNorm is synchronised, or None.
     dtype: what activations are computed in; parameters and BatchNorm's
       statistics are float32 whatever it is.
   """
 
-  axis_name: str | None = None
   dtype: Any = jnp.float32
 
   @nn.nowrap
@@ -46,12 +44,11 @@ class Block(nn.Module):
 
   @nn.nowrap
   def norm(self, x: jax.Array, train: bool, name: str) -> jax.Array:
-    """BatchNorm of `[..., C]`, synchronised over `axis_name`."""
+    """BatchNorm of `[..., C]`."""
     layer = nn.BatchNorm(
       use_running_average=not train,
       momentum=0.9,
       dtype=self.dtype,
-      axis_name=self.axis_name,
       name=name,
     )
     return layer(x)
@@ -59,7 +56,7 @@ class Block(nn.Module):
   @nn.nowrap
   def part(self, block: type['Block'], **fields: Any) -> 'Block':
     """A block of this network, made as its own layers are."""
-    return block(axis_name=self.axis_name, dtype=self.dtype, **fields)
+    return block(dtype=self.dtype, **fields)
 
 
 class Classifier(Block, kw_only=True):

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 
 from unlearn_jax.base import (
   AXIS,
-  Array,
   Key,
   Model,
   ModelState,
   axis_is_bound,
   tensor_paths,
 )
-from unlearn_jax.models import standardised, told
+from unlearn_jax.models import adapted, told
 
 
 def from_nnx(
@@ -71,32 +70,27 @@ def from_nnx(
     (module.train if train else module.eval)()
     split: Any = nnx.split(module, nnx.Param, ...)
     modes[train], *forms = split
-  units, say = (mean, std, scale), told(module)
+  say = told(module)
 
   def init(key: Key) -> ModelState:
     split: Any = nnx.split(make(nnx.Rngs(key)), nnx.Param, ...)
     _, *parts = split
     return ModelState(*map(_nested, parts))
 
-  def with_frozen(frozen: frozenset[str]) -> Model:
-    def apply(
-      state: ModelState, images: Array, train: bool
-    ) -> tuple[jax.Array, Any]:
-      params, rest = (_like(own, form) for own, form in zip(state, forms))
-      module = nnx.merge(modes[train], params, _apart(rest))
-      if train:
-        _prepare(module, frozen)
-      logits = module(standardised(images, *units), **say(train))
-      if not train:
-        return logits, state.batch_stats
-      after = nnx.state(module, nnx.Not(nnx.Param))
-      # Keys of devices are not kept.
-      after = jax.tree.map(lambda a, b: a if _is_key(a) else b, rest, after)
-      return logits, _nested(after)
+  def forward(state, x, key, train, frozen):
+    del key  # It carries its own.
+    params, rest = (_like(own, form) for own, form in zip(state, forms))
+    module = nnx.merge(modes[train], params, _apart(rest))
+    if not train:
+      return module(x, **say(False)), state.batch_stats
+    _prepare(module, frozen)
+    logits = module(x, **say(True))
+    after = nnx.state(module, nnx.Not(nnx.Param))
+    # Keys of devices are not kept.
+    after = jax.tree.map(lambda a, b: a if _is_key(a) else b, rest, after)
+    return logits, _nested(after)
 
-    return Model(apply, init, order=order, freeze=with_frozen)
-
-  return with_frozen(frozenset())
+  return adapted(init, forward, order, (mean, std, scale))
 
 
 class _Frozen(nnx.BatchNorm):
