@@ -20,7 +20,6 @@ from unlearn_jax.base import (
   Batch,
   Examples,
   Key,
-  Mask,
   Model,
   ModelState,
   TrainState,
@@ -36,7 +35,8 @@ class Step(NamedTuple):
     number: of the step, counted over all epochs; an int32 scalar.
     total: how many steps all epochs have, likewise.
     per_epoch: how many one has.
-    mask: the scalars that masked terms reach; a boolean tree, or None.
+    given: what a loss looks at beside parameters and batches, the same at each
+      step: the boolean tree of the scalars that masked terms reach, or None.
     turn: position of the set whose pass it is; None where the sets are passed
       side by side.
   """
@@ -44,7 +44,7 @@ class Step(NamedTuple):
   number: jax.Array
   total: jax.Array
   per_epoch: int
-  mask: Mask | None = None
+  given: Any = None
   turn: jax.Array | None = None
 
 
@@ -156,8 +156,8 @@ def program(
 
   Returns:
     `(state, sets, marks, span, images) -> (state, losses)`, compiled once.
-    `marks` are what updates are scaled by and what masked terms reach, each a
-    tree or None.
+    `marks` are what updates are scaled by, and `Step.given`, each a tree or
+    None.
     `span` is int32 `[5]`: the first step, the step after the last one, the
     step that `images`, the rows of streamed sets, begin with, how many
     epochs came before, and how many there are in all. `losses` is
@@ -167,7 +167,7 @@ def program(
   """
 
   def epoch(rank, state: TrainState, sets, marks, span, streamed):
-    (scales, mask), every = marks, state.model.params
+    (scales, given), every = marks, state.model.params
     moving = of_trained(every, trained)
     first, last, begin = (0, steps, 0) if whole else span[:3]
     before = span[3] * steps
@@ -190,7 +190,7 @@ def program(
       turn = None
       if any(starts):
         turn = jnp.searchsorted(jnp.asarray(starts), number, side='right') - 1
-      now = Step(before + number, span[4] * steps, steps, mask, turn)
+      now = Step(before + number, span[4] * steps, steps, given, turn)
       if active is None:
         return taken(number, now, carry)
       return jax.lax.cond(

@@ -287,7 +287,7 @@ def minimize(
     active=objectives.active(own, passes),
     frozen=frozen,
     update_mask=update_mask,
-    mask=mask if any(t.masked for t in terms) else None,
+    given=mask if any(t.masked for t in terms) else None,
     augment=augment,
     measure=measure,
     stop=(lambda h: stop_rule.epoch(h) is not None) if stop_rule else None,

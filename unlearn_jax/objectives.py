@@ -268,8 +268,8 @@ def _total(
     value, batch_stats = jnp.float32(0.0), state.batch_stats
     for place, (term, batch) in enumerate(zip(terms, batches, strict=True)):
       own = state.params
-      if term.masked and step.mask is not None:
-        own = jax.tree.map(_held, own, step.mask)
+      if term.masked and step.given is not None:
+        own = jax.tree.map(_held, own, step.given)
 
       def mean(batch_stats, term=term, batch=batch, own=own):
         trains = term.batch_norm == 'batch'

@@ -24,13 +24,10 @@ from unlearn_jax.base import (
   Key,
   Model,
   ModelState,
-  Params,
-  TrainState,
   require,
-  tensor_paths,
 )
 from unlearn_jax.prediction import predict
-from unlearn_jax.snapshots import Keeper, Snapshot
+from unlearn_jax.snapshots import Keeper
 
 # The default cap, and what counts as far off without one, in log C: the
 # cross-entropy of chance is 1 of them.
@@ -108,18 +105,6 @@ class FittedGenerator(NamedTuple):
   compile_seconds: float
 
 
-class _Players(NamedTuple):
-  """All tensors of the game; only the generator's move.
-
-  The classifiers' BatchNorm statistics are among them, so that nothing ever
-  computes with a copy that a step returned.
-  """
-
-  generator: Params
-  source: ModelState
-  unlearned: ModelState
-
-
 class _Carried(NamedTuple):
   """What a step hands on beside the parameters.
 
@@ -165,8 +150,7 @@ def generator_model(
     channels=image_shape[-1], width=width, bound=share * _PIXEL_RANGE
   )
   units: Any = {'mean': (0.5,), 'std': (0.5,), 'scale': _PIXEL_RANGE}
-  model = models.from_linen(module, image_shape, **units)
-  return dataclasses.replace(model, freeze=None)
+  return models.from_linen(module, image_shape, **units)
 
 
 def _add(images: Array, noise: jax.Array) -> jax.Array:
@@ -193,8 +177,8 @@ def _loss(
 ) -> training.Loss:
   """CE(M(x + G(x)), y) − η · CE(M_UL(x + G(x)), y) (Eq. 13).
 
-  The second sign of Eq. 12 is a misprint. Gradients run through the
-  classifiers, in evaluation mode, to the generator alone.
+  The second sign of Eq. 12 is a misprint. M and M_UL are what the step is
+  given; gradients run through them, in evaluation mode, to the generator alone.
   """
 
   def loss(
@@ -203,14 +187,14 @@ def _loss(
     batches: tuple[Batch, ...],
     step: epoch.Step,
   ) -> tuple[jax.Array, Any]:
-    players, carried = state
+    params, carried = state
     (batch,) = batches
-    own = ModelState(players.generator, carried.batch_stats)
+    own = ModelState(params, carried.batch_stats)
     noise, batch_stats = generator.apply(own, batch.images, True)
     perturbed = _add(batch.images, noise)
     source, unlearned = (
       classifier.loss(classifier.apply(m, perturbed, False)[0], batch.labels)
-      for m in (players.source, players.unlearned)
+      for m in step.given
     )
     held = unlearned if cap is None else jnp.minimum(unlearned, cap)
     new = jnp.array(
@@ -235,30 +219,6 @@ def _measure(state: ModelState) -> dict[str, float]:
     'unlearned_loss': float(unlearned / steps),
     'capped_share': float(capped / steps),
   }
-
-
-class _WithoutPlayers:
-  """Has a keeper keep the generator alone: nothing else of a state moves."""
-
-  def __init__(self, keeper: Keeper):
-    self._keeper = keeper
-
-  def load(self, like: TrainState) -> Snapshot | None:
-    kept = self._keeper.load(self._own(like))
-    if kept is None:
-      return None
-    params, carried = kept.state.model
-    players = like.model.params._replace(generator=params)
-    state = kept.state._replace(model=ModelState(players, carried))
-    return kept._replace(state=state)
-
-  def save(self, snapshot: Snapshot) -> None:
-    self._keeper.save(snapshot._replace(state=self._own(snapshot.state)))
-
-  @staticmethod
-  def _own(state: TrainState) -> TrainState:
-    players, carried = state.model
-    return state._replace(model=ModelState(players.generator, carried))
 
 
 @parallel.apart
@@ -289,7 +249,8 @@ def fit_generator(
     settings: `GeneratorSettings()` by default.
     num_classes: C.
     on_epoch: told of each epoch as it ends, epoch 0 included.
-    keeper: see `training.fit`; what it keeps is without the classifiers.
+    keeper: see `training.fit`; what it keeps is without the classifiers, which
+      are no part of what is trained.
 
   Returns:
     The `FittedGenerator`.
@@ -317,23 +278,21 @@ def fit_generator(
   far = _CHANCES * math.log(num_classes) if cap is None else cap
   init_key, fit_key = jax.random.split(key)
   start = training.initialize(init_key, generator)
-  players = _Players(start.params, source, unlearned)
-  still = tensor_paths(players._replace(generator=()))
   sums = jnp.zeros((settings.epochs, 4))
   try:
     fit = training.fit(
       fit_key,
       generator,
-      ModelState(players, _Carried(start.batch_stats, sums)),
+      ModelState(start.params, _Carried(start.batch_stats, sums)),
       [examples],
       epochs=settings.epochs,
       batch_sizes=[settings.batch_size],
       optimizer=training.adam(settings.learning_rate),
       loss=_loss(model, float(settings.eta), cap, far),
-      frozen=frozenset(still),
+      given=(source, unlearned),
       measure=_measure,
       on_epoch=on_epoch,
-      keeper=keeper and _WithoutPlayers(keeper),
+      keeper=keeper,
     )
   except training.DivergedError as error:
     raise InputError(_DIVERGED) from error
@@ -341,9 +300,7 @@ def fit_generator(
   measured = [list(epoch.measured.values()) for epoch in fit.history[1:]]
   if not np.isfinite(measured).all():
     raise InputError(_DIVERGED)
-  state = ModelState(
-    fit.state.params.generator, fit.state.batch_stats.batch_stats
-  )
+  state = ModelState(fit.state.params, fit.state.batch_stats.batch_stats)
   took_off = fit.history[-1].measured['capped_share'] > 0.5
   return FittedGenerator(state, fit.history, took_off, fit.compile_seconds)
 

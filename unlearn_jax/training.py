@@ -19,7 +19,6 @@ from unlearn_jax.base import (
   Examples,
   InputError,
   Key,
-  Mask,
   Model,
   ModelState,
   Params,
@@ -159,7 +158,7 @@ def fit(
   active: Callable[[Step], Any] | None = None,
   frozen: frozenset[str] = frozenset(),
   update_mask: Params | None = None,
-  mask: Mask | None = None,
+  given: Any = None,
   augment: Augment | None = None,
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
@@ -190,7 +189,7 @@ def fit(
       statistics too.
     update_mask: tree like the parameters: only true scalars move; or floats,
       which updates are multiplied by. None moves all of them.
-    mask: which scalars the loss is told of as `Step.mask`.
+    given: a tree that the loss finds as `Step.given`.
     augment: applied on the device to the images of every batch that has no
       teacher, or None.
     measure: called before the first epoch and after each; its time is not
@@ -241,7 +240,7 @@ def fit(
     lambda x: noise_key if _is_key(x) else x, optimizer_state
   )
   train_state = parallel.replicate(TrainState(own, optimizer_state, key))
-  marks = of_trained(update_mask, trained), mask
+  marks = of_trained(update_mask, trained), given
   inputs = parallel.replicate((runner.sets, marks))
   now = keeper.load(train_state) if keeper else None
   if now is None:
