@@ -81,14 +81,14 @@ def from_equinox(
     order = _order(module, eqx)
     if isinstance(module, tuple):
       module, state = module
-      # Neither is used up.
-      return module, jax.tree.unflatten(*_parts(state))
+      return module, jax.tree.map(
+        lambda leaf: leaf, state
+      )  # It is not used up.
     return eqx.nn.delete_init_state(module), eqx.nn.State(module)
 
   form, empty = eqx.filter_eval_shape(made, jax.random.key(0))
   forms, structure = jax.tree.flatten(form)
-  paths, (state_structure, kept) = tensor_paths(form), _parts(empty)
-  _check(form, dict(zip(paths, forms)), order, eqx)
+  paths, (kept, state_structure) = tensor_paths(form), jax.tree.flatten(empty)
   takes = inspect.signature(form).parameters
   stateful = len(kept) > 0 or 'state' in takes
 
@@ -101,6 +101,8 @@ def from_equinox(
       for path, layer in found
       if isinstance(layer, eqx.nn.BatchNorm)
     ]
+
+  _check(dict(zip(paths, forms)), order, layers(form))
 
   def init(key: Key) -> ModelState:
     module, state = made(key)
@@ -125,7 +127,8 @@ def from_equinox(
       axes = (_EXAMPLES, AXIS) if bound else _EXAMPLES
       object.__setattr__(layer, 'axis_name', axes)
     before = [carried[str(i)] for i in range(len(kept))]
-    stats = jax.tree.unflatten(state_structure, before)
+    given = jax.tree.unflatten(state_structure, before)
+    stats = jax.tree.map(lambda leaf: leaf, given)
     for _, layer in norms:
       stats = _weighted(stats, layer)
 
@@ -142,14 +145,12 @@ def from_equinox(
     if not train:
       return logits, carried
     for _, layer in norms:
-      stats = _weighted(stats, layer, back=True)
-    new = _named(stats)
-    for _, layer in norms:
       if layer.inference:  # To the bit.
-        places = jax.tree.unflatten(state_structure, range(len(kept)))
-        still = jax.tree.leaves(places.get(layer.batch_state_index))
-        new |= {str(place): carried[str(place)] for place in still}
-    return logits, new
+        still = given.get(layer.batch_state_index)
+        stats = stats.set(layer.batch_state_index, still)
+      else:
+        stats = _weighted(stats, layer, back=True)
+    return logits, _named(stats)
 
   units = mean, std, scale
   return adapted(init, forward, order, units, draws='key' in takes)
@@ -169,11 +170,6 @@ def _weighted(stats: Any, layer: Any, back: bool = False) -> Any:
   return stats.set(layer.batch_state_index, scaled)
 
 
-def _parts(tree: Any) -> tuple[Any, list[Any]]:
-  leaves, structure = jax.tree.flatten(tree)
-  return structure, leaves
-
-
 def _named(state: Any) -> dict[str, Any]:
   # Not of weak types, which a checkpoint does not know.
   leaves = (jnp.asarray(leaf, leaf.dtype) for leaf in jax.tree.leaves(state))
@@ -185,7 +181,7 @@ def _is_array(leaf: Any) -> bool:
 
 
 def _check(
-  module: Any, found: dict[str, Any], order: tuple[str, ...], eqx: Any
+  found: dict[str, Any], order: tuple[str, ...], norms: list[tuple[str, Any]]
 ) -> None:
   """Refuses what would be taken for something that it is not."""
   arrays = {path: leaf for path, leaf in found.items() if _is_array(leaf)}
@@ -195,13 +191,10 @@ def _check(
   hidden = sorted({*arrays} - {*order})
   allowed = 'arrays in modules, lists, tuples, and dictionaries of a new module'
   require('make', hidden[:3], not hidden, allowed)
-  for layer in jax.tree.leaves(
-    module, is_leaf=lambda node: isinstance(node, eqx.nn.BatchNorm)
-  ):
-    if isinstance(layer, eqx.nn.BatchNorm):
-      # The other's statistics depend on those before it, in training too.
-      mode = getattr(layer, 'mode', 'ema')
-      require("BatchNorm's mode", mode, mode == 'batch', "'batch'")
+  for _, layer in norms:
+    # The other's statistics depend on those before it, in training too.
+    mode = getattr(layer, 'mode', 'ema')
+    require("BatchNorm's mode", mode, mode == 'batch', "'batch'")
 
 
 def _order(made: Any, eqx: Any) -> tuple[str, ...]:
