@@ -209,7 +209,7 @@ def test_terms_enter_the_statistics_one_after_the_other_or_not_at_all():
     (('batch', 'running', 'running'), 3),
   ):  # fmt: skip
     terms = [Term(retained, first_output, batch_norm=kind) for kind in kinds]
-    _, stats = objectives.total(terms)(model, state, batches, STEP)
+    _, stats = objectives.total(tuple(terms))(model, state, batches, STEP)
     assert stats['sum'] == want, kinds
 
 

@@ -274,6 +274,10 @@ def minimize(
     sizes[0] = batch_size
   ways = zip(sets, sizes) if passes else [(sets[0], sizes[0])]
   steps = sum(examples.size // size for examples, size in ways)
+  # What programs depend on, and are shared by.
+  parts = tuple(
+    t._replace(examples=objectives.retained, share=1.0) for t in own
+  )
   fit = training.fit(
     context.keys.train,
     context.model,
@@ -282,9 +286,9 @@ def minimize(
     epochs=epochs,
     batch_sizes=sizes,
     optimizer=optimizer(epochs * steps) if callable(optimizer) else optimizer,
-    loss=objectives.total(own, penalty),
+    loss=objectives.total(parts, penalty),
     passes=passes,
-    active=objectives.active(own, passes),
+    active=objectives.active(parts, passes),
     frozen=frozen,
     update_mask=update_mask,
     given=mask if any(t.masked for t in terms) else None,

@@ -1,6 +1,6 @@
 """What unlearning minimises: weighted terms, each on examples of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import functools
 import math
 from typing import Any, Literal, NamedTuple
@@ -200,45 +200,6 @@ def cross_entropy(logits: jax.Array, labels: Array) -> jax.Array:
   )
 
 
-def total(
-  terms: Sequence[Term],
-  penalty: Callable[[Params, Step], Array] | None = None,
-) -> epoch.Loss:
-  """Σ weight · mean loss of a term, plus the penalty of the parameters.
-
-  Args:
-    terms: at least one.
-    penalty: `(params, step) -> scalar`, or None.
-
-  Returns:
-    A loss of one batch a term, in their order; the same object for the same
-    losses, weights and penalty.
-  """
-  return _total(_parts(terms), penalty)
-
-
-def active(
-  terms: Sequence[Term], passes: bool = False
-) -> Callable[[Step], Any] | None:
-  """Whether a step computes any term at all; None where each one does.
-
-  Args:
-    terms: as in `total`.
-    passes: whether a step is of one term only.
-
-  Returns:
-    The same object for the same weights.
-  """
-  changing = [callable(term.weight) for term in terms]
-  needed = any(changing) if passes else all(changing)
-  return _active(_parts(terms)) if needed else None
-
-
-def _parts(terms: Sequence[Term]) -> tuple[Term, ...]:
-  """All of the terms that a program depends on."""
-  return tuple(t._replace(examples=retained, share=1.0) for t in terms)
-
-
 def _weight(term: Term, place: int, step: Step) -> Any:
   weight = term.weight(step) if callable(term.weight) else term.weight
   if step.turn is None:
@@ -247,7 +208,22 @@ def _weight(term: Term, place: int, step: Step) -> Any:
 
 
 @functools.lru_cache(maxsize=64)
-def _active(terms: tuple[Term, ...]) -> Callable[[Step], Any]:
+def active(
+  terms: tuple[Term, ...], passes: bool = False
+) -> Callable[[Step], Any] | None:
+  """Whether a step computes any term at all; None where each one does.
+
+  Args:
+    terms: as in `total`.
+    passes: whether a step is of one term only.
+
+  Returns:
+    The same object for the same terms.
+  """
+  changing = [callable(term.weight) for term in terms]
+  if not (any(changing) if passes else all(changing)):
+    return None
+
   def some(step: Step) -> Any:
     weights = [_weight(term, i, step) for i, term in enumerate(terms)]
     return jnp.stack([jnp.asarray(w) != 0 for w in weights]).any()
@@ -256,10 +232,21 @@ def _active(terms: tuple[Term, ...]) -> Callable[[Step], Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _total(
+def total(
   terms: tuple[Term, ...],
-  penalty: Callable[[Params, Step], Array] | None,
+  penalty: Callable[[Params, Step], Array] | None = None,
 ) -> epoch.Loss:
+  """Σ weight · mean loss of a term, plus the penalty of the parameters.
+
+  Args:
+    terms: at least one; their examples and shares are not looked at.
+    penalty: `(params, step) -> scalar`, or None.
+
+  Returns:
+    A loss of one batch a term, in their order; the same object for the same
+    terms and penalty.
+  """
+
   def loss(
     model: Model, state: ModelState, batches: tuple[Batch, ...], step: Step
   ) -> tuple[jax.Array, Any]:
