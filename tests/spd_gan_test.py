@@ -80,11 +80,27 @@ def test_the_defaults_are_the_issues():
   settings = GeneratorSettings()
   assert settings.eta == 0.03
   assert settings.max_perturbation == 8 / 255
-  assert spd_gan.cap_in_nats(settings.cap, 10) == pytest.approx(
-    2 * math.log(10)
+  assert settings.cap == 'default'
+
+
+@pytest.mark.parametrize(
+  'given, cap, far',
+  [
+    ('default', 2 * math.log(3), 2 * math.log(3)),
+    (None, None, 2 * math.log(3)),
+    (3.0, 3.0, 3.0),
+  ],
+)
+def test_the_cap_is_twice_that_of_chance(given, cap, far, monkeypatch):
+  seen = []
+  real = spd_gan._loss
+  monkeypatch.setattr(
+    spd_gan, '_loss', lambda *of: seen.append(of[2:]) or real(*of)
   )
-  assert spd_gan.cap_in_nats(None, 10) is None
-  assert spd_gan.cap_in_nats(3.0, 10) == 3.0
+  # A batch that does not fit ends it before it begins.
+  with pytest.raises(ValueError, match='at most the 32'):
+    fit(settings=dataclasses.replace(SETTINGS, cap=given, batch_size=64))
+  assert seen == [(cap, pytest.approx(far))]
 
 
 def loss_of(eta, cap, bias):
@@ -178,7 +194,7 @@ def test_the_classifiers_see_pixels_with_running_statistics():
 
 
 @pytest.mark.parametrize('bound', [8 / 255, 0.5, None])
-def test_the_bound_holds_and_pixels_stay_in_range(bound):
+def test_the_bound_holds_and_pixels_stay_in_range(bound, monkeypatch):
   settings = dataclasses.replace(SETTINGS, max_perturbation=bound)
   images = np.stack([np.full((6, 6, 1), v, np.uint8) for v in (0, 3, 128, 255)])
   examples = Examples.of(images, np.zeros(4, np.int32))
@@ -187,7 +203,8 @@ def test_the_bound_holds_and_pixels_stay_in_range(bound):
   loud = ModelState(
     jax.tree.map(lambda x: 30 * x, state.params), state.batch_stats
   )
-  moved = spd_gan.perturb_images(loud, examples, settings, batch_size=3)
+  monkeypatch.setattr(spd_gan, '_AT_ONCE', 3)
+  moved = spd_gan.perturb_images(loud, examples, settings)
   assert moved.shape == images.shape and moved.dtype == np.float32
   assert moved.min() >= 0 and moved.max() <= 255
   most = 255 if bound is None else 255 * bound

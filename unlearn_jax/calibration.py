@@ -71,7 +71,14 @@ or there is none |
   require('len(degrees)', len(degrees), len(degrees) >= 2, '2 or more')
   difference = metrics.paired_interval(degrees, null)
   assert difference.low is not None and difference.high is not None
-  p_value = _permutation_p_value(degrees, null)
+  p_value = scipy.stats.permutation_test(
+    (np.asarray(degrees), np.asarray(null)),
+    lambda a, b, axis: np.mean(a, axis) - np.mean(b, axis),
+    vectorized=True,
+    alternative='greater',
+    n_resamples=_EXACT,
+    random_state=0,
+  ).pvalue
   verdict: Verdict = 'cannot tell'
   if p_value <= LEVEL and difference.low > 0:
     verdict = 'separates'
@@ -79,23 +86,4 @@ or there is none |
     target is None or calibrated_degree(target, null).verdict == 'separates'
   ):
     verdict = 'does not separate'
-  return Calibrated(difference, p_value, verdict)
-
-
-def _permutation_p_value(
-  above: Sequence[float], below: Sequence[float]
-) -> float:
-  """One-sided, for the mean of the first being larger."""
-
-  def statistic(a, b, axis):
-    return np.mean(a, axis) - np.mean(b, axis)
-
-  found = scipy.stats.permutation_test(
-    (np.asarray(above), np.asarray(below)),
-    statistic,
-    vectorized=True,
-    alternative='greater',
-    n_resamples=_EXACT,
-    random_state=0,
-  )
-  return float(found.pvalue)
+  return Calibrated(difference, float(p_value), verdict)

@@ -33,6 +33,7 @@ from unlearn_jax.snapshots import Keeper
 # cross-entropy of chance is 1 of them.
 _CHANCES = 2.0
 _PIXEL_RANGE = 255.0
+_AT_ONCE = 256  # images that are perturbed in a call
 # Fewer generators than this cannot be believed: the degree of one and the
 # same pair of models varies by tens of points from one to the next.
 MIN_SEEDS = 5
@@ -159,18 +160,6 @@ def _add(images: Array, noise: jax.Array) -> jax.Array:
   return jnp.clip(pixels + noise, 0.0, _PIXEL_RANGE)
 
 
-def cap_in_nats(
-  cap: float | Literal['default'] | None, num_classes: int
-) -> float | None:
-  """`GeneratorSettings.cap` for C classes.
-
-  Example:
-    >>> round(cap_in_nats('default', 10), 3)
-    4.605
-  """
-  return _CHANCES * math.log(num_classes) if cap == 'default' else cap
-
-
 @functools.lru_cache(maxsize=32)
 def _loss(
   classifier: Model, eta: float, cap: float | None, far: float
@@ -274,8 +263,9 @@ def fit_generator(
   """
   settings = GeneratorSettings() if settings is None else settings
   generator = _generator_of(examples, settings)
-  cap = cap_in_nats(settings.cap, num_classes)
-  far = _CHANCES * math.log(num_classes) if cap is None else cap
+  chances = _CHANCES * math.log(num_classes)
+  cap = chances if settings.cap == 'default' else settings.cap
+  far = chances if cap is None else cap
   init_key, fit_key = jax.random.split(key)
   start = training.initialize(init_key, generator)
   sums = jnp.zeros((settings.epochs, 4))
@@ -364,8 +354,6 @@ def perturb_images(
   generator: ModelState,
   examples: Examples,
   settings: GeneratorSettings,
-  *,
-  batch_size: int = 256,
 ) -> np.ndarray:
   """D_p = D_UL + G(D_UL), clipped to [0, 255] (Algorithm 2, line 11).
 
@@ -373,7 +361,6 @@ def perturb_images(
     generator: G, fitted with `settings`.
     examples: M images.
     settings: G's.
-    batch_size: images a call.
 
   Returns:
     float32 `[M, height, width, channels]` on the host, in [0, 255], no pixel
@@ -391,7 +378,7 @@ def perturb_images(
   program = _perturb_program(_generator_of(examples, settings))
   generator = jax.tree.map(np.asarray, generator)
   rows = np.asarray(examples.indices)
-  size = min(batch_size, len(rows))
+  size = min(_AT_ONCE, len(rows))
   parts = []
   for first in range(0, len(rows), size):
     chosen = rows[first : first + size]
