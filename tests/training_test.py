@@ -247,11 +247,9 @@ def epoch_of(frozen):
     model,
     training.cross_entropy,
     optimizer.update,
-    (16,),
-    6,
+    epoch.Layout((SPLITS.train.size,), (16,), 6, (0,)),
     trained,
     None,
-    (0,),
     None,
   )
   moving = epoch.of_trained(state.params, trained)

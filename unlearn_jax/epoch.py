@@ -48,6 +48,23 @@ class Step(NamedTuple):
   turn: jax.Array | None = None
 
 
+class Layout(NamedTuple):
+  """How an epoch takes the examples of its sets.
+
+  Attributes:
+    counts: examples of each set.
+    shares: of each set P, the examples that a device takes a step.
+    steps: S, of the epoch.
+    starts: of each set, the step that its pass begins with; all 0 where they
+      are passed side by side.
+  """
+
+  counts: tuple[int, ...]
+  shares: tuple[int, ...]
+  steps: int
+  starts: tuple[int, ...]
+
+
 # `(model, state, batches, step) -> (loss, batch_stats)`, a mean over batches.
 Loss = Callable[
   [Model, ModelState, tuple[Batch, ...], Step], tuple[jax.Array, Any]
@@ -64,21 +81,12 @@ def _shuffled(key: Key, count: int, shape: tuple[int, ...]) -> jax.Array:
   return jnp.concatenate(rounds)[:needed].reshape(shape)
 
 
-def _plan(
-  key: Key,
-  counts: Sequence[int],
-  shares: Sequence[int],
-  steps: int,
-  starts: Sequence[int],
-) -> tuple[Key, Key, tuple[jax.Array, ...]]:
+def _plan(key: Key, layout: Layout) -> tuple[Key, Key, tuple[jax.Array, ...]]:
   """What an epoch does.
 
   Args:
     key: of the epoch.
-    counts: examples of each set.
-    shares: of each set P, the examples that a device takes a step.
-    steps: S, of the epoch.
-    starts: of each set, the step that its first permutation begins with.
+    layout: of the epoch; a permutation begins where a pass does.
 
   Returns:
     The key of the next epoch; the key that the augmentation of every step is
@@ -86,6 +94,7 @@ def _plan(
     that each of the D devices takes.
   """
   key, shuffle_key, augment_key = jax.random.split(key, 3)
+  counts, shares, steps, starts = layout
   devices = len(parallel.devices())
   orders = tuple(
     # Rolled, so that a pass begins with a permutation.
@@ -130,11 +139,9 @@ def program(
   model: Model,
   loss: Loss,
   descend: optax.TransformUpdateFn,
-  sizes: tuple[int, ...],
-  steps: int,
+  layout: Layout,
   trained: tuple[bool, ...],
   augment: Augment | None,
-  starts: tuple[int, ...],
   active: Callable[[Step], Any] | None,
   whole: bool = False,
 ):
@@ -144,12 +151,9 @@ def program(
     model: the classifier.
     loss: what is minimised.
     descend: Optax's update of the optimiser.
-    sizes: of each set, the examples that a device takes a step.
-    steps: of an epoch.
+    layout: of an epoch.
     trained: of each parameter tensor, whether it moves.
     augment: of images that have no teacher.
-    starts: of each set, the step of an epoch that its pass begins with; all 0
-      where they are passed side by side.
     active: whether a step does anything; None if each does.
     whole: compiles for the span of all steps only. A GPU runs a loop of known
       length without asking the host after each step.
@@ -165,15 +169,14 @@ def program(
     or statistics are not finite afterwards. The key of the state is that of
     the epoch until its last step.
   """
+  steps, starts = layout.steps, layout.starts
 
   def epoch(rank, state: TrainState, sets, marks, span, streamed):
     (scales, given), every = marks, state.model.params
     moving = of_trained(every, trained)
     first, last, begin = (0, steps, 0) if whole else span[:3]
     before = span[3] * steps
-    next_key, augment_key, orders = _plan(
-      state.key, [s.size for s in sets], sizes, steps, starts
-    )
+    next_key, augment_key, orders = _plan(state.key, layout)
     orders = tuple(order[:, rank] for order in orders)
 
     def draw(examples: Examples, positions, images, key) -> Batch:
@@ -240,15 +243,9 @@ def program(
 
 
 @functools.lru_cache(maxsize=64)
-def _plan_program(
-  devices: tuple[jax.Device, ...],
-  counts: tuple[int, ...],
-  shares: tuple[int, ...],
-  steps: int,
-  starts: tuple[int, ...],
-):
+def _plan_program(devices: tuple[jax.Device, ...], layout: Layout):
   """`_plan` alone, to know on the host what an epoch on `devices` will do."""
-  return jax.jit(lambda key: _plan(key, counts, shares, steps, starts)[-1])
+  return jax.jit(lambda key: _plan(key, layout)[-1])
 
 
 def runs_whole() -> bool:
@@ -259,18 +256,12 @@ def runs_whole() -> bool:
 class _Reader:
   """The images of streamed sets, block by block in the order of the steps."""
 
-  def __init__(
-    self,
-    sets: Sequence[Examples],
-    shares: tuple[int, ...],
-    steps: int,
-    starts: tuple[int, ...],
-  ):
+  def __init__(self, sets: Sequence[Examples], layout: Layout):
     streamed = [streaming.streams(s) for s in sets]
     self._stream = streaming.Stream(
       [s.images if streams else None for s, streams in zip(sets, streamed)],
-      shares,
-      steps,
+      layout.shares,
+      layout.steps,
       even=True,
     )
     # Of the streamed sets, where each example lies on the host.
@@ -278,11 +269,8 @@ class _Reader:
       np.asarray(s.indices) if streams else None
       for s, streams in zip(sets, streamed)
     ]
-    counts = tuple(s.size for s in sets)
-    self._plan = _plan_program(
-      parallel.devices(), counts, shares, steps, starts
-    )
-    self._steps = steps
+    self._plan = _plan_program(parallel.devices(), layout)
+    self._steps = layout.steps
     # Blocks to come, the one that is on the devices, the step that is next.
     self._blocks: Iterator[streaming.Block] = iter(())
     self._block: streaming.Block | None = None
@@ -319,9 +307,7 @@ class Runner:
     self,
     executable: Callable[[bool], Callable[..., Any]],
     sets: Sequence[Examples],
-    shares: tuple[int, ...],
-    steps: int,
-    starts: tuple[int, ...],
+    layout: Layout,
     epochs: int,
   ):
     """Reads and compiles nothing yet.
@@ -329,19 +315,17 @@ class Runner:
     Args:
       executable: gives the `program`, told whether for a whole epoch only.
       sets: what batches are drawn from; some may lie on the host.
-      shares: examples of each set that a device takes a step.
-      steps: of an epoch.
-      starts: see `program`.
+      layout: of an epoch.
       epochs: how many there are in all, at most.
     """
-    self.steps, self._program, self._epochs = steps, executable, epochs
+    self.steps, self._program, self._epochs = layout.steps, executable, epochs
     sets = [streaming.gathered(examples) for examples in sets]
     nothing = np.zeros(0, np.uint8)
     self.sets = tuple(
       s._replace(images=nothing) if streaming.streams(s) else s for s in sets
     )
     streamed = any(map(streaming.streams, sets))
-    self._reader = _Reader(sets, shares, steps, starts) if streamed else None
+    self._reader = _Reader(sets, layout) if streamed else None
 
   def run(
     self,

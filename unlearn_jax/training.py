@@ -214,10 +214,12 @@ def fit(
   """
   if epochs < 0:
     raise ValueError(f'epochs={epochs}, allowed: 0 or more')
-  sizes = tuple(parallel.per_device(size) for size in batch_sizes)
+  shares = tuple(parallel.per_device(size) for size in batch_sizes)
   lengths = list(map(steps_per_epoch, sets, batch_sizes)) if passes else []
   starts = tuple(np.cumsum([0, *lengths])[:-1].tolist()) or (0,) * len(sets)
   steps = sum(lengths) or steps_per_epoch(sets[0], batch_sizes[0])
+  counts = tuple(examples.size for examples in sets)
+  layout = epoch.Layout(counts, shares, steps, starts)
   paths = tensor_paths(state.params)
   if unknown := sorted(frozen - set(paths)):
     raise ValueError(f'frozen={unknown[0]!r}, allowed: {", ".join(paths)}')
@@ -228,10 +230,9 @@ def fit(
     model = frozen_model(model, frozen)
   program = functools.partial(
     epoch.program,
-    *(model, loss, optimizer.update, sizes, steps),
-    *(trained, augment, starts, active),
+    *(model, loss, optimizer.update, layout, trained, augment, active),
   )
-  runner = epoch.Runner(program, sets, sizes, steps, starts, epochs)
+  runner = epoch.Runner(program, sets, layout, epochs)
   # Copies, because what an epoch starts from is donated.
   own, key = jax.tree.map(jnp.copy, (state, key))
   optimizer_state = optimizer.init(of_trained(own.params, trained))
