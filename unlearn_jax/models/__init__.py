@@ -187,6 +187,7 @@ def adapted(
   Returns:
     The model.
   """
+  mean, std, scale = units
 
   def begun(key: Key) -> ModelState:
     state = init(key)
@@ -209,25 +210,16 @@ def adapted(
           key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
         after = {_LOT: {**lot, 'count': lot['count'] + 1}}
       own = ModelState(state.params, carried)
-      x = standardised(images, *units)
+      whole = jnp.issubdtype(jnp.result_type(images), jnp.integer)
+      pixels = jnp.asarray(images, jnp.float32)
+      x = pixels / (scale or (255.0 if whole else 1))
+      x = (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
       logits, carried = forward(own, x, key, train, frozen)
       return logits, {**carried, **after} if train else state.batch_stats
 
     return Model(apply, begun, order=order, freeze=with_frozen)
 
   return with_frozen(frozenset())
-
-
-def standardised(
-  images: Array,
-  mean: Sequence[float],
-  std: Sequence[float],
-  scale: float | None,
-) -> jax.Array:
-  """float32 `[B, ...]` as a network takes it; see `from_linen`."""
-  whole = jnp.issubdtype(jnp.result_type(images), jnp.integer)
-  pixels = jnp.asarray(images, jnp.float32) / (scale or (255.0 if whole else 1))
-  return (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 # What networks call it, and whether it is the opposite of training.
