@@ -622,7 +622,7 @@ def test_tokens_have_no_images_nearby():
   model, state = stateless(lambda w, x: w[x].mean(1)), ModelState(jnp.eye(6))
   for attack in (
     lambda: adversaries.nearest(model, state, every),
-    lambda: adversaries.relabelled(model, state, every, 0.1),
+    lambda: adversaries.fgsm(model, state, every, 0.1),
   ):
     with pytest.raises(ValueError, match="images='int32', allowed: uint8 or"):
       attack()
@@ -643,7 +643,7 @@ def test_images_in_bytes_stay_bytes_to_the_model():
 
     with parallel.use(jax.devices()[:1]):
       model = stateless(apply)
-      moved = adversaries.fgsm(model, state, every, 0.1)
+      moved, _ = adversaries.fgsm(model, state, every, 0.1)
       near, _ = adversaries.nearest(model, state, every)
       own = model.apply(state, near.images[near.indices], False)[0]
     # To the model they are what they were found to be.

@@ -28,7 +28,7 @@ _DOUBLINGS, _STEPS = 16, 10
 @parallel.apart
 def fgsm(
   model: Model, state: ModelState, examples: Examples, epsilon: float
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
   """The fast gradient sign, x + ε · sign(∂CE/∂x) (Goodfellow et al., 2015).
 
   Args:
@@ -39,47 +39,29 @@ def fgsm(
       lies between the least and the largest.
 
   Returns:
-    float32 `[M, ...]`, in the units of the images and in their range.
+    float32 `[M, ...]`, in the units of the images and in their range; and the
+    classes that the model takes them for, `[M]`.
 
   Example:
     >>> from unlearn_jax.base import stateless
     >>> model = stateless(lambda params, x: x @ params['w'])
     >>> x = Examples.of(np.eye(2, dtype=np.float32), np.array([0, 1]))
-    >>> fgsm(model, ModelState({'w': jnp.eye(2)}), x, 0.25).tolist()
-    [[0.75, 0.25], [0.25, 0.75]]
+    >>> moved, classes = fgsm(model, ModelState({'w': jnp.eye(2)}), x, 0.75)
+    >>> moved.tolist(), classes.tolist()
+    ([[0.25, 0.75], [0.75, 0.25]], [1, 0])
   """
   images, labels = _given(examples)
   low, high = _range(images)
-  ascend = _programs(model, _scale(model, state, images)).gradient
+  program = _programs(model, _scale(model, state, images))
 
-  def moved(x: Array, y: Array) -> np.ndarray:
-    signs = np.sign(ascend(x, state, y))
-    return np.clip(x + np.float32(epsilon * (high - low)) * signs, low, high)
+  def moved(x: Array, y: Array) -> tuple[np.ndarray, jax.Array]:
+    signs = np.sign(program.gradient(x, state, y))
+    there = x + np.float32(epsilon * (high - low)) * signs
+    there = np.clip(there, low, high)
+    return there, program.classes(there, state)
 
-  return _in_batches(moved, images.astype(np.float32), labels)[0]
-
-
-@parallel.apart
-def relabelled(
-  model: Model, state: ModelState, examples: Examples, epsilon: float
-) -> Examples:
-  """The images as they are, with the classes that `fgsm` makes of them.
-
-  Example:
-    >>> from unlearn_jax.base import stateless
-    >>> model = stateless(lambda params, x: x @ params['w'])
-    >>> x = Examples.of(np.eye(2, dtype=np.float32), np.array([0, 1]))
-    >>> found = relabelled(model, ModelState({'w': jnp.eye(2)}), x, 0.75)
-    >>> found.labels.tolist()
-    [1, 0]
-  """
-  program = _programs(model, _scale(model, state, _given(examples)[0]))
-  (classes,) = _in_batches(
-    lambda x: program.classes(x, state), fgsm(model, state, examples, epsilon)
-  )
-  labels = np.array(examples.labels)
-  labels[np.asarray(examples.indices)] = classes
-  return examples._replace(labels=labels)
+  found, classes = _in_batches(moved, images.astype(np.float32), labels)
+  return found, classes
 
 
 @parallel.apart
@@ -250,5 +232,5 @@ def _in_batches(
   rows = np.pad(np.arange(count), (0, -count % size), mode='edge')
   for chosen in rows.reshape(-1, size):
     own = function(*(array[chosen] for array in arrays))
-    found.append(jax.device_get(own if isinstance(own, tuple) else (own,)))
+    found.append(jax.device_get(own))
   return [np.concatenate(column)[:count] for column in zip(*found)]

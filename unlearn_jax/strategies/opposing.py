@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from unlearn_jax import parallel
@@ -257,6 +258,9 @@ def boundary_shrink(epsilon: float = 0.1) -> Strategy:
     from unlearn_jax import adversaries
 
     model, source, forget = context.model, context.source, context.splits.forget
-    return adversaries.relabelled(model, source, forget, epsilon)
+    _, classes = adversaries.fgsm(model, source, forget, epsilon)
+    labels = np.array(forget.labels)
+    labels[np.asarray(forget.indices)] = classes
+    return forget._replace(labels=labels)
 
   return Strategy('Boundary shrink', terms=(Term(across),))
