@@ -87,7 +87,7 @@ def is_float(leaf: Any) -> bool:
 
 def is_key(leaf: Any) -> bool:
   """Whether a leaf is typed PRNG keys, whose numbers are `key_data`."""
-  kind = getattr(leaf, 'dtype', None)
+  kind: Any = getattr(leaf, 'dtype', None)
   return jax.numpy.issubdtype(kind, jax.dtypes.prng_key)
 
 

@@ -293,7 +293,7 @@ def _linen(
     variables = {'params': params, **rest}
     if not train:
       mutable = False if alone else kept
-      found: Any = module.apply(variables, x, **say(False), mutable=mutable)
+      found = module.apply(variables, x, **say(False), mutable=mutable)
       return (found if alone else found[0]), carried
     rngs = {} if key is None else {'params': key}  # For whatever name it asks.
     with nn.intercept_methods(_statistics(frozen)):
