@@ -256,9 +256,8 @@ def test_nothing_compiles_from_seed_to_seed_or_pair_to_pair():
 
   run(0, source, unlearned)
   with Stopwatch() as watch:
-    again = run(1, unlearned, source)
+    run(1, unlearned, source)
   assert watch.compilations == 0
-  assert again.compile_seconds == 0
 
 
 def test_the_same_key_gives_the_same_generator_and_another_another():

@@ -97,13 +97,11 @@ class FittedGenerator(NamedTuple):
       cap, beyond 2·log C). All but the loss are missing at epoch 0.
     took_off: most examples of the last epoch were there: the cap is what
       holds the loss, or nothing does.
-    compile_seconds: what compilation cost.
   """
 
   state: ModelState
   history: tuple[training.Epoch, ...]
   took_off: bool
-  compile_seconds: float
 
 
 class _Carried(NamedTuple):
@@ -292,7 +290,7 @@ def fit_generator(
     raise InputError(_DIVERGED)
   state = ModelState(fit.state.params, fit.state.batch_stats.batch_stats)
   took_off = fit.history[-1].measured['capped_share'] > 0.5
-  return FittedGenerator(state, fit.history, took_off, fit.compile_seconds)
+  return FittedGenerator(state, fit.history, took_off)
 
 
 def _generator_of(examples: Examples, settings: GeneratorSettings) -> Model:
