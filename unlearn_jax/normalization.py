@@ -1,8 +1,6 @@
 """BatchNorm statistics after the weights were changed by hand."""
 
-from collections.abc import Callable
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,17 +15,15 @@ from unlearn_jax.data import streaming
 def _program(model: Model):
   """The sum of the statistics over batches, and the average so far.
 
-  `order` are positions `[steps, D, P]` or, for streamed images, None;
-  `before` is what the last call returned, or None.
+  `steps` are the images of each step or, where there are `images`, rows of
+  these; `before` is the sum so far and over how many steps.
   """
 
-  def statistics(rank, state: ModelState, images, order, streamed, before):
-    own = streamed if order is None else order[:, rank]
+  def statistics(_, state: ModelState, images, before, steps):
+    def draw(own):
+      return own if images is None else images[own]
 
-    def draw(chosen):
-      return chosen if order is None else images[chosen]
-
-    first = draw(own[0])
+    first = draw(steps[0])
     _, seen = model.apply(state, first, True)
     # A frozen layer normalises with its statistics and returns them as they
     # are; they must stay in place, or all that follows would be off.
@@ -49,8 +45,8 @@ def _program(model: Model):
         lambda new, keep: 0.0 if keep is True else new, found, kept
       )
 
-    def batch(total, chosen):
-      new = updated(0.0, draw(chosen))
+    def batch(total, own):
+      new = updated(0.0, draw(own))
       return jax.tree.map(jnp.add, total, new), None
 
     # Another layer returns m·running + (1 − m)·batch. Started at 0 it shows
@@ -58,9 +54,9 @@ def _program(model: Model):
     momentum = jax.tree.map(
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
-    count, start = (0, _zeros(state)) if before is None else before
-    total, _ = jax.lax.scan(batch, start, own)
-    count = count + len(own)
+    count, start = before
+    total, _ = jax.lax.scan(batch, start, steps)
+    count = count + len(steps)
 
     # What another batch does not draw nearer is no average: it counts.
     def average(old, keep, total, m):
@@ -69,17 +65,9 @@ def _program(model: Model):
       return jnp.where(keep | (m >= 1), old, total / (count * (1 - m)))
 
     averages = jax.tree.map(average, held, kept, total, momentum)
-    return parallel.mean(((jnp.float32(count), total), averages))
+    return parallel.mean(((count, total), averages))
 
   return parallel.spmd(statistics, split=[3])
-
-
-def _zeros(state: ModelState) -> Any:
-  """Of each statistic, where a sum of it begins."""
-  return jax.tree.map(
-    lambda leaf: jnp.zeros_like(leaf) if is_float(leaf) else jnp.zeros(()),
-    state.batch_stats,
-  )
 
 
 @parallel.apart
@@ -125,32 +113,21 @@ def reestimate(
   size = max(count, min(batch_size, examples.size) // count * count)
   steps = max(1, examples.size // size)
   order = np.resize(np.asarray(examples.indices), steps * size)
-  order = order.reshape(steps, count, -1)
-  program = functools.partial(_program(model), parallel.replicate(state))
-  if streaming.streams(examples):
-    batch_stats = _streamed(program, state, examples, order)
-  else:
-    images = parallel.replicate(examples.images)
-    _, batch_stats = program(images, parallel.replicate(order), None, None)
-  return ModelState(state.params, batch_stats)
-
-
-def _streamed(
-  program: Callable[..., Any],
-  state: ModelState,
-  examples: Examples,
-  order: np.ndarray,
-) -> Any:
-  steps, _, share = order.shape
-  stream = streaming.Stream([examples.images], [share], steps)
-  total = parallel.replicate((np.float32(0), _zeros(state)))
-  averages = None
+  order = order.reshape(steps, count, -1)[:, parallel.ranks()].swapaxes(0, 1)
+  images, blocks = streaming.once(examples, order, parallel.shard)
+  zeros = jax.tree.map(
+    lambda leaf: jnp.zeros_like(leaf) if is_float(leaf) else jnp.zeros(()),
+    state.batch_stats,
+  )
+  own, images, total = parallel.replicate(
+    (state, images, (np.float32(0), zeros))
+  )
+  batch_stats = None
 
   def add(block: streaming.Block) -> jax.Array:
-    nonlocal total, averages
-    total, averages = program(None, None, block.images[0], total)
+    nonlocal total, batch_stats
+    total, batch_stats = _program(model)(own, images, total, block.images[0])
     return total[0]
 
-  rows = order[:, parallel.ranks()].swapaxes(0, 1)
-  streaming.each(stream.blocks([rows], parallel.shard), add)
-  return averages
+  streaming.each(blocks, add)
+  return ModelState(state.params, batch_stats)

@@ -1,6 +1,5 @@
 """What a model says about examples."""
 
-from collections.abc import Callable
 import functools
 
 import jax
@@ -14,28 +13,21 @@ from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model: Model, per_device: int):
-  """Logits at every position of a padded index array, in batches.
+def _program(model: Model):
+  """Logits of every step's images, or of those at its rows of `images`."""
 
-  Streamed images are their own positions.
-  """
-
-  def predict(rank, state: ModelState, images, positions, streamed):
-    def batch(_, chosen):
-      inputs = images[chosen] if streamed is None else chosen
+  def predict(_, state: ModelState, images, steps):
+    def batch(_, own):
+      inputs = own if images is None else images[own]
       logits, _ = model.apply(state, inputs, False)
       return None, logits.astype(jnp.float32)
 
-    devices = len(parallel.devices())
-    own = streamed
-    if streamed is None:
-      own = positions.reshape(-1, devices, per_device)[:, rank]
-    _, outputs = jax.lax.scan(batch, None, own)
+    _, outputs = jax.lax.scan(batch, None, steps)
     # [steps, P, C] on each device to [steps, D, P, C], the padded order.
     every = jax.lax.all_gather(outputs, AXIS, axis=1)
     return every.reshape(-1, every.shape[-1])
 
-  return parallel.spmd(predict, split=[3])
+  return parallel.spmd(predict, split=[2])
 
 
 @parallel.apart
@@ -71,18 +63,17 @@ def predict(
     >>> predict(model, ModelState(w), Examples.of(x, np.arange(2))).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
   """
-  count = len(parallel.devices())
-  share = -(-min(batch_size, max(examples.size, 1)) // count)
-  state = parallel.replicate(state)
-  program = _program(model, share)
-  if streaming.streams(examples):
-    found = _streamed(functools.partial(program, state), examples, share)
-  else:
-    padding = -examples.size % (share * count)
-    positions = np.pad(np.asarray(examples.indices), (0, padding))
-    images = parallel.replicate(examples.images)
-    found = program(state, images, parallel.replicate(positions), None)
-    found = np.asarray(found)[: examples.size]
+  count, size = len(parallel.devices()), max(examples.size, 1)
+  share = -(-min(batch_size, size) // count)
+  padding = -size % (share * count) + size - examples.size
+  order = np.pad(np.asarray(examples.indices), (0, padding))
+  order = order.reshape(-1, count, share)[:, parallel.ranks()].swapaxes(0, 1)
+  images, blocks = streaming.once(examples, order, parallel.shard, even=True)
+  start = functools.partial(
+    _program(model), *parallel.replicate((state, images))
+  )
+  parts = streaming.each(blocks, lambda block: start(block.images[0]))
+  found = np.concatenate(parts)[: examples.size]
   return found if logits else probabilities(found)
 
 
@@ -90,23 +81,6 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
   """Softmax: `[M, C]` to `[M, C]` of the same dtype; NaN of what overflows."""
   with np.errstate(invalid='ignore'):
     return scipy.special.softmax(logits, axis=-1)
-
-
-def _streamed(
-  program: Callable[..., jax.Array], examples: Examples, share: int
-) -> np.ndarray:
-  """`predict` in blocks of one length, whatever the number of examples."""
-  count, own = len(parallel.devices()), parallel.ranks()
-  steps = max(1, -(-examples.size // (share * count)))
-  stream = streaming.Stream([examples.images], [share], steps, even=True)
-  padding = stream.steps * count * share - examples.size
-  rows = np.pad(np.asarray(examples.indices), (0, padding))
-  rows = rows.reshape(stream.steps, count, share)[:, own].swapaxes(0, 1)
-  parts = streaming.each(
-    stream.blocks([rows], parallel.shard),
-    lambda block: program(None, None, block.images[0]),
-  )
-  return np.concatenate(parts)[: examples.size]
 
 
 def require_classes(model: Model, state: ModelState, *parts: Examples) -> None:

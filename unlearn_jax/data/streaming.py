@@ -12,7 +12,6 @@ that its own devices take.
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import contextvars
-import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -117,25 +116,6 @@ class Block(NamedTuple):
   images: tuple[Any, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """Random access to the blocks, as Grain wants it."""
-
-  images: Sequence[Any]
-  rows: Sequence[np.ndarray | None]
-  spans: Sequence[tuple[int, int]]
-
-  def __len__(self) -> int:
-    return len(self.spans)
-
-  def __getitem__(self, number: Any) -> Any:
-    first, last = self.spans[number]
-    parts = zip(self.images, self.rows)
-    return Block(
-      first, last, tuple(_take(*part, first, last) for part in parts)
-    )
-
-
 def _take(images: Any, rows: np.ndarray | None, first: int, last: int) -> Any:
   if images is None or rows is None:
     return None
@@ -214,11 +194,42 @@ class Stream:
       [[3, 2, 1, 0]]
     """
     spans = [span for span in self.spans if span[1] > step]
-    source = _Source(self._images, rows, spans)
+
+    def read(number: int) -> Block:
+      span, parts = spans[number], zip(self._images, rows)
+      return Block(*span, tuple(_take(*part, *span) for part in parts))
+
     # One block in the making beside the one that waits.
     options = self._grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
-    dataset = self._grain.MapDataset.source(source).to_iter_dataset(options)
+    numbers = self._grain.MapDataset.range(len(spans))
+    dataset = numbers.map(read).to_iter_dataset(options)
     return (block._replace(images=place(block.images)) for block in dataset)
+
+
+def once(
+  examples: base.Examples,
+  order: np.ndarray,
+  place: Callable[[Any], Any],
+  even: bool = False,
+) -> tuple[Any, Iterator[Block]]:
+  """One pass over a set, whether it is streamed or not.
+
+  Args:
+    examples: the set.
+    order: int `[D, S, P]`, the rows of `images` that each of the D devices of
+      this process takes in S steps.
+    place: puts `[D, S, P, ...]` onto the devices.
+    even: makes all blocks of a streamed set equally long, see `Stream`.
+
+  Returns:
+    (None, blocks of the images) of a set that is streamed, else (all images,
+    one block with `order` in place of its images).
+  """
+  _, steps, share = order.shape
+  if not streams(examples):
+    return examples.images, iter([Block(0, steps, (place(order),))])
+  stream = Stream([examples.images], [share], steps, even)
+  return None, stream.blocks([order], place)
 
 
 def each(blocks: Iterator[Block], run: Callable[[Block], Any]) -> list[Any]:
