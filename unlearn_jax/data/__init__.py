@@ -125,9 +125,14 @@ def load(
       raise base.InputError(_nothing_prepared(base.shown(name), root))
   if test_fraction is not None:
     parts = local.held_out(parts, test_fraction)
-  elif not len(parts[2]):
+  elif not len(parts.x_test):
     raise base.InputError(f'{name}: has no test images, allowed: test_fraction')
-  return _dataset(name, *parts)
+  train = base.Examples.of(parts.x_train, parts.y_train)
+  test = base.Examples.of(parts.x_test, parts.y_test)
+  ids = parts.ids
+  ids = np.arange(train.size).astype(str) if ids is None else ids
+  told = fingerprint(train, test, ids)
+  return base.Dataset(name, train, test, parts.class_names, ids, told)
 
 
 def litter(name: str) -> int:
@@ -167,20 +172,12 @@ def subset(dataset: base.Dataset, size: int, seed: int = 0) -> base.Dataset:
   # RandomState's streams, unlike Generator's, never change between versions.
   order = np.random.RandomState(seed).permutation(total)
   rows = np.sort(order[:size])
-  chosen = np.asarray(dataset.train.indices)[rows]
-  train = base.Examples.of(
-    np.asarray(dataset.train.images)[chosen],
-    np.asarray(dataset.train.labels)[chosen],
-  )
+  part = dataset.train.take(rows)
+  images = np.asarray(part.images)[part.indices]
+  train = base.Examples.of(images, part.own_labels)
   ids = dataset.ids[rows]
-  return base.Dataset(
-    name=dataset.name,
-    train=train,
-    test=dataset.test,
-    class_names=dataset.class_names,
-    ids=ids,
-    fingerprint=fingerprint(train, dataset.test, ids),
-  )
+  told = fingerprint(train, dataset.test, ids)
+  return dataclasses.replace(dataset, train=train, ids=ids, fingerprint=told)
 
 
 def set_aside(
@@ -260,30 +257,6 @@ def fingerprint(
     encoded = str(name).encode('utf-8', 'surrogatepass')
     digest.update(b'%d:%b' % (len(encoded), encoded))
   return digest.hexdigest()
-
-
-def _dataset(
-  name: str,
-  images: np.ndarray,
-  labels: np.ndarray,
-  test_images: np.ndarray,
-  test_labels: np.ndarray,
-  class_names: tuple[str, ...],
-  ids: np.ndarray | None,
-) -> base.Dataset:
-  """A `Dataset` of what a reader returned."""
-  train = base.Examples.of(images, labels)
-  test = base.Examples.of(test_images, test_labels)
-  if ids is None:
-    ids = np.arange(train.size).astype(str)
-  return base.Dataset(
-    name=name,
-    train=train,
-    test=test,
-    class_names=class_names,
-    ids=ids,
-    fingerprint=fingerprint(train, test, ids),
-  )
 
 
 def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:

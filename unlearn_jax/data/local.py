@@ -1,14 +1,13 @@
 """Data sets from what is at hand: scikit-learn's digits, an npz, a folder.
 
-Each function returns the same six things, which `unlearn_jax.data.load` makes
-a `Dataset` of: training images and labels, test images and labels, class
-names, and the ids of the training examples (None: their row numbers).
+Each function returns `Parts`, which `unlearn_jax.data.load` makes a `Dataset`
+of.
 """
 
 import math
 import os
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 import warnings
 import zipfile
 
@@ -18,22 +17,24 @@ from unlearn_jax import base
 from unlearn_jax.data import npz
 from unlearn_jax.data.extras import optional
 
-# Images uint8 [N, height, width, channels]; labels int32 [N].
-Parts = tuple[
-  np.ndarray,
-  np.ndarray,
-  np.ndarray,
-  np.ndarray,
-  tuple[str, ...],
-  np.ndarray | None,
-]
-
 _DIGITS_TEST = 360
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'PPM', 'TIFF', 'WEBP')
 # What systems leave in folders, beside hidden files.
 _LITTER = ('thumbs.db', 'ehthumbs.db', 'desktop.ini', '__macosx', '.ds_store')
 _NPZ_ARRAYS = ('x_train', 'y_train', 'x_test', 'y_test')
 _MEDMNIST = {'x': 'images', 'y': 'labels'}  # 'train_images' for 'x_train'.
+
+
+class Parts(NamedTuple):
+  """Images uint8 `[N, height, width, channels]`, labels int32 `[N]`."""
+
+  x_train: np.ndarray
+  y_train: np.ndarray
+  x_test: np.ndarray
+  y_test: np.ndarray
+  class_names: tuple[str, ...]
+  # Of the training examples; None: their row numbers.
+  ids: np.ndarray | None = None
 
 
 def read_digits() -> Parts:
@@ -44,7 +45,7 @@ def read_digits() -> Parts:
   of that order is `digits_0042`.
 
   Returns:
-    The parts of the data set, see the module; pixels 0..16 become 0..255.
+    The parts of the data set; pixels 0..16 become 0..255.
   """
   datasets = optional('sklearn.datasets', 'digits')  # Takes seconds.
   digits = datasets.load_digits()
@@ -55,7 +56,9 @@ def read_digits() -> Parts:
   test, train = np.sort(order[:_DIGITS_TEST]), np.sort(order[_DIGITS_TEST:])
   names = tuple(str(name) for name in digits.target_names)
   ids = np.array([f'digits_{row:04d}' for row in train])
-  return images[train], labels[train], images[test], labels[test], names, ids
+  return Parts(
+    *(images[train], labels[train], images[test], labels[test], names, ids)
+  )
 
 
 def held_out(parts: Parts, fraction: float) -> Parts:
@@ -70,7 +73,9 @@ def held_out(parts: Parts, fraction: float) -> Parts:
   order = np.random.RandomState(0).permutation(size)
   own, rest = np.sort(order[:count]), np.sort(order[count:])
   ids = np.arange(size).astype(str) if ids is None else ids
-  return images[rest], labels[rest], images[own], labels[own], names, ids[rest]
+  return Parts(
+    *(images[rest], labels[rest], images[own], labels[own], names, ids[rest])
+  )
 
 
 def read_npz(
@@ -87,7 +92,7 @@ def read_npz(
     map_beyond: see `npz.read`; for the images.
 
   Returns:
-    The parts of the data set, see the module.
+    The parts of the data set.
 
   Raises:
     InputError: the file is missing or no npz, or an array is missing, of the
@@ -131,14 +136,9 @@ def read_npz(
       f'{file}: y_test has the label {unseen[0]}; allowed are those of y_train'
     )
   # Classes are the labels that there are, whatever lies between them.
-  return (
-    parts['x_train'],
-    np.searchsorted(known, parts['y_train']).astype(np.int32),
-    parts['x_test'],
-    np.searchsorted(known, parts['y_test']).astype(np.int32),
-    tuple(map(str, known)),
-    None,
-  )
+  for y in ('y_train', 'y_test'):
+    parts[y] = np.searchsorted(known, parts[y]).astype(np.int32)
+  return Parts(**parts, class_names=tuple(map(str, known)))
 
 
 def read_folder(
@@ -158,7 +158,7 @@ def read_folder(
       (bicubic) until the shorter side fits, and cropped at the centre.
 
   Returns:
-    The parts of the data set, see the module.
+    The parts of the data set.
 
   Raises:
     InputError: a folder is missing or empty, a class is in test/ only, or a
@@ -179,45 +179,35 @@ def read_folder(
         f'{root / "test" / name}: a class without training images; allowed are'
         f' the folders of {root / "train"}'
       )
-  pixels: dict[str, list[np.ndarray]] = {'train': [], 'test': []}
-  labels: dict[str, list[int]] = {'train': [], 'test': []}
-  ids = []
-  first: tuple[pathlib.Path, tuple[int, ...]] | None = None
-  for split, classes in files.items():
-    for label, name in enumerate(names):
-      for file in classes.get(name, ()):
-        image = _read_image(file, size)
-        first = first or (file, image.shape[:2])
-        if image.shape[:2] != first[1]:
-          raise base.InputError(
-            f'{file}: is {_size(image.shape[:2])} (height x width); allowed is'
-            f' {_size(first[1])} like {first[0]}, or --image_size=H,W for all'
-          )
-        pixels[split].append(image)
-        labels[split].append(label)
-        if split == 'train':
-          ids.append(file.relative_to(root / 'train').as_posix())
-  if not pixels['test']:
+  images: list[np.ndarray] = []
+  labels = []
+  members = [
+    (label, file)
+    for classes in files.values()
+    for label, name in enumerate(names)
+    for file in classes.get(name, ())
+  ]
+  for label, file in members:
+    images.append(_read_image(file, size))
+    labels.append(label)
+    first, shape = images[0].shape[:2], images[-1].shape[:2]
+    if shape != first:
+      raise base.InputError(
+        f'{file}: is {_size(shape)} (height x width); allowed is'
+        f' {_size(first)} like {members[0][1]}, or --image_size=H,W for all'
+      )
+  cut = sum(map(len, files['train'].values()))
+  if cut == len(members):
     raise base.InputError(
       f'{root / "test"}: holds no image; allowed is test/CLASS/IMAGE'
     )
-  channels = max(image.shape[2] for image in pixels['train'] + pixels['test'])
-
-  def stacked(images: list[np.ndarray]) -> np.ndarray:
-    shape = (len(images), *images[0].shape[:2], channels)
-    result = np.empty(shape, np.uint8)
-    for place, image in enumerate(images):
-      result[place] = image  # Gray is broadcast over the channels.
-    return result
-
-  return (
-    stacked(pixels['train']),
-    np.array(labels['train'], np.int32),
-    stacked(pixels['test']),
-    np.array(labels['test'], np.int32),
-    names,
-    np.array(ids),
-  )
+  channels = max(image.shape[2] for image in images)
+  x = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
+  for place, image in enumerate(images):
+    x[place] = image  # Gray is broadcast over the channels.
+  y = np.array(labels, np.int32)
+  ids = [f.relative_to(root / 'train').as_posix() for _, f in members[:cut]]
+  return Parts(x[:cut], y[:cut], x[cut:], y[cut:], names, np.array(ids))
 
 
 def _npz_arrays(

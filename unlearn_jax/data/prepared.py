@@ -91,9 +91,8 @@ def read(
     map_beyond: see `npz.read`; for the decoded images.
 
   Returns:
-    Training images uint8 `[N, height, width, channels]` and labels int32
-    `[N]`, in the order of the files; the same for the test split; class
-    names; the `id` of each training example, or None if there is none.
+    The parts of the data set, in the order of the files; `ids` are the `id` of
+    each training example, if they differ.
 
   Raises:
     InputError: the directory is damaged, or is no classification of images
@@ -184,7 +183,8 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
     parts += [images, labels]
   parts += [part[:0] for part in parts[: 4 - len(parts)]]  # No test split.
   unique = len(set(ids)) == len(ids) > 0
-  return *parts, tuple(label.names), np.array(ids) if unique else None
+  own = np.array(ids) if unique else None
+  return local.Parts(*parts, tuple(label.names), own)
 
 
 def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
@@ -287,23 +287,14 @@ def read_cache(
     with zipfile.ZipFile(file) as archive:
       if str(npz.read(archive, 'key')) != key:
         return None
-      images, test_images = (
-        npz.read(archive, name, map_beyond) for name in ('x_train', 'x_test')
-      )
-      labels, test_labels, names, ids = (
-        npz.read(archive, name)
-        for name in ('y_train', 'y_test', 'class_names', 'ids')
+      *arrays, names, ids = (
+        npz.read(archive, n, map_beyond if n.startswith('x_') else math.inf)
+        for n in local.Parts._fields
       )
   except Exception:  # Whatever is wrong with it, it can be made again.
     return None
-  return (
-    images,
-    labels,
-    test_images,
-    test_labels,
-    tuple(names.tolist()),
-    ids if len(ids) else None,
-  )
+  names, ids = tuple(names.tolist()), ids if len(ids) else None
+  return local.Parts(*arrays, names, ids)
 
 
 def sweep(folder: pathlib.Path, prefix: str) -> None:
@@ -322,26 +313,20 @@ def keep(
   Returns `parts`, with the images mapped where `npz.read` would map them.
   Raises OSError where it cannot be written; then nothing of it is left.
   """
-  images, labels, test_images, test_labels, names, ids = parts
+  text = {
+    'class_names': np.array(parts.class_names, str),
+    'ids': np.array([] if parts.ids is None else parts.ids, str),
+  }
   sweep(file.parent, f'.{file.name}-')
   handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f'.{file.name}-')
   try:
     with os.fdopen(handle, 'wb') as stream:
-      np.savez(
-        stream,
-        key=key,
-        x_train=images,
-        y_train=labels,
-        x_test=test_images,
-        y_test=test_labels,
-        class_names=np.array(names, dtype=str),
-        ids=np.array([] if ids is None else ids, dtype=str),
-      )
+      np.savez(stream, key=key, **{**parts._asdict(), **text})
     # mkstemp lets the owner read only; others share prepared data.
     os.chmod(temporary, file.parent.stat().st_mode & 0o666)
     os.replace(temporary, file)
   finally:
     pathlib.Path(temporary).unlink(missing_ok=True)
-  if max(images.nbytes, test_images.nbytes) > map_beyond:
+  if max(parts.x_train.nbytes, parts.x_test.nbytes) > map_beyond:
     return read_cache(file, key, map_beyond) or parts
   return parts
