@@ -6,7 +6,7 @@ id, or a row as `#287`. (A bare 287 is an id and nothing else: where photos are
 named by numbers, to read it as a row would silently forget another one.)
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import os
 import pathlib
 import re
@@ -272,23 +272,14 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     raise base.InputError(f'{path}: not a text file (it holds a NUL byte)')
 
   find = _Finder(dataset)
-  lines_of: dict[int, int] = {}
-  for number, entry in _entries(text, find):
-    try:
-      row = find(entry)
-    except base.InputError as error:
-      raise base.InputError(f'{path}:{number}: {error}') from None
-    if row in lines_of:
-      raise base.InputError(
-        f'{path}:{number}: {_shown(entry)} repeats line {lines_of[row]};'
-        ' allowed is each example once'
-      )
-    lines_of[row] = number
-  if not lines_of:
+  rows = find.rows(
+    _entries(text, find), lambda line: f'{path}:{line}', 'line {}'.format
+  )
+  if not rows:
     raise base.InputError(
       f'{path}: names no example; allowed is one a line: {find.allowed}'
     )
-  return np.array(sorted(lines_of), np.int32)
+  return np.array(sorted(rows), np.int32)
 
 
 def classes_lost(splits: base.Splits, num_classes: int) -> list[int]:
@@ -307,13 +298,11 @@ def classes_lost(splits: base.Splits, num_classes: int) -> list[int]:
     >>> classes_lost(part, 2)
     [0]
   """
-
-  def counts(examples: base.Examples) -> np.ndarray:
-    labels = np.asarray(examples.labels)[np.asarray(examples.indices)]
-    return np.bincount(labels, minlength=num_classes)
-
-  lost = (counts(splits.train) > 0) & (counts(splits.retain) == 0)
-  return np.flatnonzero(lost).tolist()
+  every, retained = (
+    np.bincount(part.own_labels, minlength=num_classes)
+    for part in (splits.train, splits.retain)
+  )
+  return np.flatnonzero((every > 0) & (retained == 0)).tolist()
 
 
 def copies(splits: base.Splits) -> tuple[int, int]:
@@ -338,7 +327,7 @@ def copies(splits: base.Splits) -> tuple[int, int]:
 
 
 class _Finder:
-  """The row that an entry means."""
+  """The rows that entries mean."""
 
   def __init__(self, dataset: base.Dataset):
     ids = dataset.ids.tolist()
@@ -349,16 +338,27 @@ class _Finder:
     if not counting:
       self.allowed = f'an id such as {_shown(ids[0])} or #0..#{self.total - 1}'
 
-  def __call__(self, entry: Any) -> int:
-    row: Any = self.row_of.get(entry) if isinstance(entry, str) else entry
-    if row is None and _ROW.fullmatch(entry):
-      row = int(entry[1:])
-    whole = isinstance(row, int | np.integer) and not isinstance(row, bool)
-    if not whole or not 0 <= row < self.total:
-      raise base.InputError(
-        f'{_shown(entry)} is no training example; allowed is {self.allowed}'
-      )
-    return int(row)
+  def rows(
+    self,
+    entries: Iterable[tuple[int, Any]],
+    place: Callable[[int], str],
+    named: Callable[[int], str],
+  ) -> list[int]:
+    """Of numbered entries, in their order, each of them once."""
+    number_of: dict[int, int] = {}
+    for number, entry in entries:
+      row: Any = self.row_of.get(entry) if isinstance(entry, str) else entry
+      if row is None and _ROW.fullmatch(entry):
+        row = int(entry[1:])
+      whole, wrong = isinstance(row, int | np.integer), ''
+      if not whole or isinstance(row, bool) or not 0 <= row < self.total:
+        wrong = f'is no training example; allowed is {self.allowed}'
+      elif row in number_of:
+        wrong = f'repeats {named(number_of[row])}; allowed is each example once'
+      if wrong:
+        raise base.InputError(f'{place(number)}: {_shown(entry)} {wrong}')
+      number_of[int(row)] = number
+    return list(number_of)
 
 
 def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
@@ -395,23 +395,10 @@ def _rows_of(
   found = np.asarray(ids)
   if found.dtype == bool and found.shape == (find.total,):
     return np.flatnonzero(found)
-  place_of: dict[int, int] = {}
-  entries = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-  for place, entry in enumerate(entries):
-    try:
-      row = find(entry)
-    except base.InputError as error:
-      raise base.InputError(f'ids[{place}]: {error}') from None
-    if row in place_of:
-      raise base.InputError(
-        f'ids[{place}]: {_shown(entry)} repeats ids[{place_of[row]}]; allowed'
-        ' is each example once'
-      )
-    place_of[row] = place
-  return np.array(list(place_of), np.int64)
+  entries = ids.tolist() if isinstance(ids, np.ndarray) else ids
+  place = 'ids[{}]'.format
+  return np.array(find.rows(enumerate(entries), place, place), np.int64)
 
 
-def _shown(value: object) -> str:
-  """`value` on one line of bounded length, whatever is in it."""
-  text = ascii(value)
-  return text if len(text) <= 60 else f'{text[:40]}... ({len(text)} characters)'
+def _shown(entry: object) -> str:
+  return base.shown(ascii(entry), 60)
