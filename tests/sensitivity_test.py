@@ -39,37 +39,34 @@ def test_several_gradients_at_a_time_are_those_of_one_at_a_time(
   x = jnp.asarray(np.random.default_rng(0).normal(size=(22, 3)), jnp.float32)
   params = {'w': jnp.array([1.0, -2.0, 0.5])}
 
-  def sensitivities(at_a_time, memory):
-    monkeypatch.setattr(sensitivity, '_at_a_time', at_a_time)
+  def sensitivities(at_a_time):
+    monkeypatch.setattr(sensitivity, '_at_a_time', lambda params: at_a_time)
     with parallel.use(jax.devices()[:devices]):
       return sensitivity.gradient_sensitivity(
         # A new function, so that nothing compiled before is used.
         lambda *arguments: squared(*arguments), params, x,
-        reduction=reduction, memory=memory,
+        reduction=reduction,
       )['w']  # fmt: skip
 
   each = np.asarray(x) * np.asarray(x @ params['w'])[:, None]
   want = abs(each).mean(0) if reduction == 'mean_abs' else abs(each.mean(0))
-  for one in (
-    sensitivities(lambda params, memory: 1, 0),
-    sensitivities(lambda params, memory: memory, 4),
-  ):
+  for one in (sensitivities(1), sensitivities(4)):
     np.testing.assert_allclose(one, want, rtol=1e-4)
 
 
 def test_memory_says_how_many_gradients_are_held(monkeypatch):
   params = {'w': jnp.ones((25, 10))}  # 1,000 bytes
-  assert sensitivity._at_a_time(params, 10**6) == 1  # a CPU
+  assert sensitivity._at_a_time(params) == 1  # a CPU
   monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  assert sensitivity._at_a_time(params, 3999) == 3
-  assert sensitivity._at_a_time(params, 0) == 1
+  for memory, count in ((3999, 3), (0, 1)):
+    monkeypatch.setattr(sensitivity, '_MEMORY', memory)
+    assert sensitivity._at_a_time(params) == count
 
 
 @pytest.mark.parametrize(
   'count, options, message',
   [
     (1, {'reduction': 'max'}, "reduction='max', allowed: mean_abs"),
-    (1, {'memory': -1}, 'memory=-1, allowed: 0 bytes or more'),
     (0, {}, 'allowed: one size of 1 or more'),
   ],
 )

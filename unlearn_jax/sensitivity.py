@@ -15,13 +15,15 @@ from unlearn_jax.base import Batch, Model, ModelState, Params, require
 REDUCTIONS = ('mean_abs', 'mean', 'single', 'mean_square', 'signed')
 OBJECTIVES = ('loss', 'output_norm')
 
-# Of which the gradient of the mean is enough.
-_OF_MEAN = ('mean', 'signed')
-# What becomes of the gradient of each example; None where it is of the mean.
+# What becomes of the gradient of each example; None where that of the mean is
+# enough.
 _EACH = {'mean': None, 'signed': None, 'mean_square': jnp.square}
 
 # Examples a batch, where only the gradient of their mean is wanted.
 _BATCH = 64
+# Bytes that gradients of single examples may take on each device, beside the
+# sum.
+_MEMORY = 2**28
 
 # `(params, batch, *args) -> scalar`, a mean over the batch's leading axis.
 Objective = Callable[..., jax.Array]
@@ -34,7 +36,6 @@ def gradient_sensitivity(
   batch: Any,
   *args: Any,
   reduction: str = 'mean_abs',
-  memory: int = 2**28,
 ) -> Params:
   """Elementwise |∂F/∂ω| over examples (Zuo et al., Eq. 5 and 6).
 
@@ -43,7 +44,7 @@ def gradient_sensitivity(
   the gradient of the mean is mostly noise once a model has converged.
 
   Gradients of single examples are taken one after the other on a CPU, and
-  several at a time elsewhere, as many as `memory` holds.
+  several at a time elsewhere, as many as fit 256 MB.
 
   Args:
     objective: F, `(params, batch, *args) -> scalar`, a mean over the leading
@@ -55,14 +56,12 @@ def gradient_sensitivity(
     reduction: `mean_abs`, the mean over examples of |g|; `mean`, |mean of g|;
       `single`, |g| of the first example (the paper's); `mean_square`, the mean
       of g², the diagonal of the empirical Fisher; `signed`, the mean of g.
-    memory: bytes that the gradients of single examples may take on each
-      device, beside the sum; at least one gradient is held whatever it is.
 
   Returns:
     A tree like `params`, float32; non-negative but with `signed`.
 
   Raises:
-    ValueError: an unknown reduction, an empty batch or a negative `memory`.
+    ValueError: an unknown reduction, or an empty batch.
 
   Example:
     >>> def objective(params, x):
@@ -73,7 +72,6 @@ def gradient_sensitivity(
   """
   known = reduction in REDUCTIONS
   require('reduction', reduction, known, ', '.join(REDUCTIONS))
-  require('memory', memory, memory >= 0, '0 bytes or more')
   sizes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch)}
   if len(sizes) != 1 or 0 in sizes:
     raise ValueError(
@@ -82,19 +80,18 @@ def gradient_sensitivity(
   (size,) = sizes
   if reduction == 'single':
     size, batch = 1, jax.tree.map(lambda x: x[:1], batch)
-  signed, devices = reduction in _OF_MEAN, len(parallel.devices())
+  each, devices = _EACH.get(reduction, jnp.abs), len(parallel.devices())
   share = -(-size // devices)
-  if signed:
+  if each is None:
     # Whole batches, where they tile what each device takes.
     chunk = math.gcd(share, _BATCH) if share * devices == size else 1
   else:
-    chunk = min(share, _at_a_time(params, memory))
+    chunk = min(share, _at_a_time(params))
   share = -(-share // chunk) * chunk
   padding = share * devices - size
   padded = jax.tree.map(
     lambda x: jnp.concatenate([x, jnp.repeat(x[:1], padding, 0)]), batch
   )
-  each = _EACH.get(reduction, jnp.abs)
   found = _program(objective, share, chunk, each)(
     *parallel.replicate((params, padded, jnp.float32(size), args))
   )
@@ -103,13 +100,13 @@ def gradient_sensitivity(
   return parallel.placed_like(found, params)
 
 
-def _at_a_time(params: Params, memory: int) -> int:
+def _at_a_time(params: Params) -> int:
   """How many gradients of single examples are taken at once."""
   # `vmap` makes convolutions grouped, which a CPU has no fast kernel for.
   if jax.default_backend() == 'cpu':
     return 1
   own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
-  return max(1, memory // max(1, own))
+  return max(1, _MEMORY // max(1, own))
 
 
 @functools.lru_cache(maxsize=32)
