@@ -34,7 +34,9 @@ def js_divergence(p: Array, q: Array) -> jax.Array:
     >>> js_divergence(p, q).tolist()
     [1.0, 0.0]
   """
-  p, q = _as_floats(p, q)
+  chex.assert_equal_shape([p, q])
+  dtype = jnp.promote_types(jnp.result_type(p, q), jnp.float32)
+  p, q = jnp.asarray(p, dtype), jnp.asarray(q, dtype)
   # ½ Σ p · log₂(p/m) + ½ Σ q · log₂(q/m)
   terms = _log_ratio_term(p, q) + _log_ratio_term(q, p)
   divergence = jnp.sum(terms, axis=-1) / 2
@@ -82,28 +84,15 @@ def similarity(p: Array, q: Array) -> float:
   return 1 - float(np.mean(divergences))
 
 
-def _as_floats(p: Array, q: Array) -> tuple[jax.Array, jax.Array]:
-  """Both in one dtype, of at least 32 bits."""
-  chex.assert_equal_shape([p, q])
-  dtype = jnp.promote_types(jnp.result_type(p, q), jnp.float32)
-  return jnp.asarray(p, dtype), jnp.asarray(q, dtype)
-
-
-def _is_positive(x: jax.Array) -> jax.Array:
-  """False also below about 1e-19, where squares, and so gradients, underflow.
-
-  What such a probability could add to a divergence is beyond rounding.
-  """
-  return x >= float(jnp.finfo(x.dtype).tiny) ** 0.5
-
-
 def _log_ratio_term(p: jax.Array, q: jax.Array) -> jax.Array:
   """Computes p · log₂(p/m), m = (p + q)/2; 0 with gradient 0 where p is 0.
 
   Every branch gets arguments that are good there: a gradient runs through the
   branches that `where` does not take, too.
   """
-  positive = _is_positive(p)
+  # False also below about 1e-19, where squares, and so gradients, underflow:
+  # what such a probability could add is beyond rounding.
+  positive = p >= float(jnp.finfo(p.dtype).tiny) ** 0.5
   total = jnp.where(positive, p + q, 1)
   # p/m = 1 + d. Where p and q are close, which is where fine-tuning ends, d
   # has digits that p/m has lost; where p is far below q, it is the reverse.

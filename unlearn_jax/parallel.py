@@ -223,7 +223,7 @@ def shard(tree: Any) -> Any:
   return jax.device_put(tree, _over(_local(devices()), AXIS))
 
 
-def per_device(batch_size: int, argument: str = 'batch_size') -> int:
+def per_device(batch_size: int) -> int:
   """The share of a batch that each device takes.
 
   Raises:
@@ -232,7 +232,7 @@ def per_device(batch_size: int, argument: str = 'batch_size') -> int:
   count = len(devices())
   holds = batch_size >= 1 and not batch_size % count
   allowed = f'a positive multiple of the {count} device(s)'
-  require(argument, batch_size, holds, allowed)
+  require('batch_size', batch_size, holds, allowed)
   return batch_size // count
 
 
