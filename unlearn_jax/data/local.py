@@ -260,10 +260,9 @@ def _visible(folder: pathlib.Path) -> list[pathlib.Path]:
       f'{folder}: no such folder; allowed is a folder of train/CLASS/IMAGE and'
       ' test/CLASS/IMAGE'
     ) from None
-  except (OSError, ValueError) as error:  # ValueError: a NUL in the path.
-    reason = getattr(error, 'strerror', None) or error
+  except OSError as error:
     raise base.InputError(
-      f'{base.shown(folder)}: cannot be read: {reason}'
+      f'{base.shown(folder)}: cannot be read: {error.strerror}'
     ) from None
   found = [
     entry

@@ -144,6 +144,7 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
     )
   parts: list[Any] = []
   ids: list[str] = []
+  shape: tuple[int, ...] = ()
   for split in ('train', *(s for s in (test,) if s in info.splits)):
     count = info.splits[split].num_examples
     images = None
@@ -155,16 +156,14 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
         break
       example = features.deserialize_example_np(record, decoders=decoders)
       pixels = _pixels(example[image_key], image.shape[-1])
-      if images is None:
-        images = np.empty((count, *pixels.shape), np.uint8)
-      if pixels.shape != images.shape[1:] or (
-        parts and pixels.shape != parts[0].shape[1:]
-      ):
-        expected = (parts[0] if parts else images).shape[1:]
+      shape = shape or pixels.shape
+      if pixels.shape != shape:
         raise base.InputError(
           f'{folder}: image {done} of {split} has shape {pixels.shape}; allowed'
-          f' is one size for all, {expected} like the first'
+          f' is one size for all, {shape} like the first'
         )
+      if images is None:
+        images = np.empty((count, *shape), np.uint8)
       if not 0 <= example[label_key] < label.num_classes:
         raise base.InputError(
           f'{folder}: example {done} of {split} has the label'
@@ -217,9 +216,7 @@ def _pixels(encoded: bytes, channels: int) -> np.ndarray:
   """uint8 `[height, width, channels]` of an encoded image."""
   pillow = optional('PIL.Image', 'images of files')
   with pillow.open(io.BytesIO(encoded)) as image:
-    # Without a copy where the mode is right already.
-    right = image.mode == _MODES[channels]
-    pixels = np.asarray(image if right else image.convert(_MODES[channels]))
+    pixels = np.asarray(image.convert(_MODES[channels]))
   return pixels.reshape(*pixels.shape[:2], channels)
 
 

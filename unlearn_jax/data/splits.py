@@ -59,15 +59,14 @@ def split_forget(
   total = dataset.train.size
   if ids is None and fraction is not None:
     rows = _drawn(key, total, fraction)
+    told = f'fraction: {fraction} of {total} training examples is {len(rows)}'
   elif ids is not None and fraction is None:
     rows = _rows_of(ids, dataset)
+    told = f'ids: {len(rows)} of {total} training examples'
   else:
     raise ValueError('split_forget: give either fraction or ids')
   if not 0 < len(rows) < total:
-    raise base.InputError(
-      f'ids: {len(rows)} of {total} training examples; allowed is a forget set'
-      f' of 1..{total - 1}'
-    )
+    raise base.InputError(f'{told}; allowed is a forget set of 1..{total - 1}')
   splits = base.Splits.of(dataset.train, np.sort(rows), dataset.test)
   if ids is None:
     return splits
@@ -376,14 +375,9 @@ def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
 
 def _drawn(key: base.Key | None, total: int, fraction: float) -> np.ndarray:
   """round(fraction · total) rows, drawn uniformly without replacement."""
-  count = round(fraction * total) if 0 < fraction < 1 else 0
-  if not 0 < count < total:
-    raise base.InputError(
-      f'fraction: {fraction} of {total} training examples is {count};'
-      f' allowed is a forget set of 1..{total - 1}'
-    )
   if key is None:
     raise ValueError('key=None, allowed: a typed PRNG key, jax.random.key(0)')
+  count = round(fraction * total) if 0 < fraction < 1 else 0
   return np.asarray(jax.random.permutation(key, total)[:count])
 
 
