@@ -241,9 +241,9 @@ def mean_interval(
 
 
 def paired_interval(
-  values: Sequence[float], control: Sequence[float], confidence: float = 0.95
+  values: Sequence[float], control: Sequence[float]
 ) -> Interval:
-  """Mean and interval of the differences to a control with the same seeds.
+  """Mean and 95 % interval of the differences to a control with the same seeds.
 
   What a seed does to both sides drops out, so that smaller differences are
   resolved than by comparing two intervals.
@@ -251,7 +251,6 @@ def paired_interval(
   Args:
     values: one finite number a seed.
     control: the control's numbers, by the same seeds in the same order.
-    confidence: in (0, 1).
 
   Returns:
     The interval of `values - control`; no difference is resolved where it
@@ -268,7 +267,7 @@ def paired_interval(
   _check_values('control', control)
   alike = len(values) == len(control)
   require('len(control)', len(control), alike, f'{len(values)}, as of values')
-  return mean_interval([v - c for v, c in zip(values, control)], confidence)
+  return mean_interval([v - c for v, c in zip(values, control)])
 
 
 def _require_shares(**shares: float) -> None:

@@ -51,14 +51,10 @@ def read_digits() -> Parts:
   digits = datasets.load_digits()
   images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
   labels = digits.target.astype(np.int32)
-  # RandomState's streams, unlike Generator's, never change between versions.
-  order = np.random.RandomState(0).permutation(len(labels))
-  test, train = np.sort(order[:_DIGITS_TEST]), np.sort(order[_DIGITS_TEST:])
   names = tuple(str(name) for name in digits.target_names)
-  ids = np.array([f'digits_{row:04d}' for row in train])
-  return Parts(
-    *(images[train], labels[train], images[test], labels[test], names, ids)
-  )
+  ids = np.array([f'digits_{row:04d}' for row in range(len(labels))])
+  whole = Parts(images, labels, images[:0], labels[:0], names, ids)
+  return held_out(whole, _DIGITS_TEST / len(labels))
 
 
 def held_out(parts: Parts, fraction: float) -> Parts:
@@ -70,6 +66,7 @@ def held_out(parts: Parts, fraction: float) -> Parts:
       f'test_fraction={fraction}, allowed: nothing where there are test images'
       f' (here {len(test)}), else some of the {size} images, and not all'
     )
+  # RandomState's streams, unlike Generator's, never change between versions.
   order = np.random.RandomState(0).permutation(size)
   own, rest = np.sort(order[:count]), np.sort(order[count:])
   ids = np.arange(size).astype(str) if ids is None else ids

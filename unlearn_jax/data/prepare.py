@@ -252,6 +252,6 @@ def _content(
       return stream.read(most)
   except Exception as error:  # tarfile, gzip and zlib raise their own.
     raise base.InputError(
-      f'{place}: {file} cannot be read ({type(error).__name__}:'
-      f' {base.shown(error)}); download it again'
+      f'{place}: {file} cannot be read ({local.reason(error)}); download it'
+      ' again'
     ) from None

@@ -6,7 +6,7 @@ id, or a row as `#287`. (A bare 287 is an id and nothing else: where photos are
 named by numbers, to read it as a row would silently forget another one.)
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 import os
 import pathlib
 import re
@@ -18,7 +18,7 @@ import numpy as np
 from unlearn_jax import base
 
 # A row as text; int() refuses thousands of digits.
-_ROW = re.compile('#[0-9]{1,18}')
+ROW = re.compile('#[0-9]{1,18}')
 
 
 def split_forget(
@@ -255,6 +255,21 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     >>> read_ids(file.name, data.load('digits')).tolist()
     [3, 17]
   """
+  find = _Finder(dataset)
+  rows = find.rows(
+    entries(text_of(path), find.row_of),
+    lambda line: f'{path}:{line}',
+    'line {}'.format,
+  )
+  if not rows:
+    raise base.InputError(
+      f'{path}: names no example; allowed is one a line: {find.allowed}'
+    )
+  return np.array(sorted(rows), np.int32)
+
+
+def text_of(path: str | os.PathLike[str]) -> str:
+  """The text of a file; raises an `InputError` where it is none."""
   path = pathlib.Path(path)
   base.require_file(path)
   try:
@@ -269,16 +284,7 @@ def read_ids(path: str | os.PathLike[str], dataset: base.Dataset) -> np.ndarray:
     ) from None
   if '\0' in text:
     raise base.InputError(f'{path}: not a text file (it holds a NUL byte)')
-
-  find = _Finder(dataset)
-  rows = find.rows(
-    _entries(text, find), lambda line: f'{path}:{line}', 'line {}'.format
-  )
-  if not rows:
-    raise base.InputError(
-      f'{path}: names no example; allowed is one a line: {find.allowed}'
-    )
-  return np.array(sorted(rows), np.int32)
+  return text
 
 
 def classes_lost(splits: base.Splits, num_classes: int) -> list[int]:
@@ -347,7 +353,7 @@ class _Finder:
     number_of: dict[int, int] = {}
     for number, entry in entries:
       row: Any = self.row_of.get(entry) if isinstance(entry, str) else entry
-      if row is None and _ROW.fullmatch(entry):
+      if row is None and ROW.fullmatch(entry):
         row = int(entry[1:])
       whole, wrong = isinstance(row, int | np.integer), ''
       if not whole or isinstance(row, bool) or not 0 <= row < self.total:
@@ -360,14 +366,14 @@ class _Finder:
     return list(number_of)
 
 
-def _entries(text: str, find: _Finder) -> Iterator[tuple[int, str]]:
-  """(line number from 1, entry) of each line that names an example."""
+def entries(text: str, known: Container[str]) -> Iterator[tuple[int, str]]:
+  """(line number from 1, entry) of each line that is no comment."""
   for number, line in enumerate(text.split('\n'), start=1):
     line = line.removesuffix('\r')
     # An id may have spaces and a '#' in it: files are named by people.
-    if line not in find.row_of:
+    if line not in known:
       line = line.strip()
-    if line not in find.row_of and not _ROW.fullmatch(line):
+    if line not in known and not ROW.fullmatch(line):
       line = re.split(r'(?:^|\s)#', line, maxsplit=1)[0].strip()
     if line:
       yield number, line
