@@ -73,37 +73,28 @@ def digest(tree: Any) -> str:
 
 def save(
   directory: str | os.PathLike,
-  state: ModelState,
+  tree: ModelState | dict[str, Any],
   manifest: dict[str, Any],
   files: Mapping[str, bytes] | None = None,
 ) -> str:
-  """Writes a model, all of it or nothing.
+  """Writes a model, or any nested dictionary of arrays: all of it or nothing.
 
   Args:
     directory: a folder that does not exist yet; its parents are made.
-    state: what is saved.
+    tree: what is saved.
     manifest: JSON-serialisable facts about it.
     files: further files of the checkpoint, name to content.
 
   Returns:
-    The digest of the state, which the manifest holds too.
+    The digest of the tree, which the manifest holds too.
 
   Raises:
     InputError: `directory` exists, or cannot be written.
   """
-  return save_tree(directory, state._asdict(), manifest, files)
-
-
-def save_tree(
-  directory: str | os.PathLike,
-  tree: dict[str, Any],
-  manifest: dict[str, Any],
-  files: Mapping[str, bytes] | None = None,
-) -> str:
-  """`save` for any nested dictionary of arrays."""
   target = pathlib.Path(directory).absolute()
   # What JSON cannot hold is found before anything is written.
   manifest = json.loads(json.dumps(manifest, allow_nan=False))
+  tree = tree._asdict() if isinstance(tree, ModelState) else tree
   host = jax.tree.map(np.asarray, tree)
   draft = pathlib.Path(parallel.by_first(lambda: _draft(target)))
 
@@ -243,7 +234,7 @@ def restore(
 def restore_tree(
   directory: str | os.PathLike, **expected: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """`restore` for what `save_tree` saved."""
+  """`restore` for what is no model."""
   manifest = read_manifest(directory)
   for name, value in expected.items():
     if manifest.get(name) != value:

@@ -199,7 +199,7 @@ def save(
   """
   # As arrays; a measurement may be NaN, which a manifest must not hold.
   text = json.dumps(packed.course, default=float)
-  checkpoints.save_tree(
+  checkpoints.save(
     directory,
     packed.arrays,
     {**manifest, 'training': packed.facts},

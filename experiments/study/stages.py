@@ -127,7 +127,7 @@ def _save(stage: Stage, output: Output, facts: dict[str, Any]) -> None:
   manifest = msgspec.to_builtins(output.manifest) | facts
   directory.require_claimed(stage.root)
   try:
-    checkpoints.save_tree(stage.path, output.tree, manifest, files=output.files)
+    checkpoints.save(stage.path, output.tree, manifest, files=output.files)
   except InputError:
     if not stage.path.exists():  # Else another process was faster.
       raise
