@@ -94,9 +94,9 @@ def test_augment_under_jit_and_scan():
 
 
 def test_augment_refuses():
-  with pytest.raises(ValueError, match=r'\(8, 8, 3\); allowed is'):
+  with pytest.raises(ValueError, match=r'\(8, 8, 3\), allowed: '):
     data.augment(jax.random.key(0), np.zeros((8, 8, 3), np.uint8))
-  with pytest.raises(ValueError, match='pad: -1'):
+  with pytest.raises(ValueError, match='pad=-1, allowed'):
     data.augment(jax.random.key(0), np.zeros((1, 8, 8, 3), np.uint8), -1)
 
 

@@ -113,7 +113,7 @@ def test_perturb_of_sharded_parameters():
 @pytest.mark.parametrize('epsilon', [np.nan, np.inf, -np.inf])
 def test_epsilon_has_to_be_finite(epsilon):
   params, mask = example()
-  message = f'epsilon is {epsilon}; allowed are finite'
+  message = f'epsilon={epsilon}, allowed: finite'
   with pytest.raises(ValueError, match=message):
     perturbation.perturb(params, mask, epsilon)
   with pytest.raises(ValueError, match=message):
@@ -229,7 +229,7 @@ def test_donor_mix_leaves_its_input_alone_and_takes_numpy():
 
 def test_donor_mix_scope():
   params, mask = example()
-  with pytest.raises(ValueError, match="scope is 'leaf'; allowed are 'tensor'"):
+  with pytest.raises(ValueError, match="scope='leaf', allowed: 'tensor'"):
     perturbation.donor_mix(KEY, params, mask, 1.0, scope='leaf')
 
 

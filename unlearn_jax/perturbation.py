@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from unlearn_jax.base import Key, Mask, Params, require_floats
+from unlearn_jax.base import Key, Mask, Params, require, require_floats
 
 
 def perturb(params: Params, mask: Mask, epsilon: float) -> Params:
@@ -35,7 +35,7 @@ def perturb(params: Params, mask: Mask, epsilon: float) -> Params:
     >>> perturb(params, mask, epsilon=0.5)['w'].tolist()
     [1.0, 3.0]
   """
-  _check_finite(epsilon)
+  require('epsilon', epsilon, math.isfinite(epsilon), 'finite numbers')
   _check_mask(params, mask)
   # A Python float, unlike a NumPy one, leaves the dtype of w alone.
   epsilon = float(epsilon)
@@ -89,10 +89,9 @@ def donor_mix(
     >>> donor_mix(jax.random.key(0), params, mask, epsilon=1.0)['w'].tolist()
     [4.0, 2.0, 1.0]
   """
-  _check_finite(epsilon)
+  require('epsilon', epsilon, math.isfinite(epsilon), 'finite numbers')
   _check_mask(params, mask)
-  if scope not in ('tensor', 'tree'):
-    raise ValueError(f"scope is {scope!r}; allowed are 'tensor' and 'tree'.")
+  require('scope', scope, scope in ('tensor', 'tree'), "'tensor' or 'tree'")
   # NumPy's generator, since a permutation by JAX would be compiled anew for
   # every number of chosen parameters.
   rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
@@ -143,11 +142,6 @@ def reinitialize(params: Params, fresh: Params, mask: Mask) -> Params:
   return jax.tree.map(
     lambda w, new, chosen: jnp.where(chosen, new, w), params, fresh, mask
   )
-
-
-def _check_finite(epsilon: float) -> None:
-  if not math.isfinite(epsilon):
-    raise ValueError(f'epsilon is {epsilon}; allowed are finite numbers.')
 
 
 def _check_mask(params: Params, mask: Mask) -> None:

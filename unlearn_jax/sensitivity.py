@@ -178,8 +178,7 @@ def model_objective(model: Model, name: str = 'loss') -> Objective:
     >>> float(objective({'w': jnp.eye(2)}, batch, {}))
     1.0
   """
-  if name not in OBJECTIVES:
-    raise ValueError(f'name={name!r}, allowed: {", ".join(OBJECTIVES)}')
+  require('name', name, name in OBJECTIVES, ', '.join(OBJECTIVES))
 
   def objective(params: Params, batch: Batch, batch_stats: Any) -> jax.Array:
     logits, _ = model.apply(

@@ -76,13 +76,10 @@ def augment(key: base.Key, images: base.Array, pad: int = 4) -> jax.Array:
     (2, 8, 8, 3)
   """
   images = jnp.asarray(images)
-  if images.ndim != 4:
-    raise ValueError(
-      f'images: shape {images.shape}; allowed is [B, height, width, channels]'
-    )
-  if pad < 0:
-    raise ValueError(f'pad: {pad}; allowed are integers >= 0')
-  size, height, width, _ = images.shape
+  shape, allowed = images.shape, '[B, height, width, channels]'
+  base.require('images.shape', shape, len(shape) == 4, allowed)
+  base.require('pad', pad, pad >= 0, 'integers >= 0')
+  size, height, width, _ = shape
   flip_key, shift_key = jax.random.split(key)
   flip = jax.random.bernoulli(flip_key, shape=(size, 1))
   shift = jax.random.randint(shift_key, (size, 2, 1), -pad, pad + 1)

@@ -188,16 +188,13 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
 
 def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
   """The names of the image and of the label among the features."""
-  tfds = library()
-  supervised: Any = info.supervised_keys or ()
-  if len(supervised) != 2:
-    supervised = (None, None)
+  features = library().features
 
-  def only(kind: type, usual: str | None, fallback: str) -> str:
+  def only(kind: type, fallback: str) -> str:
     # Not isinstance: an image of labels is an Image too.
     found = [key for key, value in info.features.items() if type(value) is kind]
-    for key in (usual, fallback):
-      if isinstance(key, str) and key in found:
+    for key in (*(info.supervised_keys or ()), fallback):
+      if key in found:
         return key
     if len(found) != 1:
       raise base.InputError(
@@ -206,10 +203,7 @@ def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
       )
     return found[0]
 
-  return (
-    only(tfds.features.Image, supervised[0], 'image'),
-    only(tfds.features.ClassLabel, supervised[1], 'label'),
-  )
+  return only(features.Image, 'image'), only(features.ClassLabel, 'label')
 
 
 def _pixels(encoded: bytes, channels: int) -> np.ndarray:

@@ -163,11 +163,10 @@ class Stream:
     # A loop of a single step is compiled differently, and rounds differently.
     count = max(1, min(-(-steps // most), steps // 2))
     longest = -(-steps // count)
-    self.steps = steps
     if even:
       count = -(-steps // longest)
-      self.steps = count * longest
-    ends = [self.steps * number // count for number in range(count + 1)]
+      steps = count * longest
+    ends = [steps * number // count for number in range(count + 1)]
     self.spans = tuple(zip(ends, ends[1:]))
 
   def blocks(
