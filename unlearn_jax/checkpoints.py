@@ -118,17 +118,13 @@ def save(
     parallel.gathered('written')
     return parallel.by_first(name)
   except Exception as error:
-    raise _unwritten(target, error) from error
+    # A full disk is an OSError in one layer of Orbax, a ValueError in another.
+    text = (getattr(error, 'strerror', None) or str(error)).partition('\n')[0]
+    reason = shown(f'{type(error).__name__}: {text}')
+    raise InputError(f'cannot write {target}: {reason}') from error
   finally:
     if parallel.is_first():
       shutil.rmtree(draft, ignore_errors=True)
-
-
-def _unwritten(target: pathlib.Path, error: Exception) -> InputError:
-  # A full disk is an OSError in one layer of Orbax, a ValueError in another.
-  text = (getattr(error, 'strerror', None) or str(error)).partition('\n')[0]
-  reason = f'{type(error).__name__}: {text}'[:160]
-  return InputError(f'cannot write {target}: {reason}')
 
 
 def _draft(target: pathlib.Path) -> str:
