@@ -177,24 +177,22 @@ def read_folder(
         f' the folders of {root / "train"}'
       )
   images: list[np.ndarray] = []
-  labels = []
-  members = [
+  found = [
     (label, file)
     for classes in files.values()
     for label, name in enumerate(names)
     for file in classes.get(name, ())
   ]
-  for label, file in members:
+  for _, file in found:
     images.append(_read_image(file, size))
-    labels.append(label)
     first, shape = images[0].shape[:2], images[-1].shape[:2]
     if shape != first:
       raise base.InputError(
         f'{file}: is {_size(shape)} (height x width); allowed is'
-        f' {_size(first)} like {members[0][1]}, or --image_size=H,W for all'
+        f' {_size(first)} like {found[0][1]}, or --image_size=H,W for all'
       )
   cut = sum(map(len, files['train'].values()))
-  if cut == len(members):
+  if cut == len(found):
     raise base.InputError(
       f'{root / "test"}: holds no image; allowed is test/CLASS/IMAGE'
     )
@@ -202,8 +200,8 @@ def read_folder(
   x = np.empty((len(images), *images[0].shape[:2], channels), np.uint8)
   for place, image in enumerate(images):
     x[place] = image  # Gray is broadcast over the channels.
-  y = np.array(labels, np.int32)
-  ids = [f.relative_to(root / 'train').as_posix() for _, f in members[:cut]]
+  y = np.array([label for label, _ in found], np.int32)
+  ids = [f.relative_to(root / 'train').as_posix() for _, f in found[:cut]]
   return Parts(x[:cut], y[:cut], x[cut:], y[cut:], names, np.array(ids))
 
 

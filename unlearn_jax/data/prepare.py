@@ -211,7 +211,7 @@ def _decode(stock: Stock, folder: pathlib.Path) -> local.Parts:
     parts += [np.ascontiguousarray(images[order]), labels[order].astype('i4')]
     if split == 'train':
       ids = np.array([f'train_{row:05d}' for row in order])
-  return local.Parts(*parts, classes, ids if stock.folder else None)
+  return local.Parts._make((*parts, classes, ids if stock.folder else None))
 
 
 def _array(

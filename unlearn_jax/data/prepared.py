@@ -183,7 +183,7 @@ def _decode(builder: Any, folder: pathlib.Path) -> local.Parts:
   parts += [part[:0] for part in parts[: 4 - len(parts)]]  # No test split.
   unique = len(set(ids)) == len(ids) > 0
   own = np.array(ids) if unique else None
-  return local.Parts(*parts, tuple(label.names), own)
+  return local.Parts._make((*parts, tuple(label.names), own))
 
 
 def _feature_keys(info: Any, folder: pathlib.Path) -> tuple[str, str]:
@@ -284,8 +284,8 @@ def read_cache(
       )
   except Exception:  # Whatever is wrong with it, it can be made again.
     return None
-  names, ids = tuple(names.tolist()), ids if len(ids) else None
-  return local.Parts(*arrays, names, ids)
+  known = ids if len(ids) else None
+  return local.Parts._make((*arrays, tuple(names.tolist()), known))
 
 
 def sweep(folder: pathlib.Path, prefix: str) -> None:
