@@ -158,16 +158,19 @@ _RULED = Box('    \n' * 2 + ' ─  \n' + '    \n' * 5)  # Below the heads only.
 def terminal(
   sections: Sequence[Section], console: Console | None = None
 ) -> None:
-  """Prints all but the pictures; a number is never cut, nor is it folded."""
+  """Prints what was found, and tables; no number is cut, nor is it folded.
+
+  Definitions, pictures and pairs are for pages alone.
+  """
   console = console or Console()
   if not console.is_terminal:
     console.width = _ENDLESS
   for section in sections:
-    for part in _parts(section, console):
+    for part in _parts(section, console.width):
       console.print(part, highlight=False)
 
 
-def _parts(section: Section, console: Console) -> Iterator[Text | Grid]:
+def _parts(section: Section, width: int) -> Iterator[Text | Grid]:
   prefix, style = _LISTS.get(section.kind, ('', ''))
   yield from _texts([section.title], 'bold')
   yield from _texts(section.paragraphs)
@@ -175,14 +178,10 @@ def _parts(section: Section, console: Console) -> Iterator[Text | Grid]:
   for place, table in enumerate(section.tables):
     yield from [Text()] if place else []
     yield from _texts([table.title], 'bold')
-    yield from _grids(table, console)
+    yield from _grids(table, width)
     yield from _texts(table.notes, 'dim')
   yield from [Text()] if section.tables and section.notes else []
   yield from _texts(section.notes, 'dim')
-  yield from _texts(map(' '.join, section.definitions))
-  for heading, pairs in section.pairs:
-    yield from _texts([heading], 'bold')
-    yield from _texts(f'{key}: {own}' if key else own for key, own in pairs)
   yield Text()
 
 
@@ -195,48 +194,34 @@ def _texts(texts: Iterable[str], style: str = '') -> list[Text]:
   return [Text(printable(own), style) for own in texts if own]
 
 
-def _grids(table: Table, console: Console) -> Iterator[Text | Grid]:
-  """As few tables as fit; a line a cell, where not even one column does."""
-  places = range(1, len(table.columns))
-  while places:
-    counts = range(len(places), 0, -1)
-    tried = (_grid(table, places[:count], console) for count in counts)
-    if (grid := next(filter(None, tried), None)) is None:
-      yield from _turned(table, places)
-      return
-    yield grid
-    places = places[len(grid.columns) - 1 :]
-    yield from [Text()] if places else []
-
-
-def _grid(table: Table, places: range, console: Console) -> Grid | None:
-  """Labels, which may be folded, and columns, which may not; if they fit."""
-  grid = Grid(box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-  most = None if console.width == _ENDLESS else _LONGEST
-  label = Align(Text(printable(table.columns[0])), vertical='bottom')
-  grid.add_column(label, overflow='fold', max_width=most)
-  columns = [[printable(own.label) for own in table.lines]]
-  for place in places:
-    texts = [printable(own.cells[place - 1]) for own in table.lines]
-    if console.width < _NARROW:
+def _grids(table: Table, width: int) -> Iterator[Text | Grid]:
+  """As few tables as fit: labels may be folded, numbers may not."""
+  labels = [printable(own.label) for own in table.lines]
+  words = map(cell_len, ' '.join([table.columns[0], *labels]).split())
+  room = width - min(_LONGEST, max(words, default=0))
+  columns: list[tuple[list[str], list[str]]] = []  # Heads and cells.
+  for name, *texts in zip(table.columns[1:], *(o.cells for o in table.lines)):
+    if width < _NARROW:
       texts = [text.replace(' ± ', '±') for text in texts]
-    columns.append(texts)
-    name = printable(table.columns[place])
-    head = textwrap.wrap(name, 10, break_long_words=False)
-    title = Align.right(Text('\n'.join(head)), vertical='bottom')
-    width = max(map(cell_len, [*head, *texts]))
-    grid.add_column(title, justify='right', width=width)
-  for line, cells in zip(table.lines, zip(*columns)):
-    grid.add_row(*map(Text, cells), style=_STYLES.get(line.kind))
-  endless = console.options.update(width=_ENDLESS)
-  least = console.measure(grid, options=endless).minimum
-  return grid if least <= console.width else None
-
-
-def _turned(table: Table, places: range) -> Iterator[Text]:
-  """A line a cell, below the label of its line."""
-  for line in table.lines:
-    yield from _texts([line.label], _STYLES.get(line.kind, ''))
-    for place in places:
-      text = f'  {table.columns[place]}: {line.cells[place - 1]}'
-      yield from _texts([text.replace(' ± ', '±')])
+    head = textwrap.wrap(printable(name), 10, break_long_words=False)
+    columns.append((head, [*map(printable, texts)]))
+  while columns:
+    grid = Grid(
+      box=_RULED, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    title = Align(Text(printable(table.columns[0])), vertical='bottom')
+    grid.add_column(title, overflow='fold')
+    shown, left = [labels], room
+    for head, texts in columns:
+      wide = max(map(cell_len, [*head, *texts]))
+      left -= wide + 2
+      if left < 0 and shown[1:]:
+        break
+      title = Align.right(Text('\n'.join(head)), vertical='bottom')
+      grid.add_column(title, justify='right', width=wide)
+      shown.append(texts)
+    for line, cells in zip(table.lines, zip(*shown)):
+      grid.add_row(*map(Text, cells), style=_STYLES.get(line.kind))
+    yield grid
+    columns = columns[len(shown) - 1 :]
+    yield from [Text()] if columns else []
