@@ -3,26 +3,17 @@
 import argparse
 from collections.abc import Callable, Sequence
 import contextlib
-import datetime
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import os
 import pathlib
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from typing import Any
 
-import jax
-
-from experiments.study.provenance import cores, cpu_name
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'torch')
+from experiments.study import provenance
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -95,41 +86,11 @@ def shown(found: dict[str, float]) -> str:
 
 
 def environment() -> dict[str, Any]:
-  """Device, host, versions, command, and which source is measured."""
-  device, backend = jax.devices()[0], jax.default_backend()
-  installed = [name for name in _PACKAGES if importlib.util.find_spec(name)]
-  versions = {name: importlib.metadata.version(name) for name in installed}
-  now = datetime.datetime.now(datetime.UTC)
+  """What a work directory says too, and the command and what else ran."""
+  installed = importlib.util.find_spec('torch')
   return {
-    'platform': backend,
-    'device': cpu_name() if backend == 'cpu' else device.device_kind,
-    'system': platform.platform(),
-    'cpu': cpu_name(),
-    'cores': cores(),
+    **provenance.environment(),
+    'torch': importlib.metadata.version('torch') if installed else None,
     'load_average': list(os.getloadavg()),
-    'versions': {'python': platform.python_version(), **versions},
-    'commit': commit(),
-    'source_sha256': source_digest(),
-    'date': now.isoformat(timespec='seconds'),
     'command': shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
   }
-
-
-def commit() -> str | None:
-  """The commit, `-dirty` if files differ from it; None outside of git."""
-  command = ['git', 'describe', '--always', '--dirty', '--abbrev=40']
-  try:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-  except OSError:
-    return None
-  return done.stdout.strip() or None
-
-
-def source_digest() -> str:
-  """SHA-256 over all that a benchmark runs, for a tree without git."""
-  digest = hashlib.sha256()
-  for folder in ('unlearn_jax', 'benchmarks'):
-    for path in sorted((ROOT / folder).rglob('*.py')):
-      digest.update(str(path.relative_to(ROOT)).encode())
-      digest.update(path.read_bytes())
-  return digest.hexdigest()

@@ -42,7 +42,7 @@ def test_a_toy_run_has_every_figure():
   assert result['settings']['seed'] == 1
   environment = result['environment']
   assert environment['platform'] == 'cpu'
-  assert {'jax', 'jaxlib', 'flax', 'python'} <= environment['versions'].keys()
+  assert {'jax', 'jaxlib', 'flax', 'python'} <= environment.keys()
   assert len(environment['source_sha256']) == 64
   assert environment['command'] and environment['load_average']
   assert json.loads(json.dumps(result)) == result
