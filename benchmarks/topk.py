@@ -32,7 +32,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from matplotlib.figure import Figure
 import numpy as np
 
 from benchmarks import record, topk_ways
@@ -215,32 +214,6 @@ def _line(facts: dict[str, Any], size: int) -> str:
   return ', '.join(filter(None, cells))
 
 
-def plot(result: dict[str, Any]) -> Figure:
-  """Times over the floor, over N; one panel for each K, peers open."""
-  cases, ks = result['cases'], result['settings']['ks']
-  names = dict.fromkeys(name for case in cases for name in case['ways'])
-  peers = [name for name in names if name not in (FLOOR, CONTROL)]
-  figure = Figure(figsize=(7.2, 3.4), layout='constrained')
-  panels = figure.subplots(1, len(ks), sharey=True, squeeze=False)[0]
-  for axes, k in zip(panels, ks):
-    for name, marker in zip(peers, 'os^Dv<>P'):
-      points = [
-        (case['size'], case['ways'][name]['times_the_floor']['median'])
-        for case in cases
-        if case['k_flag'] == k and 'runs' in case['ways'].get(name, {})
-      ]
-      fill = 'full' if name.startswith('ours') else 'none'
-      x, y = zip(*points) if points else ((), ())
-      axes.plot(x, y, label=name, marker=marker, fillstyle=fill)
-    axes.axhline(1, color='black', linestyle='--', label=FLOOR)
-    axes.set(xscale='log', yscale='log', xlabel='N, parameters')
-    axes.set_title(f'K = {k}', loc='left')
-  panels[0].set_ylabel('times the floor')
-  handles, labels = panels[0].get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right upper', frameon=False)
-  return figure
-
-
 def run(
   settings: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -267,13 +240,11 @@ def run(
 
 
 def main() -> None:
-  """Measures, prints a table, writes JSON and a plot where asked for."""
+  """Measures, prints a table, writes JSON where asked for."""
   settings = vars(parse())
   out = settings.pop('out')
   result = run(settings, lambda so_far: record.write(out, so_far))
   print(table(result))
-  if out:
-    plot(result).savefig(out.with_suffix('.png'), dpi=180)
 
 
 if __name__ == '__main__':

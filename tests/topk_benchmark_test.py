@@ -24,7 +24,7 @@ def compilation_cache():
 
 
 @pytest.mark.usefixtures('compilation_cache')
-def test_a_toy_run_writes_json_and_a_plot(tmp_path, capsys, monkeypatch):
+def test_a_toy_run_writes_json(tmp_path, capsys, monkeypatch):
   out = tmp_path / 'topk.json'
   monkeypatch.setattr(
     'sys.argv', ['topk', '--toy', '--no-torch', f'--out={out}']
@@ -45,7 +45,6 @@ def test_a_toy_run_writes_json_and_a_plot(tmp_path, capsys, monkeypatch):
       ratio = case['ways'][name]['times_the_floor']
       assert 0 < ratio['min'] <= ratio['median'] <= ratio['max']
     assert case['ways']['ours, jit']['compile_seconds'] > 0
-  assert out.with_suffix('.png').stat().st_size > 10_000
   with pytest.raises(SystemExit):  # Nothing is overwritten.
     topk.main()
 
