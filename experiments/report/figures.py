@@ -33,7 +33,7 @@ from .model import (
   Report,
   Row,
 )
-from .wording import WORDS, say
+from .wording import WORDS
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
 DPI = 180  # of the pictures
@@ -207,14 +207,6 @@ def image_grid(
 
 
 @style.context(STYLE)
-def message(text: str) -> Figure:
-  """A small picture that says why there is no picture."""
-  figure = Figure((WIDTH, 0.7))
-  figure.text(0.5, 0.5, text, ha='center', va='center')
-  return figure
-
-
-@style.context(STYLE)
 def encoded(figure: Figure, form: str = 'png') -> bytes:
   """A figure as PNG or PDF, the same bytes for the same figure."""
   buffer, undated = io.BytesIO(), {'CreationDate': None}
@@ -268,14 +260,14 @@ def _point(axes: Axes, place: int, row: Row, metric: Metric) -> None:
   axes.plot(scale * mean.mean, place, **LOOKS['mean'], **own)
 
 
+def _trained(report: Report) -> list[Row]:
+  return [row for row in report.rows if any(c.epoch[1:] for c in row.curves)]
+
+
 @style.context(STYLE)
 def accuracy_curves(report: Report) -> Figure:
   """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
-  rows = [
-    row for row in report.rows if any(own.epoch[1:] for own in row.curves)
-  ]
-  if not rows:
-    return message(say('pictures', 'no_curves'))
+  rows = _trained(report)
   labels = 'epoch of unlearning', 'accuracy, %'
   figure, grid = panels(len(rows), 3, 1.85, *labels)
   retrained = estimate(report.row(REFERENCE), 'forget_accuracy')
@@ -367,5 +359,6 @@ PICTURES: dict[str, Callable[[Report], Figure]] = {
 
 def names(report: Report) -> list[str]:
   """Those of `PICTURES` that there is something to draw for."""
-  without = () if budgets(report) else ('gap_by_budget',)
-  return [name for name in PICTURES if name not in without]
+  facts: dict[str, Any] = {'gap_by_budget': budgets}
+  facts['accuracy_curves'] = _trained
+  return [n for n in PICTURES if n not in facts or facts[n](report)]
