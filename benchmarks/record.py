@@ -13,6 +13,7 @@ import statistics
 import sys
 from typing import Any
 
+from experiments import files
 from experiments.study import provenance
 
 
@@ -59,9 +60,7 @@ def new_json(text: str) -> pathlib.Path:
 def write(path: pathlib.Path | None, result: dict[str, Any]) -> None:
   """Writes or replaces the JSON file, whole or not at all, if there is one."""
   if path:
-    draft = path.with_suffix('.tmp')
-    draft.write_text(json.dumps(result, indent=1) + '\n')
-    draft.replace(path)
+    files.replace(path, (json.dumps(result, indent=1) + '\n').encode())
 
 
 def torch_state(wanted: bool) -> str:
