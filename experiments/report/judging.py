@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import math
-import re
 from typing import TypeGuard
 
 import numpy as np
@@ -28,10 +27,7 @@ def known(values: Sequence[float | None] | None) -> list[float]:
 
 def number(value: float, digits: int) -> str:
   """With thousands separated and a true minus sign: '−1,234.6'."""
-  text = f'{value:,.{digits}f}'
-  if not re.search('[1-9]', text):
-    text = text.lstrip('-')  # No "-0.0".
-  return text.replace('-', '−')
+  return f'{value:z,.{digits}f}'.replace('-', '−')  # z: no "-0.0".
 
 
 def plus_minus(value: Estimate, scale: float, digits: int) -> str:
