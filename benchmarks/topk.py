@@ -2,7 +2,7 @@
 
   python -m benchmarks.topk --out=results/cpu/topk_benchmark.json
   python -m benchmarks.topk --sizes=11173962 --ks=45 --no-torch
-  JAX_PLATFORMS=cpu python -m benchmarks.topk --toy
+  JAX_PLATFORMS=cpu python -m benchmarks.topk --sizes=20000   # a dry run
 
 All ways of `benchmarks/topk_ways.py` take turns on the same gradients, on one
 device, in one process. For each size N and each K:
@@ -40,23 +40,22 @@ from unlearn_jax import models
 from unlearn_jax.timing import Stopwatch
 
 _RESNET18 = 11_173_962
-_SIZES = (1_000_000, _RESNET18, 140_000_000, 1_000_000_000)
+_SIZES = [1_000_000, _RESNET18, 140_000_000, 1_000_000_000]
 _LEAF = 10**8
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   """The flags; ends the program for what is not allowed."""
   parser = record.parser(__doc__)
-  parser.add_argument('--sizes', type=_each(record.at_least(1000)))
+  sizes = _each(record.at_least(1000))
+  parser.add_argument('--sizes', type=sizes, default=_SIZES)
   parser.add_argument('--ks', type=_each(_k), default=[45, 0.05])
   parser.add_argument(
     '--ways', type=_each(str), default=[], help='only those with such a name'
   )
   parser.add_argument('--patience', type=record.at_least(0, float), default=10)
-  parser.add_argument('--toy', action='store_true', help='a dry run')
   values = parser.parse_args(arguments)
-  values.sizes = values.sizes or ([20_000] if values.toy else list(_SIZES))
-  values.repeats = values.repeats or (2 if values.toy else 5)
+  values.repeats = values.repeats or 5
   most, least = max(values.ks), min(values.sizes)
   if most > least:
     parser.error(f'argument --ks: {most}, allowed: at most N, here {least}')

@@ -13,6 +13,7 @@ from benchmarks import record, topk, topk_ways
 from benchmarks.topk_ways import CONTROL, FLOOR
 
 ROOT = pathlib.Path(__file__).parent.parent
+TOY = '--sizes=20000', '--repeats=2'
 SETTINGS = {'ways': [], 'repeats': 3, 'torch': False, 'patience': 10}
 
 
@@ -26,14 +27,12 @@ def compilation_cache():
 @pytest.mark.usefixtures('compilation_cache')
 def test_a_toy_run_writes_json(tmp_path, capsys, monkeypatch):
   out = tmp_path / 'topk.json'
-  monkeypatch.setattr(
-    'sys.argv', ['topk', '--toy', '--no-torch', f'--out={out}']
-  )
+  monkeypatch.setattr('sys.argv', ['topk', *TOY, '--no-torch', f'--out={out}'])
   topk.main()
   assert 'ours, NumPy' in capsys.readouterr().out
   result = json.loads(out.read_text())
   assert result['complete'] and result['environment']['jax']
-  assert result['environment']['command'].startswith('topk --toy')
+  assert result['environment']['command'].startswith('topk --sizes=20000')
   assert [(c['size'], c['k']) for c in result['cases']] == [
     (20_000, 45),
     (20_000, 1000),
@@ -63,7 +62,7 @@ def test_a_toy_run_writes_json(tmp_path, capsys, monkeypatch):
 )
 def test_wrong_flags_are_named(flag, message, capsys):
   with pytest.raises(SystemExit):
-    topk.parse(['--toy', flag])
+    topk.parse([*TOY, flag])
   assert message in capsys.readouterr().err
 
 

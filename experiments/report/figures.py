@@ -317,7 +317,7 @@ def gap_by_budget(report: Report) -> Figure:
   figure = Figure((WIDTH, 4.4))
   axes = figure.subplots()
   looks = {name: itertools.cycle(own) for name, own in WORDS['lines'].items()}
-  most, hollow = 0.0, dict(LOOKS['hollow'])
+  most = 0.0
   for i, (name, own) in enumerate(every.items()):
     look = next(looks['controls' if own[0][1].role == 'control' else 'each'])
     places, rows = zip(*own)
@@ -327,8 +327,7 @@ def gap_by_budget(report: Report) -> Figure:
     lost = [damaged(row, reference) for row in rows]
     if any(lost):
       at = [(x, y) for x, y, bad in zip(places, means, lost) if bad]
-      axes.plot(*zip(*at), **look | hollow)
-      hollow.pop('label', None)
+      axes.plot(*zip(*at), **look | LOOKS['hollow'])
     # Beside each other, or none could be read.
     for x, gap in zip(places, gaps):
       if gap.low is not None and gap.high is not None:
