@@ -308,7 +308,7 @@ def forms(made):
     'markdown': by_header(
       markdown_tables(rendering.markdown('t', '', sections))
     ),
-    'latex': by_header(latex_tables(tables.tex(made))),
+    'latex': by_header(latex_tables(rendering.latex('t', tables.every(made)))),
     'piped': by_header(terminal_tables(on_terminal(made))),
     **{
       str(width): by_header(terminal_tables(on_terminal(made, width)))

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from experiments import config, reproduce, table1
 from experiments.report import judging, rendering
-from experiments.report.sections import NOT_REPRODUCED, REPRODUCED
 from experiments.reproduction import (
   page,
   paper,
@@ -28,7 +27,11 @@ from experiments.reproduction import (
 from experiments.reproduction.paper import ROWS
 from experiments.reproduction.presets import PRESETS, Name, Place
 from experiments.reproduction.series import NULL, Numbers
-from experiments.reproduction.statements import UNDECIDED
+from experiments.reproduction.statements import (
+  NOT_REPRODUCED,
+  REPRODUCED,
+  UNDECIDED,
+)
 from experiments.settings import FlagError
 from experiments.study.results import Outcome, Results
 from experiments.workdir.finished import Epoch, Record

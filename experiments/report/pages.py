@@ -25,7 +25,7 @@ def write(
   contents: dict[str, bytes | str] = {
     'report.json': to_json(report),
     'report.csv': tables.csv(report),
-    'report.tex': tables.tex(report),
+    'report.tex': rendering.latex(words[0], tables.every(report)),
   }
   pictures = {**drawn(report), **grids}
   return rendering.save(

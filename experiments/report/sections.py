@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 
-# What a judgement in the second column of a table of judgements can be.
-REPRODUCED, NOT_REPRODUCED = 'reproduced', 'not reproduced'
-
 
 @dataclasses.dataclass(frozen=True)
 class Line:

@@ -1,4 +1,4 @@
-"""The numbers as tables: of pages, as CSV, and as LaTeX.
+"""The numbers as tables, and as CSV.
 
 Headers, units, scales and digits are those of `METRICS`. A metric that no part
 names is shown in a table of its own, so a new row there is all that it takes.
@@ -14,7 +14,7 @@ from . import judging, rendering
 from .judging import GAP, GAP_MINUS, estimate, number
 from .model import REFERENCE, Report, Row
 from .sections import Line, Table
-from .wording import WORDS, by_seeds, say, title
+from .wording import WORDS, by_seeds, say
 
 MISSING = '–'
 RULE_MET = 'stop_epoch'
@@ -122,11 +122,6 @@ def lines(
     kind = 'control' if row is control else kind
     found.append(Line(row.label, list(cells.values()), kind))
   return found
-
-
-def tex(report: Report) -> str:
-  """All parts as a LaTeX document that pdflatex compiles."""
-  return rendering.latex(title(report), every(report))
 
 
 def csv(report: Report) -> str:

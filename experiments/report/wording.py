@@ -6,15 +6,7 @@ from typing import Any
 
 from . import judging
 from .judging import GAP, estimate
-from .model import (
-  NULL,
-  REFERENCE,
-  SCRATCH,
-  SOURCE,
-  UNJUDGED,
-  Report,
-  Row,
-)
+from .model import NULL, REFERENCE, SCRATCH, SOURCE, UNJUDGED, Report, Row
 from .sections import Picture
 
 _FILE = pathlib.Path(__file__).parent / 'templates' / 'words.toml'

@@ -20,13 +20,7 @@ from ..runtime.progress import clock
 from ..study import degrees, provenance
 from ..study.results import degree_facts
 from ..study.stages import Stage
-from . import (
-  computing,
-  paper,
-  presets,
-  series,
-  statements,
-)
+from . import computing, paper, presets, series, statements
 from .paper import FIGURES, WORDS
 from .presets import GRANULARITIES, Place, Sweep
 from .series import Numbers, Series

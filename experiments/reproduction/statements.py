@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 from unlearn_jax.evaluation import METRICS
 from unlearn_jax.metrics import Interval
 from ..report import judging
-from ..report.sections import NOT_REPRODUCED, REPRODUCED
 from . import paper, presets, series
 from .paper import WORDS
 from .presets import Place, Problem, Sweep
 from .series import NULL, Numbers, Series
 
+# A page colours the first two.
+REPRODUCED, NOT_REPRODUCED = 'reproduced', 'not reproduced'
 UNDECIDED = 'not decidable'
 # Of a difference that the paper says is above 0, by its sign.
 VERDICTS = (UNDECIDED, REPRODUCED, NOT_REPRODUCED)
