@@ -213,10 +213,8 @@ def _line(facts: dict[str, Any], size: int) -> str:
   return ', '.join(filter(None, cells))
 
 
-def run(
-  settings: dict[str, Any], on_progress: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-  """The whole benchmark; `on_progress` is told after each case."""
+def run(settings: dict[str, Any], out: pathlib.Path | None) -> dict[str, Any]:
+  """The whole benchmark; `out`, if any, is written after each case."""
   jax.config.update('jax_enable_compilation_cache', False)
   result: dict[str, Any] = {
     'what': (__doc__ or '').strip(),
@@ -231,10 +229,10 @@ def run(
     leaves = gradients(size, settings['seed'])
     for k in settings['ks']:
       result['cases'].append(contest(leaves, k, settings))
-      on_progress(result)
+      record.write(out, result)
     del leaves
   result['complete'] = True
-  on_progress(result)
+  record.write(out, result)
   return result
 
 
@@ -242,8 +240,7 @@ def main() -> None:
   """Measures, prints a table, writes JSON where asked for."""
   settings = vars(parse())
   out = settings.pop('out')
-  result = run(settings, lambda so_far: record.write(out, so_far))
-  print(table(result))
+  print(table(run(settings, out)))
 
 
 if __name__ == '__main__':
