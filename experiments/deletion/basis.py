@@ -9,7 +9,14 @@ import msgspec
 import numpy as np
 
 from unlearn_jax import data
-from unlearn_jax.base import Dataset, Examples, InputError, require_file, shown
+from unlearn_jax.base import (
+  Dataset,
+  Examples,
+  InputError,
+  ModelState,
+  require_file,
+  shown,
+)
 from .. import config
 from ..study import canaries, halves
 from ..study import setup as setups
@@ -30,17 +37,16 @@ class Chain(NamedTuple):
   requests: list[list[str]]  # the ids of each, the oldest first
   source: str  # folder of the model that forgot
   origin: str  # folder of the first source
-  # Requests since the last exact model; None in what earlier versions wrote.
-  inexact: int | None = None
+  inexact: int  # requests since the last exact model
   # What may have got noise before the first source was trained, in the order of
   # its data, and what each request forgot of that beside its own ids.
-  canaries: list[str] | None = None
-  spent: list[list[str]] | None = None
+  canaries: list[str]
+  spent: list[list[str]]
 
   @property
   def forgotten(self) -> set[str]:
     """All that requests have forgotten so far."""
-    return {n for ids in (*self.requests, *(self.spent or ())) for n in ids}
+    return {n for ids in (*self.requests, *self.spent) for n in ids}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,20 +61,12 @@ class Basis:
   record: Record | None  # of the last request, if there was one
   clean: Dataset  # without the noise of canaries
 
-  @property
-  def inexact(self) -> int:
-    """How many requests were carried out since the last exact model."""
-    if self.record is None or self.record.method.exact:
-      return 0
-    known = self.chain.inexact
-    return len(self.chain.requests) if known is None else known
-
   def canaries(self, named: list[str]) -> list[str]:
     """Images with noise that a request forgets beside those that it names.
 
     An eighth of all, and others each time: what is forgotten shows no more.
     """
-    every = canaries.in_turn(self.chain.canaries or [])
+    every = canaries.in_turn(self.chain.canaries)
     left = {*self.trained} - {*named}
     return [n for n in every if n in left][: -(-len(every) // _TURNS)]
 
@@ -76,6 +74,14 @@ class Basis:
   def rows(self) -> dict[str, int]:
     """Of the data set, by id."""
     return {name: row for row, name in enumerate(self.setup.dataset.ids)}
+
+  def model(self, path: pathlib.Path, sha256: str = '') -> ModelState | None:
+    """What is there; None without one like it, or of the digest if given."""
+    try:
+      own = setups.load_model(self.setup, path)
+    except InputError:
+      return None
+    return own.state if sha256 in ('', own.manifest.state_sha256) else None
 
   def take(self, ids: list[str]) -> Examples | None:
     """The images of these ids; None if one of them is not there."""
@@ -115,8 +121,7 @@ class Basis:
     """The canaries of a source that has some."""
     if not (names := chain.canaries):
       return None
-    spent = chain.spent or [[]]
-    newest, every = {*spent[-1]}, {n for own in spent for n in own}
+    newest, every = {*chain.spent[-1]}, {n for own in chain.spent for n in own}
     own, rows = canaries.planted(names), canaries.there(self.clean, names)
     groups = {
       'forgotten': np.isin(names, [*newest]),
@@ -164,7 +169,9 @@ def read(
   file, beside = path / CHAIN, path.parent / records.NAME
   record = records.read(beside) if file.exists() else None
   where = str(path.absolute())
-  chain = read_chain(path) if file.exists() else Chain([], where, where)
+  chain = (
+    read_chain(path) if file.exists() else Chain([], where, where, 0, [], [])
+  )
   which = dataclasses.replace(setups.data_of(said, name), canaries=0)
   whole = clean = setups.load(which, archives)
   if said.canaries:

@@ -10,13 +10,12 @@ import numpy as np
 from safetensors.numpy import load
 
 from unlearn_jax import checkpoints
-from unlearn_jax.base import InputError, ModelState, shown
+from unlearn_jax.base import InputError, shown
 from unlearn_jax.strategies import FACTORIES, parse
 from ..report.model import to_json
 from ..runtime.progress import say
 from ..settings import FlagError
 from ..study import provenance
-from ..study import setup as setups
 from ..workdir import finished
 from . import basis as bases
 from . import bounds as limits
@@ -152,7 +151,7 @@ def _contents(
   *_, newest = chain.requests
   state = checkpoints.digest(basis.own.state._asdict())
   told.holds('tensors of model/', state == record.result.state_sha256)
-  spent = [*newest, *(chain.spent[-1] if chain.spent else ())]
+  spent = [*newest, *chain.spent[-1]]
   before = [n for n in basis.rows if n in {*basis.trained, *spent}]
   gone = [n for n in spent if n not in basis.rows]
   count, keyed = len(chain.requests), request.key_check != records.keyed(b'')
@@ -221,13 +220,14 @@ def _previous(told: _Told, source: pathlib.Path, record: Record) -> None:
 def _evidence(told: _Told, basis: Basis, record: Record) -> None:
   """Every number, from the models and the data that are there."""
   root = basis.path.parent / 'checkpoints'
-  retrained = _model(basis, next(iter(sorted(root.glob('retrain-*'))), None))
+  beside = next(root.glob('retrain-*'), None)
+  retrained = None if beside is None else basis.model(beside)
   source = pathlib.Path(basis.chain.source), record.source.state_sha256
   models = evidence.Models(
     basis.own.state,
-    _model(basis, *source),
+    basis.model(*source),
     retrained,
-    _model(basis, pathlib.Path(basis.chain.origin)),
+    basis.model(pathlib.Path(basis.chain.origin)),
   )
   its, judged = record.retrained_sha256, record.evidence
   if retrained is not None:
@@ -243,30 +243,17 @@ def _evidence(told: _Told, basis: Basis, record: Record) -> None:
   if tried is not None:
     judged, said = tried.evidence, tried.broken
     what, sha256 = 'evidence of the model that was replaced', tried.state_sha256
-    every = sorted(root.glob('*'))
-    paths = [path for path in every if _model(basis, path, sha256)]
-    if not paths:
+    every = (path for path in root.glob('*') if basis.model(path, sha256))
+    if (path := next(every, None)) is None:
       told.skip(what, f'it is not in {root.name}/ any more')
     else:
-      there = finished.load(paths[0]).state
+      there = finished.load(path).state
       own = checkpoints.digest(there._asdict()) == sha256
       told.holds('tensors of the model that was replaced', own)
-      _method(told, 'method that was replaced', tried.method, paths[0])
+      _method(told, 'method that was replaced', tried.method, path)
       own_models = models._replace(result=there, retrained=None)
       _numbers(told, basis, judged, own_models, what)
   told.holds('bounds', limits.broken(limits.parse(text), judged) == said)
-
-
-def _model(
-  basis: Basis, path: pathlib.Path | None, sha256: str = ''
-) -> ModelState | None:
-  """A model that is there, and is the one of a digest if there is one."""
-  try:
-    if path is None or finished.manifest(path).state_sha256 != sha256 != '':
-      return None
-    return setups.load_model(basis.setup, path).state
-  except InputError:
-    return None
 
 
 def _numbers(

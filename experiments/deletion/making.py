@@ -1,6 +1,5 @@
 """A request carried out: the model that forgot and its record, in files."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save
 
-from unlearn_jax.base import InputError, ModelState, tensor_paths
+from unlearn_jax.base import ModelState, tensor_paths
 from .. import files, settings
 from ..runtime.progress import say
 from ..study import engine, networks, stages
@@ -17,7 +16,7 @@ from ..workdir.directory import Workdir
 from . import bounds as limits
 from . import evidence, writing
 from . import record as records
-from .basis import MODEL, TENSORS, Basis, Chain
+from .basis import MODEL, TENSORS, Basis
 from .evidence import Evidence
 from .record import Replaced
 from .request import Plan
@@ -45,7 +44,7 @@ def carry_out(made: Plan) -> None:
   if path.exists():
     record = records.read(path)
   else:
-    made, found, tried = _kept_to(*_measured(made))
+    made, found, tried = _kept_to(made, _measured(made))
     state = stages.load(made.stages[0]).state
     content = tensors(made.basis, state, asked.model)
     files.replace(root / TENSORS, content)
@@ -57,17 +56,8 @@ def carry_out(made: Plan) -> None:
   say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')
 
 
-def _measured(made: Plan) -> tuple[Plan, Evidence]:
+def _measured(made: Plan) -> Evidence:
   """Makes the models, unless they are there, and measures them."""
-  aside, place = made.stages[0], made.stages[0].root / MODEL
-  if (
-    made.bounds
-    and not made.settled
-    and place.exists()
-    and not aside.path.exists()
-  ):
-    # It kept to its bounds, and was moved there before this process.
-    made = dataclasses.replace(made, settled=True)
   engine.run([own for own in made.stages if not own.done()], made.study)
   state, *retrained = (stages.load(stage).state for stage in made.stages)
   basis = made.basis
@@ -75,43 +65,39 @@ def _measured(made: Plan) -> tuple[Plan, Evidence]:
     state,
     basis.own.state,
     retrained[0] if retrained else None,
-    origin(basis.chain, basis),
+    basis.model(pathlib.Path(basis.chain.origin)),
   )
-  return made, writing.measured(made, models)
+  sets = basis.sets(made.chain, made.kept)
+  return evidence.gather(
+    basis.setup.model, sets, models, writing.then(basis.record)
+  )
 
 
 def _kept_to(
   made: Plan, found: Evidence
 ) -> tuple[Plan, Evidence, Replaced | None]:
   """The model in its place, or an exact one where it broke a bound."""
-  if not made.bounds or made.settled:
+  path, place = made.stages[0].path, made.stages[0].root / MODEL
+  if path == place:  # It has none, or kept to them before this process.
     return made, found, None
-  aside = made.stages[0].path
   if not (broken := limits.broken(made.bounds, found)):
-    aside.rename(aside.parent.parent / MODEL)
-    return dataclasses.replace(made, settled=True), found, None
+    path.rename(place)
+    return made, found, None
   tried = writing.replaced(made, found, broken)
   say(f'By retrain, not {tried}')
-  return *_measured(made.retrained()), tried
+  made = made.retrained()
+  return made, _measured(made), tried
 
 
 def _turn(made: Plan) -> list[str]:
   """Where a chain is that has a retrain every few requests."""
-  every, now = made.asked.retrain_every, made.basis.inexact + 1
+  every, now = made.asked.retrain_every, made.basis.chain.inexact + 1
   if made.instead_of is not None:
     why = f'Request {now} since the last exact model, --retrain_every={every}'
     return [f'{why}: by retrain, not {made.instead_of}']
   if not every or made.exact:
     return []
   return [f'Requests since the last exact model: {now}; retrain at {every}']
-
-
-def origin(chain: Chain, basis: Basis) -> ModelState | None:
-  """θ₀, or None where it is not there any more."""
-  try:
-    return setups.load_model(basis.setup, pathlib.Path(chain.origin)).state
-  except InputError:
-    return None
 
 
 def tensors(basis: Basis, state: ModelState, code: str | None) -> bytes:

@@ -48,7 +48,6 @@ class Plan:
   instead_of: str | None
   # What the model has to keep to, else it is replaced by a retrain.
   bounds: Sequence[Bound] = ()
-  settled: bool = False  # whether it does, and is where others look for it
 
   @property
   def exact(self) -> bool:
@@ -59,19 +58,24 @@ class Plan:
   def chain(self) -> Chain:
     """The requests with this one."""
     past = self.basis.chain
-    where = str(self.basis.path.absolute())
-    count = 0 if self.exact else self.basis.inexact + 1
-    spent = past.spent or [[] for _ in past.requests]
-    more = past.canaries, [*spent, self.canaries]
-    requests = [*past.requests, self.named.ids]
-    return Chain(requests, where, past.origin, count, *more)
+    return past._replace(
+      requests=[*past.requests, self.named.ids],
+      source=str(self.basis.path.absolute()),
+      inexact=0 if self.exact else past.inexact + 1,
+      spent=[*past.spent, self.canaries],
+    )
+
+  @property
+  def kept(self) -> list[str]:
+    """The ids of what the model may know."""
+    return setups.ids_of(self.basis.setup, self.splits.retain)
 
   @functools.cached_property
   def stages(self) -> list[Stage]:
     """The model, and Retrain where it is asked for."""
     wanted = self.asked.retrain and self.chosen.name != 'retrain'
     more = parse('retrain') if wanted else []
-    first = Stage if self.bounds and not self.settled else _InPlace
+    first = _Bounded if self.bounds else _InPlace
     return [_stage(first, self, self.chosen)] + [
       _stage(Stage, self, own) for own in more
     ]
@@ -89,6 +93,16 @@ class _InPlace(Stage):
   @property
   def path(self) -> pathlib.Path:
     return self.root / MODEL
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bounded(Stage):
+  """One whose folder gets that name once its model kept to its bounds."""
+
+  @property
+  def path(self) -> pathlib.Path:
+    aside, place = super().path, self.root / MODEL
+    return place if place.exists() and not aside.exists() else aside
 
 
 def plan(asked: Any) -> Plan:
@@ -116,7 +130,7 @@ def plan(asked: Any) -> Plan:
         f'--source={asked.source}: its record is not as it was written,'
         ' experiments.verify says more; allowed: one that is'
       )
-  chosen, instead_of = _due(asked, chosen, basis.inexact)
+  chosen, instead_of = _due(asked, chosen, basis.chain.inexact)
   setup, earlier = basis.setup, basis.chain.forgotten
   known = setup.dataset.ids.tolist()
   path, name = pathlib.Path(asked.ids), setup.facts.dataset
@@ -200,10 +214,7 @@ def _study(asked: Any, basis: Basis) -> config.Study:
 
 
 def _stage(kind: type[Stage], made: Plan, chosen: Chosen) -> Stage:
-  study, epochs = made.study, chosen.strategy.epochs
-  if epochs is None:
-    follows = chosen.strategy.follows == 'recipe'
-    epochs = (study.recipe if follows else study.methods).epochs
+  study = made.study
   return kind(
     pathlib.Path(made.asked.out),
     chosen.name.replace(':', '.'),
@@ -218,7 +229,7 @@ def _stage(kind: type[Stage], made: Plan, chosen: Chosen) -> Stage:
     },
     functools.partial(_forget, made=made, chosen=chosen),
     {'source': stages.given(made.basis.own, 'source')},
-    epochs=epochs,
+    epochs=training.epochs_of(study, chosen),
     required=True,
     study=study,
   )
@@ -236,5 +247,4 @@ def _forget(
   recipe = made.basis.own.manifest.recipe
   said = dataclasses.replace(output.manifest, recipe=recipe)
   output = output._replace(files=kept, manifest=said)
-  names = setups.ids_of(setup, splits.retain)
-  return training.with_ids(output, finished.TRAINED, names)
+  return training.with_ids(output, finished.TRAINED, made.kept)

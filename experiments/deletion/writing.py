@@ -10,7 +10,6 @@ from unlearn_jax import data
 from unlearn_jax.base import Examples
 from unlearn_jax.objectives import forgotten, retained
 from ..study import provenance
-from ..study import setup as setups
 from ..workdir import finished
 from . import bounds as limits
 from . import evidence
@@ -29,13 +28,6 @@ _APPROXIMATE = (
 )
 
 
-def measured(made: Plan, models: evidence.Models) -> evidence.Evidence:
-  """What models say of this request and of those before."""
-  kept = setups.ids_of(made.basis.setup, made.splits.retain)
-  basis, sets = made.basis, made.basis.sets(made.chain, kept)
-  return evidence.gather(basis.setup.model, sets, models, then(basis.record))
-
-
 def replaced(
   made: Plan, found: evidence.Evidence, broken: list[limits.Broken]
 ) -> Replaced:
@@ -52,8 +44,7 @@ def record(
   tensors_sha256: str,
 ) -> Record:
   """All that is written down, without the digests of itself."""
-  basis, key = made.basis, made.key
-  kept = setups.ids_of(basis.setup, made.splits.retain)
+  basis, key, kept = made.basis, made.key, made.kept
   path, before = made.stages[0].path, None
   if basis.record is not None:
     previous = basis.path.parent / records.NAME
