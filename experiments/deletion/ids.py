@@ -5,13 +5,11 @@ import csv
 import io
 import os
 import pathlib
-import re
 from typing import NamedTuple
 
-from unlearn_jax.base import InputError, require_file, shown
+from unlearn_jax.base import InputError, shown
+from unlearn_jax.data import splits
 from ..settings import FlagError
-
-_ROW = re.compile('#[0-9]{1,18}')
 
 
 class Asked(NamedTuple):
@@ -48,15 +46,46 @@ def read(
     InputError: entries that name none of `trained` or `earlier`, all of them
       with their lines; or a file that is none.
   """
-  find, wrong, found = _Finder(dataset, known, earlier), [], []
-  for line, entry in _entries(path, column, {*known, *earlier}):
-    try:
-      name = find(entry)
-      if name not in trained and name not in earlier:
-        raise InputError('the model was not trained on it')
-      found.append(name)
-    except InputError as error:
-      wrong.append(f'line {line}: {shown(ascii(entry), 80)}, {error}')
+  every, wrong, found = {*known, *earlier}, [], []
+  short: dict[str, list[str]] = {}  # Ids by the name of their file.
+  for name in sorted(every):
+    short.setdefault(name.rpartition('/')[2], []).append(name)
+
+  def find(entry: str) -> str:
+    """The id that an entry means."""
+    if entry in every:
+      return entry
+    if splits.ROW.fullmatch(entry):
+      if (row := int(entry[1:])) < len(known):
+        return known[row]
+      raise InputError('there is no such row')
+    slashed = entry.replace('\\', '/')
+    if '/' in slashed:
+      several = [name for name in _paths(slashed, dataset) if name in every][:1]
+    else:
+      several = short.get(entry, [])
+    if len(several) > 1:
+      few = ', '.join(map(shown, several[:3])) + ', …' * (len(several) > 3)
+      raise InputError(f'one of {few}?')
+    if not several:
+      is_row = splits.ROW.fullmatch(f'#{entry}')
+      hint = f'; row {entry} is #{entry}' if is_row else ''
+      raise InputError(f'no such training image{hint}')
+    return several[0]
+
+  text = splits.text_of(path)
+  lines = splits.entries(text, every) if column is None else _rows(text, column)
+  try:
+    for line, entry in lines:
+      try:
+        name = find(entry)
+        if name not in trained and name not in earlier:
+          raise InputError('the model was not trained on it')
+        found.append(name)
+      except InputError as error:
+        wrong.append(f'line {line}: {shown(ascii(entry), 80)}, {error}')
+  except csv.Error as error:
+    raise InputError(f'{path}: not a text file ({shown(error)})') from None
   if wrong:
     raise InputError(
       f'{path}: {len(wrong)} of {len(wrong) + len(found)} entries name no image'
@@ -73,75 +102,18 @@ def read(
   )
 
 
-class _Finder:
-  """The id that an entry means."""
-
-  def __init__(self, dataset: str, known: Sequence[str], more: set[str]):
-    kind, _, folder = dataset.partition(':')
-    root = os.path.abspath(os.path.expanduser(folder))
-    self.root = root if kind == 'folder' else None
-    self.rows, self.known = known, {*known, *more}
-    self.short: dict[str, list[str]] = {}
-    for name in sorted(self.known):
-      self.short.setdefault(name.rpartition('/')[2], []).append(name)
-
-  def __call__(self, entry: str) -> str:
-    if entry in self.known:
-      return entry
-    if _ROW.fullmatch(entry):
-      if (row := int(entry[1:])) < len(self.rows):
-        return self.rows[row]
-      raise InputError('there is no such row')
-    slashed = entry.replace('\\', '/')
-    if '/' in slashed:
-      for name in self._paths(slashed):
-        if name in self.known:
-          return name
-      raise InputError('no such training image')
-    several = self.short.get(entry, [])
-    if len(several) > 1:
-      few = ', '.join(map(shown, several[:3])) + ', …' * (len(several) > 3)
-      raise InputError(f'one of {few}?')
-    if not several:
-      hint = f'; row {entry} is #{entry}' if _ROW.fullmatch(f'#{entry}') else ''
-      raise InputError(f'no such training image{hint}')
-    return several[0]
-
-  def _paths(self, entry: str) -> Iterator[str]:
-    """Ids that a path may mean: as it is, or under DIR/train."""
-    yield os.path.normpath(entry)
-    if self.root is not None:
-      for start in (os.getcwd(), self.root):
-        whole = os.path.normpath(os.path.join(start, entry))
-        yield os.path.relpath(whole, os.path.join(self.root, 'train'))
-
-
-def _entries(
-  path: pathlib.Path, column: str | None, known: set[str]
-) -> Iterator[tuple[int, str]]:
-  """(line from 1, entry) of all that is no blank and no comment."""
-  require_file(path)
-  try:
-    text = path.read_bytes().decode('utf-8-sig')
-    if '\0' in text:
-      raise ValueError('it holds a NUL byte')
-    if column is not None:
-      yield from _rows(text, column)
-      return
-  except (ValueError, csv.Error) as error:  # No UTF-8 is one of them.
-    if isinstance(error, InputError):
-      raise
-    raise InputError(f'{path}: not a text file ({shown(error)})') from None
-  for number, line in enumerate(text.split('\n'), start=1):
-    entry = line.strip()
-    if entry not in known and not _ROW.fullmatch(entry):
-      entry = re.split(r'(?:^|\s)#', entry, maxsplit=1)[0].strip()
-    if entry:
-      yield number, entry
+def _paths(entry: str, dataset: str) -> Iterator[str]:
+  """Ids that a path may mean: as it is, or under DIR/train."""
+  yield os.path.normpath(entry)
+  kind, _, folder = dataset.partition(':')
+  root = os.path.abspath(os.path.expanduser(folder))
+  for start in (os.getcwd(), root) if kind == 'folder' else ():
+    whole = os.path.normpath(os.path.join(start, entry))
+    yield os.path.relpath(whole, os.path.join(root, 'train'))
 
 
 def _rows(text: str, column: str) -> Iterator[tuple[int, str]]:
-  """The same of a column; lines are those on which a row ends."""
+  """(line, entry) of a column; lines are those on which a row ends."""
   head = text.partition('\n')[0]
   mark = max(',;\t', key=head.count)
   reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=mark)
