@@ -186,7 +186,7 @@ def test_the_record_of_an_earlier_format_is_one_line(story, tmp_path):
   shutil.copytree(root / 'one', tmp_path / 'one')
   path = tmp_path / 'one' / 'record.json'
   own = dataclasses.replace(records.read(path), format=1)
-  for name, content in records.contents(*own.sealed()).items():
+  for name, content in records.contents(own.sealed()).items():
     (path.parent / name).write_bytes(content)
   line = running.refused('verify', f'--record={path}', key)
   assert 'is of format 1, for the version that wrote it; allowed: 2' in line
@@ -299,8 +299,7 @@ def test_a_number_of_the_record_that_no_model_gives_is_named(story, tmp_path):
   every = own.evidence.result.own  # Sealed anew by a forger.
   first = dataclasses.replace(every['accuracy'], forgotten=0.123)
   every['accuracy'] = first
-  record, page = own.sealed()
-  for name, content in records.contents(record, page).items():
+  for name, content in records.contents(own.sealed()).items():
     (path.parent / name).write_bytes(content)
   status, out, _ = running.run('verify', f'--record={path}', key)
   # The verdict names it, too.
@@ -401,7 +400,7 @@ def test_what_a_forger_changed_is_named(out, forge, said, story, tmp_path):
   root, key, *_ = story
   path = shutil.copytree(root / out, tmp_path / out) / 'record.json'
   own = forge(records.read(path))
-  for name, content in records.contents(*own.sealed()).items():
+  for name, content in records.contents(own.sealed()).items():
     (path.parent / name).write_bytes(content)
   status, told, _ = running.run('verify', f'--record={path}', key)
   assert status == 1 and 'matches      record.json' in told
@@ -411,14 +410,15 @@ def test_what_a_forger_changed_is_named(out, forge, said, story, tmp_path):
 def test_the_page_is_that_of_the_record(story, tmp_path):
   root, key, *_ = story
   path = shutil.copytree(root / 'one', tmp_path / 'one') / 'record.json'
-  own, page = records.read(path).sealed()
+  own = records.read(path)
 
   def told(own):
-    other = page.replace('Approximate', 'Exact')
+    other = records.html(own).replace('Approximate', 'Exact')
     own = dataclasses.replace(own, page_sha256=records.sha256(other.encode()))
     own = dataclasses.replace(own, content_sha256=records.digest(own))
-    for name, content in records.contents(own, other).items():
+    for name, content in records.contents(own).items():
       (path.parent / name).write_bytes(content)
+    (path.parent / records.PAGE).write_text(other)
     return running.run('verify', f'--record={path}', key)[1]
 
   assert 'DIFFERS      what record.html says' in told(own)
@@ -462,17 +462,16 @@ def test_no_other_ids_can_be_put_into_a_record(
   changed = dataclasses.replace(getattr(own, part), **{name: other})
   own = dataclasses.replace(own, **{part: changed})
 
-  def said(record, page, *more):
-    for file, content in records.contents(record, page).items():
+  def said(record, *more):
+    for file, content in records.contents(record).items():
       (path.parent / file).write_bytes(content)
     status, out, _ = running.run('verify', f'--record={path}', *more)
     assert status == 1
     return [x.split(maxsplit=1)[1] for x in out.split('\n') if x[:2] == 'DI']
 
   # Its digest covers them, whoever has the key; sealed anew, the key tells.
-  page = (path.parent / 'record.html').read_text()
-  assert said(own, page)[0] == 'record.json: not as it was written'
-  assert said(*own.sealed(), key) == [what]
+  assert said(own)[0] == 'record.json: not as it was written'
+  assert said(own.sealed(), key) == [what]
 
 
 def test_forgotten_photos_may_be_gone(story, tmp_path):
@@ -631,12 +630,12 @@ def test_a_model_that_breaks_a_bound_is_replaced_by_retrain(story, tmp_path):
   forged.broken[0] = dataclasses.replace(forged.broken[0], limit=0.002)
   whole = records.read(out / 'record.json')
   for name, content in records.contents(
-    *dataclasses.replace(whole, replaced=forged).sealed()
+    dataclasses.replace(whole, replaced=forged).sealed()
   ).items():
     (out / name).write_bytes(content)
   status, said, _ = running.run('verify', *check)
   assert status == 1 and 'DIFFERS      bounds' in said
-  for name, content in records.contents(*whole.sealed()).items():
+  for name, content in records.contents(whole.sealed()).items():
     (out / name).write_bytes(content)
   assert (out / 'record.json').read_bytes() == text
   shutil.rmtree(out / 'checkpoints')

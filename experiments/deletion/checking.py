@@ -23,7 +23,6 @@ from . import evidence, writing
 from . import record as records
 from .basis import MODEL, TENSORS, Basis
 from .record import Method, Record
-from .request import EXACT
 
 # By which a number may differ: other devices round otherwise.
 _TOLERANCE = 1e-4
@@ -190,16 +189,13 @@ def _contents(
 
 def _method(told: _Told, what: str, method: Method, path: pathlib.Path) -> None:
   """How a model was made, as its own files have it."""
-  said, history = finished.manifest(path), finished.load(path).record.history
-  name = (text := said.strategy or '').partition('(')[0]
-  parameters = {**method.parameters, **said.parameters}
-  own = {'strategy': text, 'exact': name in EXACT, 'parameters': parameters}
-  own |= {'seconds': said.wall_seconds, 'epochs': history[-1].epoch}
-  if name in FACTORIES:
-    own['label'] = parse(text)[0].strategy.label
+  own = writing.made_by(path)
+  own['parameters'] = {**method.parameters, **own['parameters']}
+  if own['strategy'].partition('(')[0] in FACTORIES:
+    own['label'] = parse(own['strategy'])[0].strategy.label
   else:
     told.skip(f'label of the {what}', 'it is that of code of your own')
-  told.says(what, method, seed=said.seed, **own)
+  told.says(what, method, **own)
 
 
 def _previous(told: _Told, source: pathlib.Path, record: Record) -> None:

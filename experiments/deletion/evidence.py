@@ -7,6 +7,7 @@ them alike.
 
 from collections.abc import Sequence
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -304,12 +305,9 @@ def _known(
   ranks = canaries.ranks(model, state, noise.clean, noise.names)
   found = {}
   for name, places in noise.groups.items():
-    if places.size:
-      mean, half = (
-        ranks[places].mean().item(),
-        _95 / np.sqrt(places.size).item(),
-      )
-      found[name] = Known(mean, half, places.size, abs(mean) > half)
+    if count := places.size:
+      mean, half = ranks[places].mean().item(), _95 / math.sqrt(count)
+      found[name] = Known(mean, half, count, abs(mean) > half)
   return found
 
 

@@ -49,8 +49,8 @@ def carry_out(made: Plan) -> None:
     content = tensors(made.basis, state, asked.model)
     files.replace(root / TENSORS, content)
     facts = started, records.sha256(content)
-    record, page = writing.record(made, found, tried, *facts).sealed()
-    for name, text_bytes in records.contents(record, page).items():
+    record = writing.record(made, found, tried, *facts).sealed()
+    for name, text_bytes in records.contents(record).items():
       files.replace(root / name, text_bytes)
   say(*record.verdict)
   say(f'Model: {root / MODEL}, {root / TENSORS}', f'Record: {path}')

@@ -151,11 +151,10 @@ class Record:
   content_sha256: str = ''
   format: int = FORMAT
 
-  def sealed(self) -> tuple['Record', str]:
-    """With its digests, and the page."""
-    page = html(self)
-    own = dataclasses.replace(self, page_sha256=sha256(page.encode()))
-    return dataclasses.replace(own, content_sha256=digest(own)), page
+  def sealed(self) -> 'Record':
+    """With its digests."""
+    own = dataclasses.replace(self, page_sha256=sha256(html(self).encode()))
+    return dataclasses.replace(own, content_sha256=digest(own))
 
 
 def digest(record: Record) -> str:
@@ -269,9 +268,9 @@ def _tables(evidence: Evidence) -> list[Table]:
   return [Table.of(('', *models), body), Table.of(('', 'value'), more)]
 
 
-def contents(record: Record, page: str) -> dict[str, bytes]:
+def contents(record: Record) -> dict[str, bytes]:
   """The files of a record; what the other belongs to comes last."""
-  return {PAGE: page.encode(), NAME: to_json(record)}
+  return {PAGE: html(record).encode(), NAME: to_json(record)}
 
 
 def loading(own: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import pathlib
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from . import bounds as limits
 from . import evidence
 from . import record as records
 from .record import DataFacts, Method, Record, Replaced, Request
-from .request import Plan
+from .request import EXACT, Plan
 from .verdicts import verdict
 
 _ALWAYS = (
@@ -104,8 +105,8 @@ def _request(made: Plan, tried: Replaced | None, started: str) -> Request:
 
 
 def _method(made: Plan, tried: Replaced | None) -> Method:
-  path, strategy, asked = made.stages[0].path, made.chosen.strategy, made.asked
-  said, parameters = finished.manifest(path), {}
+  own, asked = made_by(made.stages[0].path), made.asked
+  parameters = own.pop('parameters')
   if made.instead_of is not None:
     parameters['retrain_every'] = asked.retrain_every
     parameters['in_place_of'] = made.instead_of
@@ -113,17 +114,28 @@ def _method(made: Plan, tried: Replaced | None) -> Method:
     parameters['retrain_if'] = asked.retrain_if
   if tried is not None:
     parameters['in_place_of'] = tried.method.strategy
-  epochs = finished.load(path).record.history[-1].epoch
+  retain, forget = _passes(made, own['epochs'])
   return Method(
-    made.chosen.text,
-    strategy.label,
-    made.exact,
-    {**said.parameters, **parameters},
-    made.asked.seed,
-    epochs,
-    *_passes(made, epochs),
-    said.wall_seconds,
+    label=made.chosen.strategy.label,
+    parameters=parameters,
+    retain_passes=retain,
+    forget_passes=forget,
+    **own,
   )
+
+
+def made_by(path: pathlib.Path) -> dict[str, Any]:
+  """Fields of a `Method`, as the files of what it made have them."""
+  said, history = finished.manifest(path), finished.load(path).record.history
+  text = said.strategy or ''
+  return {
+    'strategy': text,
+    'exact': text.partition('(')[0] in EXACT,
+    'parameters': dict(said.parameters),
+    'seed': said.seed,
+    'epochs': history[-1].epoch,
+    'seconds': said.wall_seconds,
+  }
 
 
 def sentences(record: Record) -> dict[str, Any]:
