@@ -94,7 +94,7 @@ def test_a_file_system_without_locks_holds_nobody_up(tmp_path, monkeypatch):
 
 
 def test_a_directory_of_another_problem_is_refused(tmp_path):
-  claimed(tmp_path, data='digits', width=4).release()
+  claimed(tmp_path, data='digits', width=4)
   before = helpers.files(tmp_path)
   slow = Workdir(tmp_path / 'new', {'data': 'digits'})
   for wrong in ({'width': 5}, {'width': None}, {'width': '4'}):
@@ -105,7 +105,7 @@ def test_a_directory_of_another_problem_is_refused(tmp_path):
       f' width={wrong["width"]}; allowed: another --workdir'
     )
   assert helpers.files(tmp_path) == before
-  claimed(tmp_path / 'new', data='mnist').release()  # Meanwhile.
+  claimed(tmp_path / 'new', data='mnist')  # Meanwhile.
   with pytest.raises(InputError, match='belongs to data=mnist'):
     slow.claim()
 
@@ -120,11 +120,11 @@ def test_no_link_is_followed(name, tmp_path):
     Workdir(root, {'data': 'digits'})
   # One that is laid there later.
   (root / name).unlink()
-  claimed(root).release()
+  claimed(root)
   (root / name).unlink()
   (root / name).symlink_to(theirs)
   with contextlib.suppress(InputError):
-    claimed(root).release()
+    claimed(root)
   assert theirs.read_text() == 'precious'
 
 
@@ -136,15 +136,15 @@ def test_a_folder_with_other_things_in_it_is_left_alone(name, tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == [name]
   assert (tmp_path / name).read_text() == 'precious'
   # One that comes later is left alone, too.
-  claimed(tmp_path / 'run').release()
+  claimed(tmp_path / 'run')
   shutil.copy(tmp_path / name, tmp_path / 'run' / '.lock')
-  claimed(tmp_path / 'run').release()
+  claimed(tmp_path / 'run')
   assert (tmp_path / 'run' / '.lock').read_text() == 'precious'
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"data": []}', '[' * 9999])
 def test_a_broken_identity_is_no_identity(text, tmp_path):
-  claimed(tmp_path).release()
+  claimed(tmp_path)
   (tmp_path / 'workdir.json').write_text(text)
   with pytest.raises(InputError, match='workdir.json is missing or broken'):
     Workdir(tmp_path, {'data': 'digits'})
@@ -153,7 +153,7 @@ def test_a_broken_identity_is_no_identity(text, tmp_path):
 def test_what_a_killed_claim_left_is_no_obstacle(tmp_path):
   for name in ('.unlearn_jax.lock', '.workdir.json.tmp'):
     (tmp_path / name).write_text('{')
-  claimed(tmp_path).release()
+  claimed(tmp_path)
   assert not list(tmp_path.glob('.*.tmp'))
 
 

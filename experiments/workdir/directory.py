@@ -81,11 +81,6 @@ class Workdir:
       who = f'process {os.getpid()} on {socket.gethostname()} since {now}\n'
       files.replace(holder, who.encode())
 
-  def release(self) -> None:
-    """Lets others in."""
-    if self._lock is not None:
-      self._lock.release()
-
   def _check_identity(self) -> None:
     root, path = self.root, self.root / _IDENTITY
     try:
