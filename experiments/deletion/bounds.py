@@ -1,10 +1,9 @@
 """Bounds of what is measured, beyond which a model is replaced by a retrain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
 import math
 import re
-from typing import NamedTuple
 
 from ..settings import FlagError
 from .evidence import Evidence
@@ -18,13 +17,6 @@ RANGES = {
   'canaries': (0.0, math.sqrt(3)),
 }
 _BOUND = re.compile(r'\s*(\w+)\s*>\s*(\d+\.?\d*|\.\d+)\s*', re.ASCII)
-
-
-class Bound(NamedTuple):
-  """What has to be at most that."""
-
-  name: str
-  limit: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +34,19 @@ class Broken:
     return f'{self.name} {self.value:.3f}{half} > {self.limit:g}'
 
 
-def parse(text: str) -> list[Bound]:
-  """Reads `attack>0.6, test_drop>2`.
+def parse(text: str) -> dict[str, float]:
+  """Reads `attack>0.6, test_drop>2`: the most that each may be.
 
   Raises:
     FlagError: a name that nothing measures, or a number that it never is.
   """
   found = [_BOUND.fullmatch(part) for part in text.split(',')]
-  every = [Bound(own[1], float(own[2])) for own in found if own]
-  names = [own.name for own in every]
+  every = {own[1]: float(own[2]) for own in found if own}
   inside = all(
-    own.name in RANGES
-    and RANGES[own.name][0] <= own.limit < RANGES[own.name][1]
-    for own in every
+    name in RANGES and RANGES[name][0] <= limit < RANGES[name][1]
+    for name, limit in every.items()
   )
-  if None in found or not inside or len({*names}) < len(names):
+  if not inside or len(every) < len(found):  # One is none, or is there twice.
     allowed = ', '.join(
       f'{name}>{low:g}' + f' to {high:.3g}' * (high < math.inf)
       for name, (low, high) in RANGES.items()
@@ -65,15 +55,8 @@ def parse(text: str) -> list[Bound]:
   return every
 
 
-def broken(bounds: Sequence[Bound], evidence: Evidence) -> list[Broken]:
+def broken(bounds: Mapping[str, float], evidence: Evidence) -> list[Broken]:
   """Those that are: the whole interval of a value is above its bound."""
   values = evidence.monitored
-  every = [
-    Broken(*own, *values[own.name]) for own in bounds if own.name in values
-  ]
+  every = [Broken(n, m, *values[n]) for n, m in bounds.items() if n in values]
   return [own for own in every if own.value - own.half_width > own.limit]
-
-
-def unmeasured(bounds: Sequence[Bound], evidence: Evidence) -> list[str]:
-  """Names of what could not be held to its bound."""
-  return [own.name for own in bounds if own.name not in evidence.monitored]

@@ -28,7 +28,7 @@ def carry_out(made: Plan) -> None:
   root, named = made.stages[0].root, made.named
   depends = [made.stages[0].key, asked.decision, asked.received, asked.retrain]
   depends += [made.instead_of] * (made.instead_of is not None)
-  depends += [own._asdict() for own in made.bounds]
+  depends += [{'name': n, 'limit': most} for n, most in made.bounds.items()]
   wanted = settings.key([*depends, records.keyed(made.key)])
   workdir = Workdir(root, {'request': wanted}, 'out')
   workdir.claim()

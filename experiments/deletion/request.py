@@ -1,6 +1,6 @@
 """A request: from what was asked to a plan that was checked, and its stages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 import dataclasses
 import datetime
 import functools
@@ -26,7 +26,6 @@ from . import bounds as limits
 from . import ids
 from . import record as records
 from .basis import CHAIN, MODEL, Basis, Chain
-from .bounds import Bound
 
 # Whatever another's strategy says of itself.
 EXACT = 'retrain', 'scratch'
@@ -47,7 +46,7 @@ class Plan:
   # The strategy that was asked for, where --retrain_every has another.
   instead_of: str | None
   # What the model has to keep to, else it is replaced by a retrain.
-  bounds: Sequence[Bound] = ()
+  bounds: Mapping[str, float]
 
   @property
   def exact(self) -> bool:
@@ -83,7 +82,7 @@ class Plan:
   def retrained(self) -> 'Plan':
     """The same by an exact retrain, where a bound was broken."""
     (chosen,) = parse('retrain')
-    return dataclasses.replace(self, chosen=chosen, bounds=())
+    return dataclasses.replace(self, chosen=chosen, bounds={})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,7 +110,7 @@ def plan(asked: Any) -> Plan:
     if getattr(asked, name) is None:
       raise FlagError(name, '', 'a path')
   chosen, key = _strategy(asked), records.read_key(asked.key_file)
-  bounds = [] if asked.retrain_if is None else limits.parse(asked.retrain_if)
+  bounds = {} if asked.retrain_if is None else limits.parse(asked.retrain_if)
   if bounds and asked.retrain:
     allowed = 'false beside --retrain_if, which trains it where it is needed'
     raise FlagError('retrain', 'true', allowed)
@@ -163,7 +162,7 @@ def plan(asked: Any) -> Plan:
   except ValueError as error:
     raise InputError(f'--strategy: {chosen.text}: {error}') from error
   own = basis, named, more, chosen, splits, study, key, instead_of
-  return Plan(asked, *own, () if exact else bounds)
+  return Plan(asked, *own, {} if exact else bounds)
 
 
 def _strategy(asked: Any) -> Chosen:

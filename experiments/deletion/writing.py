@@ -149,8 +149,8 @@ def sentences(record: Record) -> dict[str, Any]:
     why = f', by --retrain_every={every} in place of {how["in_place_of"]}'
   else:
     bounds = how.get('retrain_if', '')
-  held = limits.parse(bounds) if bounds else []
-  missing = ', '.join(limits.unmeasured(held, found))
+  held = limits.parse(bounds) if bounds else {}
+  missing = ', '.join(name for name in held if name not in found.monitored)
   told = found, record.request.images, method.label, exact, why
   return {
     'verdict': verdict(*told),
