@@ -27,6 +27,7 @@ from experiments.deletion import basis as bases
 from experiments.deletion import bounds as limits
 from experiments.deletion import evidence, ids, writing
 from experiments.deletion import record as records
+from experiments.report import wording
 from experiments.study import canaries, halves, lineage, planning, shadows
 from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints, data, parallel
@@ -611,7 +612,7 @@ def test_a_model_that_breaks_a_bound_is_replaced_by_retrain(story, tmp_path):
   assert method['strategy'] == 'retrain' and method['exact']
   assert method['parameters']['in_place_of'] == 'finetune(epochs=1)'
   assert tried['method']['strategy'] == 'finetune(epochs=1)'
-  assert records.REPLACED in record['not_erased']
+  assert wording.say('deletion_not_erased', 'replaced') in record['not_erased']
   assert bases.read_chain(out / 'model').inexact == 0
   page = (out / 'record.html').read_text()
   assert 'What was replaced' in page and 'drift' in page
@@ -898,7 +899,7 @@ def test_a_source_that_was_prepared_is_attacked_by_its_halves(story, tmp_path):
   record = record_of(out)
   digest = records.sha256((folder / 'manifest.json').read_bytes())
   assert record['evidence']['attack'].endswith(f'SHA-256 {digest}.')
-  assert records.UNSEEN in record['not_erased']
+  assert wording.say('deletion_not_erased', 'unseen') in record['not_erased']
   # From the models' own outputs, in the order of the data set.
   basis = bases.read(out / 'model', None, config.Archives())
   sets = basis.sets(basis.chain, basis.trained)

@@ -18,13 +18,14 @@ from unlearn_jax.base import (
   shown,
 )
 from .. import config
+from ..report.wording import say
 from ..study import canaries, halves
 from ..study import setup as setups
 from ..study.setup import Setup
 from ..workdir import finished
 from ..workdir.finished import Facts, Finished, Manifest
 from . import record as records
-from .evidence import ATTACK, BY_OTHERS, Noise, Sets
+from .evidence import ATTACK, Noise, Sets
 from .record import Record
 
 _TURNS = 8  # Requests that have canaries of their own.
@@ -114,7 +115,7 @@ class Basis:
     names, there = self.setup.dataset.ids, filter(None, sets.requests)
     rows = [names[np.asarray(own.indices)] for own in there]
     unseen = [np.stack([phi[n] for n in own], axis=1) for own in rows]
-    text = f'{ATTACK}{BY_OTHERS}{sha256}.'
+    text = say('deletion', 'by_others', attack=ATTACK, sha256=sha256)
     return sets._replace(unseen=[*unseen, others], attack=text)
 
   def _noise(self, chain: Chain, retain: set[str]) -> Noise | None:

@@ -19,37 +19,12 @@ from unlearn_jax.base import Dataset, Examples, Model, ModelState, Splits
 from unlearn_jax.data import class_matched
 from unlearn_jax.evaluation import evaluate
 from unlearn_jax.prediction import predict
+from ..report.wording import say
 from ..study import canaries
 
-ATTACK = (
-  'Attack: who has a large margin log p/(1 − p) of the true class is called a'
-  ' member; AUC of forgotten against held-out images within each class,'
-  ' averaged over the classes of the forgotten. It knows the outputs only.'
-)
-BY_OTHERS = (
-  ' What is large is told by models that learned halves of the data without the'
-  ' image (RMIA offline, a = 0.3); the manifest of what they say of it, and of'
-  ' which image is which, has the SHA-256 '
-)
-NULL = (
-  'Null: membership drawn by lot within each class. Of 3,000 differences, the'
-  ' one that is there and 2,999 by lot, at most one in 60 is beyond its half'
-  ' width, however few the images: 95 % for accuracy, confidence and attack'
-  ' together (Bonferroni).'
-)
-THRESHOLD = (
-  'Fixed beforehand: a trace is found where one of the three is farther off'
-  ' than that. Of requests that are like the test images of their classes,'
-  ' about one in 20 or fewer has one in a model that never saw them.'
-)
-CANARIES = (
-  'Canaries: training images to which noise was added beforehand, and which'
-  ' are forgotten beside those that were asked for, in the same way. By its'
-  ' margin a model has to tell their noise from 19 other draws; for each image'
-  ' that it never saw the scaled rank has mean 0 and variance 1, exactly.'
-  ' never_planted: images whose noise no model has seen. Fixed beforehand: a'
-  ' trace is found where the mean is farther than 1.96/√n from 0, as of one'
-  ' such model in 20.'
+# What the tests are, in words.
+ATTACK, NULL, THRESHOLD, CANARIES = (
+  say('deletion', n) for n in ('attack', 'null', 'threshold', 'canaries')
 )
 _LOTS = 3000  # Differences by which one is judged, itself among them.
 _95 = 1.96  # Standard deviations of a single value.

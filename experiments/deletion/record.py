@@ -27,23 +27,6 @@ NAME, PAGE = 'record.json', 'record.html'
 # Another number, test or wording that `checking` computes is another format.
 FORMAT = 2
 _KEY_BYTES = 16  # At least.
-UNKEYED = (
-  'The ids are hashed without a key: whoever guesses an id can check the guess.'
-)
-REPLACED = (
-  'The model that was replaced, in checkpoints/, which verification needs.'
-)
-UNSEEN = 'What models of halves of the data say of each image.'
-NOT_ERASED = (
-  'The source and every earlier checkpoint, with their optimiser states.',
-  'Models that were derived from them, by fine-tuning, distilling or'
-  ' quantising.',
-  'Backups, caches and logs, of the data and of the models.',
-  'The mean and deviation of each colour channel, by which pixels are'
-  ' standardised: the forgotten images are among those they were taken of.',
-  'The ids in model/*.txt and model/requests.json, which later requests and'
-  ' verification need: they are for the keeper of the record alone.',
-)
 _LOADED = (
   "file = safetensors.safe_open('model.safetensors', 'np')",
   'flat = {name: file.get_tensor(name) for name in file.keys()}',

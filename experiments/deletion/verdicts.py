@@ -1,5 +1,6 @@
 """What evidence says, in sentences."""
 
+from ..report.wording import say
 from .evidence import AUC, Evidence
 
 
@@ -10,32 +11,25 @@ def verdict(
 
   `why`: by what an exact method took the place of another.
   """
-  first, own = f'{count} images, {label}: ', evidence.result.own
+  first, own = 'unmatched', evidence.result.own
+  facts: dict[str, object] = {'count': count, 'label': label}
   if own:
-    right, attack = own['accuracy'], own[AUC]
-    first += (
-      f'accuracy {100 * right.forgotten:.1f} %, of held-out images of their'
-      f' classes {100 * right.held_out:.1f} %; attack AUC'
-      f' {attack.forgotten:.3f}, chance is 0.5 ± {attack.half_width:.3f}.'
-      f' {_outcome(evidence, exact)}'
-    )
-  else:
-    first += 'no held-out image of their classes, so nothing can be said.'
+    first, accuracy = 'own', own['accuracy']
+    facts['right'] = f'{100 * accuracy.forgotten:.1f}'
+    facts['others'] = f'{100 * accuracy.held_out:.1f}'
+    facts |= {'attack': own[AUC], 'outcome': _outcome(evidence, exact)}
   accuracies = []
   for part in ('forget', 'retain', 'test'):
     name, models = f'{part}_accuracy', (evidence.source, evidence.result)
     known = [getattr(model, name) for model in models if model is not None]
     numbers = ' → '.join(f'{100 * v:.1f}' for v in known if v is not None)
     accuracies += [f'{part} {numbers} %'] if numbers else []
-  last = (
-    f'Exact{why}: no weight of this model has seen them. What is not erased'
-    ' elsewhere stands in the record.'
-    if exact
-    else 'Approximate: the attack knows only the outputs, and a weaker trace'
-    ' stays unseen. This is evidence, and no guarantee.'
-  )
-  found = [first, f'Accuracy: {", ".join(accuracies)}.']
-  return [*found, *_canaries(evidence, exact), last]
+  return [
+    say('deletion_verdicts', first, **facts),
+    f'Accuracy: {", ".join(accuracies)}.',
+    *_canaries(evidence, exact),
+    say('deletion_verdicts', 'exact' if exact else 'approximate', why=why),
+  ]
 
 
 def _canaries(evidence: Evidence, exact: bool) -> list[str]:
@@ -44,37 +38,33 @@ def _canaries(evidence: Evidence, exact: bool) -> list[str]:
   if count is None or exact:
     return []
   if own is None:
-    why = 'their images are gone' if count.forgotten else 'none is left'
-    return [f'Canaries: {why}, so they can say nothing.']
-  first = {} if evidence.source is None else evidence.source.canaries
-  before = first.get('forgotten')
-  numbers = (
-    f'{before.mean:.2f} → {own.mean:.2f}' if before else f'{own.mean:.2f}'
-  )
+    return [say('deletion_canaries', 'gone' if count.forgotten else 'none')]
+  source, outcome = evidence.source, 'no_trace'
+  before = None if source is None else source.canaries.get('forgotten')
   if own.differs:
-    outcome = 'A trace is left.' if own.mean > 0 else 'They stand out.'
+    outcome = 'trace' if own.mean > 0 else 'stand_out'
   elif before is not None and not before.differs:
-    outcome = 'The source shows no trace either: they can say nothing.'
+    outcome = 'nor_source'
   elif before is not None and before.mean - own.mean < own.half_width:
-    outcome = 'They are too few to tell it from the source.'
-  else:
-    outcome = 'No trace is found.'
-  return [
-    f'Canaries: {count.forgotten} forgotten too, {count.left} left; known'
-    f' {numbers}, chance is 0 ± {own.half_width:.2f}. {outcome}'
-  ]
+    outcome = 'too_few'
+  facts = {
+    'count': count,
+    'known': (f'{before.mean:.2f} → ' if before else '') + f'{own.mean:.2f}',
+    'half': own.half_width,
+    'outcome': say('deletion_canaries', outcome),
+  }
+  return [say('deletion_canaries', 'own', **facts)]
 
 
 def _outcome(evidence: Evidence, exact: bool) -> str:
   found = {n: row for n, row in evidence.result.own.items() if row.differs}
   names = ', '.join(name.replace('_', ' ') for name in found)
+  source, outcome = evidence.source, 'stand_out'
   if not found:
-    before = evidence.source
-    if before is None or any(row.differs for row in before.own.values()):
-      return 'No trace is found.'
-    return 'The source shows no trace either: this test can say nothing.'
-  if exact:
-    return f'That differs ({names}), as about one in 20 may.'
-  if all(row.difference > 0 for row in found.values()):
-    return f'A trace is left ({names}).'
-  return f'They stand out ({names}), which tells who they were.'
+    shows = source is None or any(row.differs for row in source.own.values())
+    outcome = 'no_trace' if shows else 'nor_source'
+  elif exact:
+    outcome = 'by_chance'
+  elif all(row.difference > 0 for row in found.values()):
+    outcome = 'trace'
+  return say('deletion_verdicts', outcome, names=names)

@@ -10,6 +10,7 @@ import msgspec
 from unlearn_jax import data
 from unlearn_jax.base import Examples
 from unlearn_jax.objectives import forgotten, retained
+from ..report.wording import WORDS, say
 from ..study import provenance
 from ..workdir import finished
 from . import bounds as limits
@@ -18,15 +19,6 @@ from . import record as records
 from .record import DataFacts, Method, Record, Replaced, Request
 from .request import EXACT, Plan
 from .verdicts import verdict
-
-_ALWAYS = (
-  'Who compares the model with an earlier one may learn what was forgotten.'
-)
-_APPROXIMATE = (
-  'Approximate: the weights come from a model that knew the images.',
-  'The attack is one that knows only outputs of this model; stronger ones, such'
-  ' as with many reference models or with the weights, may find a trace.',
-)
 
 
 def replaced(
@@ -152,18 +144,28 @@ def sentences(record: Record) -> dict[str, Any]:
   held = limits.parse(bounds) if bounds else {}
   missing = ', '.join(name for name in held if name not in found.monitored)
   told = found, record.request.images, method.label, exact, why
+  # Of texts that are there only sometimes, whether they are.
+  limit = {
+    'unmeasured': bool(missing),
+    'weights': not exact,
+    'outputs': not exact,
+    'unkeyed': not record.request.keyed,
+  }
+  left = {
+    'unseen': found.attack != evidence.ATTACK,
+    'replaced': tried is not None,
+  }
   return {
     'verdict': verdict(*told),
     'limits': [
-      *([f'Not measured, so held to no bound: {missing}.'] if missing else []),
-      *(() if exact else _APPROXIMATE),
-      _ALWAYS,
-      *([] if record.request.keyed else [records.UNKEYED]),
+      say('deletion_limits', name, unmeasured=missing)
+      for name in WORDS['deletion_limits']
+      if limit.get(name, True)
     ],
     'not_erased': [
-      *records.NOT_ERASED,
-      *[records.UNSEEN] * (found.attack != evidence.ATTACK),
-      *[records.REPLACED] * (tried is not None),
+      say('deletion_not_erased', name)
+      for name in WORDS['deletion_not_erased']
+      if left.get(name, True)
     ],
   }
 
