@@ -103,7 +103,7 @@ def save(
     for name, content in (files or {}).items():
       (draft / name).write_bytes(content)
     manifest['format'], manifest['state_sha256'] = 1, digest(host)
-    manifest['files_sha256'] = _digests(draft)
+    manifest['files_sha256'] = digests(draft)
     manifest[_OWN] = _own_digest(manifest)
     text = json.dumps(manifest, indent=2, sort_keys=True)
     (draft / MANIFEST).write_text(text + '\n')
@@ -153,7 +153,7 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
-def _digests(folder: pathlib.Path) -> dict[str, str]:
+def digests(folder: pathlib.Path) -> dict[str, str]:
   """The digest of every file below a folder."""
   paths = (path for path in folder.rglob('*') if path.is_file())
   return {str(p.relative_to(folder)): _sha256(p) for p in paths}

@@ -115,30 +115,21 @@ def _file(told: _Told, path: pathlib.Path, wanted: str | None) -> bool:
 
 def _folder(told: _Told, folder: pathlib.Path, record: Record) -> bool:
   """Every file of a checkpoint, and none beside them."""
-  manifest = folder / 'manifest.json'
-  if not manifest.is_file():
+  if not (folder / 'manifest.json').is_file():
     return told.holds(f'{MODEL}/manifest.json', False, 'missing')
-  wrong = {}
-  if records.sha256(manifest.read_bytes()) != record.result.manifest_sha256:
-    wrong['manifest.json'] = 'not as it was written'
   try:
     wanted = checkpoints.read_manifest(folder)['files_sha256']
   except InputError:
     return told.holds(f'{MODEL}/manifest.json', False, 'not as it was written')
-  there = {
-    str(path.relative_to(folder))
-    for path in folder.rglob('*')
-    if path.is_file() and path != manifest
-  }
-  wrong |= dict.fromkeys(there - wanted.keys(), 'not of the model')
+  wanted |= {'manifest.json': record.result.manifest_sha256}
+  there = checkpoints.digests(folder)
+  wrong = dict.fromkeys(there.keys() - wanted.keys(), 'not of the model')
   for name, sha256 in wanted.items():
-    if name not in there:
-      wrong[name] = 'missing'
-    elif records.sha256((folder / name).read_bytes()) != sha256:
-      wrong[name] = 'not as it was written'
+    if there.get(name) != sha256:
+      wrong[name] = 'not as it was written' if name in there else 'missing'
   for name, why in wrong.items():
     told.holds(f'{MODEL}/{name}', False, why)
-  return not wrong and told.holds(f'{MODEL}/, {len(there) + 1} files', True)
+  return not wrong and told.holds(f'{MODEL}/, {len(there)} files', True)
 
 
 def _contents(

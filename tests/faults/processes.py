@@ -113,7 +113,7 @@ def _plan(end):
     nonlocal count
     count += end.stage in str(path)
     if count == end.saves and end.inside:
-      checkpoints._digests = lambda folder: send()
+      checkpoints.digests = lambda folder: send()
     save(path, *rest)
     if count == end.saves:
       send()
