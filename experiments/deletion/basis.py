@@ -167,12 +167,10 @@ def read(
   said = finished.manifest(path)
   _require_ours(path, said)
   name = dataset or said.dataset
-  file, beside = path / CHAIN, path.parent / records.NAME
-  record = records.read(beside) if file.exists() else None
-  where = str(path.absolute())
-  chain = (
-    read_chain(path) if file.exists() else Chain([], where, where, 0, [], [])
-  )
+  where, record = str(path.absolute()), None
+  chain = Chain([], where, where, 0, [], [])
+  if (path / CHAIN).exists():
+    record, chain = records.read(path.parent / records.NAME), read_chain(path)
   which = dataclasses.replace(setups.data_of(said, name), canaries=0)
   whole = clean = setups.load(which, archives)
   if said.canaries:
@@ -190,11 +188,12 @@ def read(
   except InputError as error:
     raise InputError(f'{path}: {error}') from error
   own = setups.load_model(setup, path)
-  known = [str(own_id) for own_id in whole.ids]
   if (path / finished.TRAINED).exists():
     trained = _lines(path / finished.TRAINED)
   else:  # A Retrain: all but its own forget set.
-    trained = _without(known, path / finished.FORGET)
+    file = path / finished.FORGET
+    gone = {*_lines(file)} if file.exists() else set()
+    trained = [n for n in map(str, whole.ids) if n not in gone]
   basis = Basis(path, own, setup, trained, chain, record, clean)
   told = said.data_fingerprint if record is None else record.data.after
   if (basis.fingerprint(trained) if record else whole.fingerprint) != told:
@@ -220,11 +219,6 @@ def _lines(path: pathlib.Path) -> list[str]:
   """The ids of a file that a stage has written."""
   require_file(path)
   return path.read_bytes().decode().split('\n')[:-1]
-
-
-def _without(known: list[str], path: pathlib.Path) -> list[str]:
-  gone = {*_lines(path)} if path.exists() else set()
-  return [name for name in known if name not in gone]
 
 
 def read_chain(path: pathlib.Path) -> Chain:
