@@ -12,7 +12,7 @@ from experiments.workdir import directory, finished
 
 def ratios(asked: config.Study, root: pathlib.Path, count: int) -> list[float]:
   """Seconds of a stage over those of its epochs, after one that compiles."""
-  plan = auditing.plan(asked, auditing.Game('ulira', 64, 1, 4, 0.05), root)
+  plan = auditing.plan(asked, config.Game('ulira', 64, 1, 4, 0.05), root)
   directory.Workdir(root, study.identity(plan.setup)).claim()
   for stage in (wanted := [*plan.models.values()][: count + 1]):
     stages.carry_out(stage, Silent())

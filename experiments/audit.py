@@ -15,46 +15,15 @@ import time
 
 from . import config
 from .runtime import binary
-from .settings import SHARE, Range, flat, setting
+from .settings import flat
 
 
 @dataclasses.dataclass(frozen=True)
-class Audit:
+class Audit(config.Problem):
   """One problem, several strategies, and many models of each."""
 
-  attack: str = setting(
-    'ulira',
-    'ulira: per example, by shadow models; ensemble: forgetting score and KLOM'
-    ' of many models that forgot one set.',
-    ('ulira', 'ensemble'),
-  )
-  shadows: int = setting(
-    64, 'Shadow models; or those of each ensemble.', Range(3, 10_000)
-  )
-  targets: int = setting(
-    4, 'Models that are attacked, held out from all fits.', Range(1, 1000)
-  )
-  requests: int = setting(
-    4,
-    'Disjoint sets that each model is made to forget, one by one. A set is the'
-    ' share of what a model learned that --forget says.',
-    Range(1, 1000),
-  )
-  slice: float = setting(
-    0.05, 'Share of D, the most exposed images, attacked by themselves.', SHARE
-  )
-  data: config.Data = config.Data()
-  network: config.Network = config.Network()
-  training: config.Training = config.Training()
-  forget: config.Forget = config.Forget()
-  draws: config.Seeds = config.Seeds()
   methods: config.Methods = config.Methods()
-  archives: config.Archives = config.Archives()
-  workdir: str | None = setting(
-    None, 'Where results go; default runs/DATASET-MODEL.'
-  )
-  execution: config.Engine = config.Engine()
-  processes: config.Processes = config.Processes()
+  game: config.Game = config.Game()
 
 
 def main(asked: Audit) -> None:
@@ -65,29 +34,24 @@ def main(asked: Audit) -> None:
   from .report.model import to_json
   from .runtime.progress import say
   from .study import auditing, engine, study
-  from .workdir import directory
+  from .workdir.directory import Workdir
 
-  start, own = time.monotonic(), dict(vars(asked))
-  names = [field.name for field in dataclasses.fields(auditing.Game)]
-  game = auditing.Game(**{name: own.pop(name) for name in names})
-  whole = config.Study(**own, seeds=1)
+  start, whole = time.monotonic(), config.Study.of(asked, seeds=1)
   root = study.root_of(whole)
-  plan = auditing.plan(whole, game, root)
-  workdir = directory.Workdir(root, study.identity(plan.setup))
+  plan = auditing.plan(whole, asked.game, root)
+  workdir = Workdir(root, study.identity(plan.setup))
   parallel.by_first(workdir.claim)
   say(auditing.describe(plan))
   errors = engine.run(plan.stages, whole)
   found = auditing.report(plan, errors, flat(asked))
   found.environment['wall_seconds'] = round(time.monotonic() - start, 1)
-  title, done = page.intro(found)
   contents = page.page(found), page.pictures(found)
-  files = {'audit.json': to_json(found)}
-  directory.require_claimed(root)
-  path = parallel.by_first(
-    lambda: str(rendering.save(root, 'audit', title, done, *contents, files))
+  words, more = page.intro(found), {'audit.json': to_json(found)}
+  study.publish(
+    root,
+    lambda: rendering.save(root, 'audit', *words, *contents, more),
+    page.summary(found),
   )
-  rendering.terminal(page.summary(found))
-  say(f'Report: {path}')
 
 
 if __name__ == '__main__':

@@ -281,6 +281,33 @@ class Methods:
 
 
 @dataclasses.dataclass(frozen=True)
+class Game:
+  """Which attack is played, with how many models."""
+
+  attack: str = setting(
+    'ulira',
+    'ulira: per example, by shadow models; ensemble: forgetting score and KLOM'
+    ' of many models that forgot one set.',
+    ('ulira', 'ensemble'),
+  )
+  shadows: int = setting(
+    64, 'Shadow models; or those of each ensemble.', Range(3, 10_000)
+  )
+  targets: int = setting(
+    4, 'Models that are attacked, held out from all fits.', Range(1, 1000)
+  )
+  requests: int = setting(
+    4,
+    'Disjoint sets that each model is made to forget, one by one. A set is the'
+    ' share of what a model learned that --forget says.',
+    Range(1, 1000),
+  )
+  slice: float = setting(
+    0.05, 'Share of D, the most exposed images, attacked by themselves.', SHARE
+  )
+
+
+@dataclasses.dataclass(frozen=True)
 class Generators:
   """SPD-GAN's generators, which measure the unlearning degree."""
 
@@ -379,14 +406,26 @@ class Processes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-  """One problem, several strategies, several seeds: `experiments.unlearn`."""
+class Problem:
+  """What all that train are told: data, model, and where and by whom."""
 
   data: Data = Data()
   network: Network = Network()
   training: Training = Training()
   forget: Forget = Forget()
   draws: Seeds = Seeds()
+  archives: Archives = Archives()
+  workdir: str | None = setting(
+    None, 'Where results go; default runs/DATASET-MODEL.'
+  )
+  execution: Engine = Engine()
+  processes: Processes = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study(Problem):
+  """One problem, several strategies, several seeds: `experiments.unlearn`."""
+
   methods: Methods = Methods()
   seeds: int = setting(
     3, 'Independent runs behind each number.', Range(1, 1000)
@@ -406,15 +445,16 @@ class Study:
     False, 'Measure the SPD-GAN unlearning degree of each strategy.'
   )
   generators: Generators = Generators()
-  archives: Archives = Archives()
   verbose: bool = setting(
     False, 'Print all tables, and a sentence for each strategy.'
   )
-  workdir: str | None = setting(
-    None, 'Where results go; default runs/DATASET-MODEL.'
-  )
-  execution: Engine = Engine()
-  processes: Processes = Processes()
+
+  @classmethod
+  def of(cls, asked: Any, **own: Any) -> 'Study':
+    """What another command's flags say of a study, and what is its `own`."""
+    names = [field.name for field in dataclasses.fields(cls)]
+    told = {n: getattr(asked, n) for n in names if hasattr(asked, n)}
+    return cls(**{**told, **own})
 
   @property
   def bundled(self) -> bool:

@@ -49,8 +49,7 @@ def main(asked: Evaluate) -> None:
   if asked.checkpoint is None:
     raise FlagError('checkpoint', '', 'a folder with a manifest.json')
   path = pathlib.Path(asked.checkpoint)
-  own = 'source_dir', 'retrained_dir', 'generators', 'archives', 'execution'
-  study = config.Study(**{name: getattr(asked, name) for name in own})
+  study = config.Study.of(asked)
   family = lineage.read(path, study, asked.forget_ids, asked.model)
   if asked.degree:
     from .study import study as studies  # Draws pictures.

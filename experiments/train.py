@@ -23,14 +23,9 @@ from .workdir.directory import Workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(config.Problem):
   """One source, or one Retrain."""
 
-  data: config.Data = config.Data()
-  network: config.Network = config.Network()
-  training: config.Training = config.Training()
-  forget: config.Forget = config.Forget()
-  draws: config.Seeds = config.Seeds()
   subset: str = setting(
     'all', 'all: the source, on D; retain: Retrain, on D_RE.', ('all', 'retain')
   )
@@ -40,24 +35,18 @@ class Train:
     ' models of halves of D say of what they never saw: by both'
     ' experiments.forget attacks. Four times half the training.',
   )
-  archives: config.Archives = config.Archives()
-  workdir: str | None = setting(
-    None, 'Where results go; default runs/DATASET-MODEL.'
-  )
-  execution: config.Engine = config.Engine()
-  processes: config.Processes = config.Processes()
 
 
 def main(asked: Train) -> None:
   """Trains one model, or finds it trained."""
-  own = {n: v for n, v in vars(asked).items() if hasattr(config.Study, n)}
-  # Of no data set labels are made wrong unless that is said.
-  own['forget'] = config.Forget(asked.forget.forget or 'random(0.1)')
+  which = asked.data
   if asked.prepare_for_deletion and asked.data.canaries is None:
     size = setups.load(asked.data, asked.archives).train.size
     canary_count = min(size // 5, 2000)  # Half get noise, an eighth a request.
-    own['data'] = dataclasses.replace(asked.data, canaries=canary_count)
-  whole = config.Study(**own, seeds=1)
+    which = dataclasses.replace(which, canaries=canary_count)
+  # Of no data set labels are made wrong unless that is said.
+  forget = config.Forget(asked.forget.forget or 'random(0.1)')
+  whole = config.Study.of(asked, data=which, forget=forget, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
   plan = planning.plan(whole, root, chosen)

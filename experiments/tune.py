@@ -71,9 +71,7 @@ def main(asked: Tune) -> None:
   check(asked, chosen)
   if draws.seed == config.Seeds().seed:
     draws = dataclasses.replace(draws, seed=FIRST_SEED)
-  names = [field.name for field in dataclasses.fields(config.Study)]
-  own = config.Study(**{n: getattr(asked, n) for n in names})
-  own = dataclasses.replace(own, draws=draws)
+  own = config.Study.of(asked, draws=draws)
   tried = {c.text: variants(c, asked) for c in chosen if c.name != 'retrain'}
   every = [*parse('retrain'), *(v for own in tried.values() for v in own)]
   root = study.root_of(own)

@@ -56,10 +56,8 @@ def adopt(asked: Any, out: pathlib.Path) -> None:
   """Reads, matches, measures, and then writes a folder `out`."""
   if out.exists():
     raise InputError(f'--out={out} exists; it is never overwritten')
-  study = config.Study(
-    data=asked.data, network=asked.network, archives=asked.archives
-  )
-  setup, path = setups.set_up(study), pathlib.Path(asked.weights)
+  setup = setups.set_up(config.Study.of(asked))
+  path = pathlib.Path(asked.weights)
   trained = _trained(setup, asked.trained_on)
   say(*setups.describe(setup, {}))
   try:

@@ -28,23 +28,12 @@ _AGAIN = 'again'  # The second Retrain.
 _RATES = np.geomspace(1e-4, 1, 81)  # False positive rates of a curve.
 
 
-@dataclasses.dataclass(frozen=True)
-class Game:
-  """Which attack is played, with how many models."""
-
-  attack: str  # 'ulira' or 'ensemble'
-  shadows: int
-  targets: int
-  requests: int
-  slice: float
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
   """All that an audit computes."""
 
   study: config.Study
-  game: Game
+  game: config.Game
   setup: Setup
   splits: Splits  # D, and how much of it is forgotten
   chosen: list[Chosen]  # Retrain first
@@ -82,7 +71,7 @@ class Plan:
     return counts.min(1).tolist()
 
 
-def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
+def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
   """The stages of an audit; nothing is computed or written."""
   chosen = study.methods.chosen
   if all(own.strategy.role != REFERENCE for own in chosen):
@@ -123,7 +112,9 @@ def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   return found
 
 
-def _require_game(study: config.Study, game: Game, splits: Splits) -> int:
+def _require_game(
+  study: config.Study, game: config.Game, splits: Splits
+) -> int:
   """The number of requests, if so many sets can be drawn."""
   if not study.forgotten.startswith(('random(', 'mislabelled(')):
     allowed = 'random(SHARE) or mislabelled(SHARE) with --attack=ulira'

@@ -1,5 +1,6 @@
 """From what was asked to a page: a study, or the degree of one checkpoint."""
 
+from collections.abc import Callable
 import pathlib
 import time
 
@@ -59,10 +60,18 @@ def run(study: config.Study) -> None:
   found = compute(study, plan, workdir)
   report = results.report(found, time.monotonic() - start)
   images = results.grids(plan, report.degree)
+  told = pages.summary(report, study.verbose)
+  publish(root, lambda: pages.write(report, root, images), told)
+
+
+def publish(
+  root: pathlib.Path, write: Callable[[], pathlib.Path], told: list[Section]
+) -> None:
+  """Writes a page, and says what was found and where the page is."""
   directory.require_claimed(root)
-  parallel.by_first(lambda: str(pages.write(report, root, images)))
-  rendering.terminal(pages.summary(report, study.verbose))
-  say(f'Report: {root / "report.html"}')
+  path = parallel.by_first(lambda: str(write()))
+  rendering.terminal(told)
+  say(f'Report: {path}')
 
 
 def measure_degree(
@@ -106,13 +115,10 @@ def measure_degree(
     'environment': provenance.environment(),
     'degree': found,
   }
-  title = f'Unlearning degree of {label}'
   intro = (
     f'{shown(setup.dataset.name)}, {splits.forget.size:,} images forgotten.'
   )
+  words = 'degree', f'Unlearning degree of {label}', intro
   contents = sections, drawn, {'degree.json': to_json(record)}
-  page = parallel.by_first(
-    lambda: str(rendering.save(root, 'degree', title, intro, *contents))
-  )
-  rendering.terminal([Section(own.title, own.sentences) for own in sections])
-  say(f'Report: {page}')
+  told = [Section(own.title, own.sentences) for own in sections]
+  publish(root, lambda: rendering.save(root, *words, *contents), told)
