@@ -17,7 +17,7 @@ from . import config
 from .runtime import binary
 from .runtime.progress import say
 from .settings import FlagError, setting
-from .study import canaries, engine, halves, planning, study
+from .study import canaries, engine, planning, shadows, study
 from .study import setup as setups
 from .workdir.directory import Workdir
 
@@ -50,7 +50,7 @@ def main(asked: Train) -> None:
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
   plan = planning.plan(whole, root, chosen)
-  more = [halves.stage_of(plan.runs[0].source)] * asked.prepare_for_deletion
+  more = [shadows.halves(plan.runs[0].source)] * asked.prepare_for_deletion
   size, most = whole.recipe.batch_size, plan.setup.dataset.train.size // 2
   if more and size > most:
     raise FlagError('batch_size', size, f'at most {most}, half of D')

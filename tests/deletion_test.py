@@ -28,7 +28,7 @@ from experiments.deletion import bounds as limits
 from experiments.deletion import evidence, ids, writing
 from experiments.deletion import record as records
 from experiments.report import wording
-from experiments.study import canaries, halves, lineage, planning, shadows
+from experiments.study import canaries, lineage, planning, shadows, training
 from experiments.study import setup as setups
 from unlearn_jax import attacks, checkpoints, data, parallel
 from unlearn_jax.base import Examples, InputError, Model, ModelState
@@ -861,12 +861,12 @@ def test_halves_are_told_of_by_who_never_saw_them(tmp_path, monkeypatch):
   setup = setups.set_up(study)
   total, tests = 101, setup.dataset.test.size
   named = types.SimpleNamespace(state=None)
-  monkeypatch.setattr(shadows, 'trained', lambda *_: named)
+  monkeypatch.setattr(training, 'fitted', lambda *_: named)
   look = np.full(total + tests, 1.0)
   monkeypatch.setattr(shadows, 'look', lambda *_: (look * next(numbers), None))
   source = planning.Planner(study, setup, tmp_path).source(0)
-  stage = halves.stage_of(source)
-  anything = types.SimpleNamespace(part=lambda *_: None, goes_on=None)
+  stage = shadows.halves(source)
+  anything = types.SimpleNamespace(part=lambda *_: None, after=id)
   tree = stage.work(stage, anything, anything).tree
   assert stage.key != source.key and tree['phi'].shape == (2, total + tests)
   learned = tree['learned']

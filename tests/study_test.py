@@ -384,7 +384,8 @@ def test_a_strategy_is_told_all_that_it_depends_on(augment, asked, monkeypatch):
   monkeypatch.setattr(training, 'unlearn', look)
   with pytest.raises(EnoughError):
     stage.work(stage, None, Silent())
-  (key, model, source, splits, strategy, budget), named = look.call_args
+  (key, model, source, splits, strategy), named = look.call_args
+  budget = named['budget']
   own = setups.set_up(study)
   assert (key == setups.key_of('unlearn', 7)).all()
   assert (model, source) == (own.model, 'M')
@@ -483,7 +484,7 @@ def test_what_is_independent_is_under_way_at_once():
 def test_none_starts_where_retrain_started(monkeypatch, data_file, tmp_path):
   """What is judged by Retrain has not its first weights and batches."""
   asked = running.study(*running.training(data_file, tmp_path / 'run'))
-  stage = types.SimpleNamespace(study=asked, parents={'source': None})
+  stage = types.SimpleNamespace(parents={'source': None})
   monkeypatch.setattr(training.stages, 'load', lambda _: mock.Mock())
   drawn = {}
   for text, reference in [
@@ -495,8 +496,8 @@ def test_none_starts_where_retrain_started(monkeypatch, data_file, tmp_path):
       pytest.raises(KeyError),
     ):
       (chosen,) = strategies.parse(text)
-      how = 0, chosen, mock.Mock(), mock.Mock(), reference
-      training.unlearn_splits(stage, None, mock.Mock(), *how)
+      how = 0, chosen, reference, (asked, mock.Mock(), mock.Mock())
+      training.unlearn_source(stage, None, mock.Mock(), *how)
     drawn[text, reference] = jax.random.key_data(own.call_args[0][0]).tolist()
   assert drawn['finetune', 0] == drawn['scratch', 0]
   own = np.array(drawn['scratch', 0], np.uint32)

@@ -19,7 +19,7 @@ from unlearn_jax.base import (
 )
 from .. import config
 from ..report.wording import say
-from ..study import canaries, halves
+from ..study import canaries, shadows
 from ..study import setup as setups
 from ..study.setup import Setup
 from ..workdir import finished
@@ -109,7 +109,9 @@ class Basis:
     assert kept is not None
     sets = Sets(kept, test, [*map(self.take, chain.requests)])
     sets = sets._replace(noise=self._noise(chain, {*retain}))
-    if (found := halves.read(self.chain.origin, self.own.manifest)) is None:
+    if (
+      found := shadows.read_halves(self.chain.origin, self.own.manifest)
+    ) is None:
       return sets
     phi, others, sha256 = found
     names, there = self.setup.dataset.ids, filter(None, sets.requests)

@@ -220,9 +220,7 @@ def _stage(kind: type[Stage], made: Plan, chosen: Chosen) -> Stage:
     chosen.text,
     {
       'kind': 'deletion',
-      'strategy': chosen.name,
-      'training': training.trained_by(study, chosen),
-      'code': chosen.source_sha256,
+      **training.made_by(study, chosen),
       'forget': setups.forget_hash(made.basis.setup, made.splits),
       'seed': study.draws.seed,
     },
@@ -239,8 +237,9 @@ def _forget(
 ) -> Output:
   """Makes the model forget; no output on a single image is kept."""
   setup, splits = made.basis.setup, made.splits
-  how = 0, chosen, setup, splits
-  output = training.unlearn_splits(stage, partial, progress, *how)
+  given = made.study, setup, splits
+  how = stage, partial, progress, 0, chosen
+  output = training.unlearn_source(*how, given=given)
   kept = {n: c for n, c in output.files.items() if n != finished.PREDICTIONS}
   kept[CHAIN] = msgspec.json.encode(made.chain)
   recipe = made.basis.own.manifest.recipe

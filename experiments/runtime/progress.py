@@ -1,5 +1,6 @@
 """One line a stage, with the time that is left."""
 
+from collections.abc import Callable
 import shutil
 import sys
 import time
@@ -51,6 +52,10 @@ class Progress:
       if name in epoch.measured
     )
     self.advance(epoch.epoch, numbers)
+
+  def after(self, before: int) -> Callable[[Epoch], None]:
+    """`epoch`, of a part of the stage before which so many were over."""
+    return lambda own: self.epoch(own._replace(epoch=before + own.epoch))
 
   def advance(self, epochs: float, numbers: str = '') -> None:
     """So many epochs of the stage are done, and a part of one among them."""

@@ -5,7 +5,7 @@
 | `setup` | data and model, and what is to be forgotten |
 | `stages` | a stage: what it depends on, and how it is carried out |
 | `training` | the stages that make models: sources, strategies |
-| `halves` | what models say of images that they never saw |
+| `shadows` | the stages that make models to attack, or to attack by |
 | `degrees` | the stages that measure unlearning degrees |
 | `engine` | who carries stages out: this process, or any `Executor` |
 | `planning` | the stages of a study |

@@ -17,8 +17,8 @@ from ..report.audit import Attack, Audit, Row
 from ..report.model import SOURCE, Estimate
 from ..report.wording import say
 from ..settings import FlagError, key
-from ..workdir.finished import Recipe
-from . import planning, provenance, results, shadows, training
+from . import planning, provenance, results, shadows
+from .planning import Planner
 from .setup import Setup, titled
 from .shadows import MEMBER, SHADOW, TARGET, Which
 from .stages import Stage
@@ -94,15 +94,12 @@ def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
   if size > least:
     allowed = f'at most the {least} images that a model retains'
     raise FlagError('batch_size', size, allowed)
-  make = _Maker(study, setup, splits, root)
-  models = {which: make.model(which) for which in every}
-  made = {
-    own.text: {w: make.requests(w, s, own) for w, s in models.items()}
-    for own in chosen
-  }
+  planner = Planner(study, setup, root)
+  models = {which: _trained(planner, splits, which) for which in every}
+  how = planner, splits, models
+  made = {own.text: _made(*how, own) for own in chosen}
   if game.attack == 'ensemble':
-    again = [make.requests(w, s, chosen[0], 1) for w, s in models.items()]
-    made[_AGAIN] = dict(zip(models, again))
+    made[_AGAIN] = _made(*how, chosen[0], 1)
   found = Plan(study, game, setup, splits, chosen, models, made)
   if game.attack == 'ulira' and min(fewest := found.covered()) < 2:
     allowed = 'more, or more --requests: the least covered image would be'
@@ -142,65 +139,46 @@ def describe(plan: Plan) -> str:
   return text
 
 
-class _Maker(NamedTuple):
-  """Makes stages, as `planning.Planner` does."""
+def _trained(planner: Planner, splits: Splits, which: Which) -> Stage:
+  """Trains one model."""
+  own = shadows.drawn(planner.study, splits, which)
+  return planner.trained(
+    f'{which.kind}{which.number}',
+    f'{which.kind} {which.number}',
+    functools.partial(shadows.train_model, which=which),
+    kind=which.kind,
+    number=which.number,
+    rows=key(own.rows.tolist()),
+    labels=key(splits.train.own_labels.tolist()),
+    seed=planner.study.draws.of('source', 0),
+  )
 
-  study: config.Study
-  setup: Setup
-  splits: Splits
-  root: pathlib.Path
 
-  def model(self, which: Which) -> Stage:
-    """Trains one."""
-    study, facts = self.study, self.setup.facts
-    own, code = shadows.drawn(study, self.splits, which), facts.model_sha256
-    return Stage(
-      self.root,
+def _made(
+  planner: Planner,
+  splits: Splits,
+  models: Mapping[Which, Stage],
+  own: Chosen,
+  copy: int = 0,
+) -> dict[Which, Stage]:
+  """Has each model forget its requests, each by itself."""
+  found, study = {}, planner.study
+  for which, model in models.items():
+    asked = shadows.drawn(study, splits, which).requests
+    work = shadows.unlearn_requests
+    found[which] = planner.made(
       f'{which.kind}{which.number}',
-      f'{which.kind} {which.number}',
-      {
-        'kind': which.kind,
-        'number': which.number,
-        'facts': facts.key,
-        'recipe': dataclasses.astuple(Recipe.of(study.recipe)),
-        'rows': key(own.rows.tolist()),
-        'labels': key(self.splits.train.own_labels.tolist()),
-        'seed': study.draws.of('source', 0),
-        **({'code': code} if code else {}),
-      },
-      functools.partial(shadows.train_model, which=which),
-      epochs=study.recipe.epochs,
-      required=True,
-      study=study,
-    )
-
-  def requests(
-    self, which: Which, model: Stage, own: Chosen, copy: int = 0
-  ) -> Stage:
-    """Has it forget its requests, each by itself."""
-    study = self.study
-    asked = shadows.drawn(study, self.splits, which).requests
-    return Stage(
-      self.root,
-      f'{which.kind}{which.number}-{own.name.replace(":", ".")}',
       f'{which.kind} {which.number} · {own.text}' + ', again' * copy,
-      {
-        'kind': 'requests',
-        'strategy': own.name,
-        'training': training.trained_by(study, own),
-        'code': own.source_sha256,
-        'requests': key([rows.tolist() for rows in asked]),
-        'seed': study.draws.of('unlearn', 0),
-        'copy': copy,
-      },
-      functools.partial(
-        shadows.unlearn_requests, which=which, chosen=own, copy=copy
-      ),
+      own,
+      functools.partial(work, which=which, copy=copy),
       {'source': model},
-      epochs=training.epochs_of(study, own) * which.requests,
-      required=own.strategy.role == REFERENCE,
-      study=study,
+      which.requests,
+      kind='requests',
+      requests=key([rows.tolist() for rows in asked]),
+      seed=study.draws.of('unlearn', 0),
+      copy=copy,
     )
+  return found
 
 
 def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:

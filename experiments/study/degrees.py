@@ -10,7 +10,6 @@ import numpy as np
 from unlearn_jax import checkpoints, degree, spd_gan
 from unlearn_jax.base import InputError
 from unlearn_jax.degree import Run
-from unlearn_jax.snapshots import Epoch
 from unlearn_jax.spd_gan import GeneratorSettings
 from ..report import figures
 from ..runtime.progress import Progress
@@ -46,10 +45,6 @@ def measure_degree(
   key = setups.key_of('degree', study.draws.of('unlearn', run))
   epochs = settings.epochs
 
-  def on_epoch(generator: int, epoch: Epoch) -> None:
-    total = generator * epochs + epoch.epoch
-    progress.epoch(epoch._replace(epoch=total))
-
   try:
     degree.require_measurable(setup.model, source.state, splits, settings)
     plan = degree.plan_pairs(key, splits, study.generators.degree_limit)
@@ -62,8 +57,8 @@ def measure_degree(
       sets,
       settings,
       seeds=study.generators.degree_seeds,
-      on_epoch=on_epoch,
-      keeper=lambda number: partial.part(number, epochs, progress.goes_on),
+      on_epoch=lambda number, own: progress.after(number * epochs)(own),
+      keeper=lambda number: partial.part(number, epochs),
     )
   except InputError as error:
     raise StageFailedError(f'{stage.title}: {error}') from error

@@ -1,6 +1,6 @@
 """The stages of a study, checked before anything is computed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -22,7 +22,7 @@ from . import setup as setups
 from . import stages, training
 from .degrees import measure_degree
 from .setup import Setup
-from .stages import Stage
+from .stages import Output, Stage, Work
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,32 +139,56 @@ class Planner:
   root: pathlib.Path
 
   @property
-  def _apart(self) -> dict[str, float]:
+  def _apart(self) -> dict[str, Any]:
     """What is held out, and thus not judged by, where anything is."""
     share = self.study.heldout
     return {'heldout': share} if share else {}
 
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
-    study, recipe = self.study, self.study.recipe
-    facts = self.setup.facts
-    seed, code = study.draws.seed + run, facts.model_sha256
-    return Stage(
-      self.root,
+    seed = self.study.draws.seed + run
+    return self.trained(
       f'seed{seed}-source',
       f'seed {seed} · source',
-      {
-        'kind': 'source',
-        'facts': facts.key,
-        'recipe': dataclasses.astuple(Recipe.of(recipe)),
-        'seed': study.draws.of('source', run),
-        **({'labels': labels} if labels else {}),
-        **({'code': code} if code else {}),
-      },
       functools.partial(training.train_source, run=run),
-      epochs=recipe.epochs,
-      required=True,
-      study=study,
+      kind='source',
+      seed=self.study.draws.of('source', run),
+      **({'labels': labels} if labels else {}),
+    )
+
+  def trained(self, name: str, title: str, work: Work, **depends: Any) -> Stage:
+    """A model that is trained by the recipe."""
+    study, facts = self.study, self.setup.facts
+    depends |= {
+      'facts': facts.key,
+      'recipe': dataclasses.astuple(Recipe.of(study.recipe)),
+    }
+    if facts.model_sha256:
+      depends['code'] = facts.model_sha256
+    how = {'epochs': study.recipe.epochs, 'required': True, 'study': study}
+    return Stage(self.root, name, title, depends, work, **how)
+
+  def made(
+    self,
+    whose: str,
+    title: str,
+    own: Chosen,
+    work: Callable[..., Output],
+    parents: dict[str, Stage],
+    times: int = 1,
+    **depends: Any,
+  ) -> Stage:
+    """What a strategy makes of a model; `work` is told which strategy."""
+    return Stage(
+      self.root,
+      f'{whose}-{own.name.replace(":", ".")}',
+      title,
+      depends | training.made_by(self.study, own),
+      functools.partial(work, chosen=own),
+      parents,
+      epochs=training.epochs_of(self.study, own) * times,
+      required=own.strategy.role == REFERENCE,
+      study=self.study,
     )
 
   def run(self, run: int, splits: Splits, chosen: Iterable[Chosen]) -> Run:
@@ -220,27 +244,19 @@ class Planner:
     """What a strategy makes; `reference`: of another seed, from 1."""
     study, seed = self.study, self.study.draws.seed + run
     which = f', reference {reference}' if reference else ''
-    return Stage(
-      self.root,
-      f'seed{seed}-{own.name.replace(":", ".")}',
+    work, depends = training.unlearn_source, self._apart
+    if reference:
+      depends['reference'] = reference
+    return self.made(
+      f'seed{seed}',
       f'seed {seed} · {own.text}{which}',
-      {
-        'kind': 'strategy',
-        'strategy': own.name,
-        'training': training.trained_by(study, own),
-        'code': own.source_sha256,
-        'forget': forget,
-        'seed': study.draws.of('unlearn', run),
-        **({'reference': reference} if reference else {}),
-        **self._apart,
-      },
-      functools.partial(
-        training.unlearn_source, run=run, chosen=own, reference=reference
-      ),
+      own,
+      functools.partial(work, run=run, reference=reference),
       parents,
-      epochs=training.epochs_of(study, own),
-      required=own.strategy.role == REFERENCE,
-      study=study,
+      kind='strategy',
+      forget=forget,
+      seed=study.draws.of('unlearn', run),
+      **depends,
     )
 
   def degrees(

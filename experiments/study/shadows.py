@@ -5,23 +5,21 @@ All have one shape, so that each program is compiled once; what is kept of them
 is φ of every example (`attacks.true_class_margin`).
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
+import hashlib
 import itertools
-import threading
+import pathlib
 
 import jax
 import numpy as np
 
 from unlearn_jax import attacks, checkpoints
-from unlearn_jax import training as loops
 from unlearn_jax.attacks import Drawn
-from unlearn_jax.base import Examples, Key, Model, ModelState, Splits
-from unlearn_jax.data import images
+from unlearn_jax.base import Key, Model, ModelState, Splits
 from unlearn_jax.prediction import predict
-from unlearn_jax.snapshots import Epoch
 from unlearn_jax.strategies import REFERENCE, Chosen
+from unlearn_jax.training import DivergedError
 from unlearn_jax.unlearning import unlearn
 from .. import config
 from ..runtime.progress import Progress
@@ -29,11 +27,10 @@ from ..workdir import finished
 from ..workdir.finished import Manifest, Recipe, Record
 from ..workdir.partials import Partial
 from . import setup as setups
-from . import stages
+from . import stages, training
 from .stages import Output, Stage
 
-_DRAWING = threading.Lock()  # A worker of Dask has several threads.
-
+_UNSEEN, _COUNT = 'unseen', 4  # Models that learn halves, beside a source.
 # Models of an ensemble learn all of D; shadows and targets random halves.
 SHADOW, TARGET, MEMBER = 'shadow', 'target', 'member'
 
@@ -55,22 +52,20 @@ def drawn(study: config.Study, splits: Splits, which: Which) -> Drawn:
     return Drawn(np.arange(splits.train.size), (forget,))
   total, seed = splits.train.size, study.draws.of('split', 0)
   size = splits.forget.size // 2
-  return _drawn(seed, total, size, which.kind, which.requests, which.number)[-1]
+  # A draw depends on those before: of these 1, 2, 4, 8, … are kept.
+  count = 1 << which.number.bit_length()
+  own = _drawn(seed, which.kind, count, total, size, which.requests)
+  return own[which.number]
 
 
-@functools.lru_cache(maxsize=4)
-def _iterator(seed: int, total: int, size: int, kind: str, requests: int):
-  """Draws of one kind of models, and those that have been made."""
+@functools.lru_cache(maxsize=32)
+def _drawn(
+  seed: int, kind: str, count: int, total: int, size: int, requests: int
+) -> list[Drawn]:
+  """Those of the first models of a kind."""
   key = jax.random.fold_in(setups.key_of('audit', seed), kind == TARGET)
-  return attacks.shadow_draws(key, total, size, requests), []
-
-
-def _drawn(seed, total, size, kind, requests, number) -> list[Drawn]:
-  """Those of the models up to this number."""
-  with _DRAWING:
-    more, made = _iterator(seed, total, size, kind, requests)
-    made += itertools.islice(more, max(0, number + 1 - len(made)))
-    return made[: number + 1]
+  every = attacks.shadow_draws(key, total, size, requests)
+  return [*itertools.islice(every, count)]
 
 
 def parts_of(splits: Splits, own: Drawn, number: int) -> Splits:
@@ -87,15 +82,15 @@ def train_model(
   study, setup, splits = stages.problem(stage, 0)
   learned = splits.train.take(drawn(study, splits, which).rows)
   key = _key(study.draws.of('source', 0), which, 0)
-  fit = trained(key, setup.model, learned, study, progress.epoch, partial)
+  how = study, progress.epoch, partial
+  fit = training.fitted(key, setup.model, learned, *how)
   phi, right = look(setup.model, fit.state, splits)
   total = splits.train.size
   note = f'test {100 * right[total:].mean():.1f} %'
-  recipe = study.recipe
   manifest = Manifest(
     **dataclasses.asdict(setup.facts),
     strategy=which.kind,  # No source that `evaluate` would take for another.
-    recipe=Recipe.of(recipe),
+    recipe=Recipe.of(study.recipe),
     given_labels=setups.given_labels(splits),
     seed=study.draws.of('source', 0),
   )
@@ -118,21 +113,18 @@ def unlearn_requests(
   `copy`: what is drawn anew, for a second Retrain of the same.
   """
   study, setup, splits = stages.problem(stage, 0)
-  own, recipe = drawn(study, splits, which), study.recipe
+  own = drawn(study, splits, which)
   model = finished.load(stage.parents['source'].path).state
   found = []
   epochs = stage.epochs // which.requests
   for number in range(which.requests):
     parts = parts_of(splits, own, number)
-    keeper = partial.part(number, epochs, progress.goes_on)
+    tell, keeper = progress.after(number * epochs), partial.part(number, epochs)
     again = copy + (chosen.strategy.role == REFERENCE)  # None starts as it.
     key = _key(study.draws.of('unlearn', 0), which, 1 + number + 1000 * again)
-
-    def tell(row: Epoch, before: int = number * epochs) -> None:
-      progress.epoch(row._replace(epoch=before + row.epoch))
-
     if chosen.name == 'retrain':  # As `unlearn`, without its curve.
-      made = trained(key, setup.model, parts.retain, study, tell, keeper).state
+      how = parts.retain, study, tell, keeper
+      made = training.fitted(key, setup.model, *how).state
     else:
       made = unlearn(
         key,
@@ -140,9 +132,7 @@ def unlearn_requests(
         model,
         parts,
         chosen.strategy,
-        study.methods.budget(recipe.batch_size),
-        recipe=recipe,
-        augment=images.augment if recipe.augment else None,
+        **training.budgeted(study),
         on_epoch=tell,
         keeper=keeper,
       ).state
@@ -168,30 +158,6 @@ def _key(seed: int, which: Which, purpose: int) -> Key:
   return jax.random.fold_in(jax.random.fold_in(key, which.number), purpose)
 
 
-def trained(
-  key: Key,
-  model: Model,
-  examples: Examples,
-  study: config.Study,
-  on_epoch: Callable[[Epoch], None],
-  keeper: Partial,
-) -> loops.Fit:
-  """Trains a model by the recipe of a study."""
-  recipe = study.recipe
-  steps = recipe.epochs * (examples.size // recipe.batch_size)
-  return loops.train(
-    key,
-    model,
-    examples,
-    epochs=recipe.epochs,
-    batch_size=recipe.batch_size,
-    optimizer=recipe.optimizer(recipe.learning_rate, steps),
-    augment=images.augment if recipe.augment else None,
-    on_epoch=on_epoch,
-    keeper=keeper,
-  )
-
-
 def look(
   model: Model, state: ModelState, splits: Splits
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -199,8 +165,73 @@ def look(
   parts = splits.train, splits.test
   logits = [predict(model, state, part, logits=True) for part in parts]
   if not all(np.isfinite(part).all() for part in logits):
-    raise loops.DivergedError(0)
+    raise DivergedError(0)
   pairs = [(z, part.own_labels) for z, part in zip(logits, parts)]
   phi = [attacks.true_class_margin(*pair) for pair in pairs]
   right = [z.argmax(1) == labels for z, labels in pairs]
   return np.concatenate(phi).astype(np.float32), np.concatenate(right)
+
+
+# ------------------------------------------------- Halves beside a source.
+
+
+def halves(source: Stage) -> Stage:
+  """The stage beside a source's that keeps what models say of the unseen.
+
+  Nobody knows beforehand which images a request will name. So models learn
+  halves of D that are drawn by lot, two of them one D: of each pair one never
+  saw a given image, and what it says of it is kept. The models, who know
+  others, go.
+  """
+  return dataclasses.replace(
+    source,
+    name=source.name.replace('source', _UNSEEN),
+    title=f'{_COUNT} models of halves',
+    depends={**source.depends, 'kind': _UNSEEN, 'count': _COUNT},
+    work=_train_halves,
+    epochs=_COUNT * source.epochs,
+  )
+
+
+def _train_halves(stage: Stage, partial: Partial, progress: Progress) -> Output:
+  study, setup, splits = stages.problem(stage, 0)
+  seed, total = study.draws.of('source', 0), splits.train.size
+  epochs, said, knows = stage.epochs // _COUNT, [], []
+  for number in range(_COUNT):
+    pair, own = divmod(number, 2)
+    key = jax.random.fold_in(setups.key_of('halves', seed), pair)
+    lot, *keys = jax.random.split(key, 3)
+    order = np.asarray(jax.random.permutation(lot, total))
+    rows = np.sort(order[own::2][: total // 2])
+    how = study, progress.after(number * epochs), partial.part(number, epochs)
+    learned = splits.train.take(rows)
+    fit = training.fitted(keys[own], setup.model, learned, *how)
+    said.append(look(setup.model, fit.state, splits)[0])
+    # Test images are shared, too: as many models tell of one as of one of D.
+    shared = np.arange(splits.test.size) % 2 == own
+    knows.append(np.concatenate([np.isin(np.arange(total), rows), shared]))
+  phi = np.where(knows[::2], said[1::2], said[::2]).astype(np.float32)
+  facts, recipe = dataclasses.asdict(setup.facts), Recipe.of(study.recipe)
+  manifest = Manifest(**facts, strategy=_UNSEEN, recipe=recipe)
+  tree = {'phi': phi, 'learned': np.stack(knows)[:, :total]}
+  output = Output(tree, manifest, {}, 'done')
+  ids = setups.ids_of(setup, splits.train)
+  return training.with_ids(output, finished.TRAINED, ids)
+
+
+def read_halves(
+  source: str, said: Manifest
+) -> tuple[dict[str, np.ndarray], np.ndarray, str] | None:
+  """φ `[R]` of each id, `[R, T]` of the test images, and a SHA-256.
+
+  It is that of their manifest, which has those of arrays and ids. They lie
+  beside the source, which may be gone; `said`: of a model like it.
+  """
+  for folder in sorted(pathlib.Path(source).parent.glob(f'seed*-{_UNSEEN}-*')):
+    own, names = finished.manifest(folder), (*setups.COMMON, 'recipe')
+    if all(getattr(own, name) == getattr(said, name) for name in names):
+      phi = checkpoints.restore_tree(folder)[0]['phi'].astype(float)
+      sha256 = hashlib.sha256((folder / 'manifest.json').read_bytes())
+      ids = (folder / finished.TRAINED).read_bytes().decode().split('\n')[:-1]
+      return dict(zip(ids, phi.T)), phi[:, len(ids) :], sha256.hexdigest()
+  return None

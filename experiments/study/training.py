@@ -1,5 +1,6 @@
 """The stages that make models: sources, and what strategies make of them."""
 
+from collections.abc import Callable
 import dataclasses
 from typing import Any
 
@@ -8,7 +9,7 @@ import msgspec
 import numpy as np
 
 from unlearn_jax import training
-from unlearn_jax.base import Splits
+from unlearn_jax.base import Examples, Key, Model, Splits
 from unlearn_jax.data import images
 from unlearn_jax.evaluation import Predictions, predict_splits
 from unlearn_jax.strategies import REFERENCE, Chosen
@@ -24,24 +25,48 @@ from .setup import Setup
 from .stages import Output, Stage
 
 
+def fitted(
+  key: Key,
+  model: Model,
+  examples: Examples,
+  study: config.Study,
+  on_epoch: Callable[[training.Epoch], None],
+  keeper: Partial,
+) -> training.Fit:
+  """Trains a model by the recipe of a study."""
+  recipe = study.recipe
+  steps = recipe.epochs * (examples.size // recipe.batch_size)
+  return training.train(
+    key,
+    model,
+    examples,
+    epochs=recipe.epochs,
+    batch_size=recipe.batch_size,
+    optimizer=recipe.optimizer(recipe.learning_rate, steps),
+    augment=images.augment if recipe.augment else None,
+    on_epoch=on_epoch,
+    keeper=keeper,
+  )
+
+
+def budgeted(study: config.Study) -> dict[str, Any]:
+  """What every strategy of a study is given, for `unlearn`."""
+  recipe = study.recipe
+  return {
+    'budget': study.methods.budget(recipe.batch_size),
+    'recipe': recipe,
+    'augment': images.augment if recipe.augment else None,
+  }
+
+
 def train_source(
   stage: Stage, partial: Partial, progress: Progress, run: int
 ) -> Output:
   """Trains M on D; see `stages.Work`."""
   study, setup, splits = stages.problem(stage, run)
-  recipe, seed = study.recipe, study.draws.of('source', run)
-  steps = recipe.epochs * (splits.train.size // recipe.batch_size)
-  fit = training.train(
-    setups.key_of('source', seed),
-    setup.model,
-    splits.train,
-    epochs=recipe.epochs,
-    batch_size=recipe.batch_size,
-    optimizer=recipe.optimizer(recipe.learning_rate, steps),
-    augment=images.augment if recipe.augment else None,
-    on_epoch=progress.epoch,
-    keeper=partial,
-  )
+  seed = study.draws.of('source', run)
+  key, how = setups.key_of('source', seed), (study, progress.epoch, partial)
+  fit = fitted(key, setup.model, splits.train, *how)
   # A source serves every forget set, so all of D is kept in `retain`, in the
   # order of the data set; and whatever methods see, all test images.
   every = splits._replace(retain=splits.train, test=setup.dataset.test)
@@ -52,7 +77,7 @@ def train_source(
     every,
     f'{fit.history[-1].seconds:.1f} s',
     strategy='source',
-    recipe=Recipe.of(recipe),
+    recipe=Recipe.of(study.recipe),
     # With wrong labels it serves this one only.
     forget_sha256=None if splits.truth is None else forget,
     seed=seed,
@@ -74,27 +99,14 @@ def unlearn_source(
   run: int,
   chosen: Chosen,
   reference: int = 0,
+  given: tuple[config.Study, Setup, Splits] | None = None,
 ) -> Output:
-  """Makes M forget by one strategy; see `stages.Work`."""
-  _, setup, splits = stages.problem(stage, run)
-  how = run, chosen, setup, splits, reference
-  return unlearn_splits(stage, partial, progress, *how)
+  """Makes M forget by one strategy; see `stages.Work`.
 
-
-def unlearn_splits(
-  stage: Stage,
-  partial: Partial,
-  progress: Progress,
-  run: int,
-  chosen: Chosen,
-  setup: Setup,
-  splits: Splits,
-  reference: int = 0,
-) -> Output:
-  """The same of data that are loaded and split."""
-  study = stage.study
-  assert study is not None
-  recipe, seed = study.recipe, study.draws.of('unlearn', run)
+  `given`: a problem that is loaded and split, where it is not that of a run.
+  """
+  study, setup, splits = given or stages.problem(stage, run)
+  seed = study.draws.of('unlearn', run)
   source, retrained = stages.load(stage.parents['source']), None
   if 'retrained' in stage.parents:
     retrained = stages.load(stage.parents['retrained']).state
@@ -109,10 +121,8 @@ def unlearn_splits(
     source.state,
     splits,
     chosen.strategy,
-    study.methods.budget(recipe.batch_size),
-    recipe=recipe,
+    **budgeted(study),
     retrained=retrained,
-    augment=images.augment if recipe.augment else None,
     on_epoch=progress.epoch,
     keeper=partial,
   )
@@ -129,7 +139,7 @@ def unlearn_splits(
     splits,
     ', '.join(parts),
     strategy=finished.REFERENCE if reference else chosen.text,
-    recipe=Recipe.of(recipe) if follows_recipe else None,
+    recipe=Recipe.of(study.recipe) if follows_recipe else None,
     parameters=dict(stage.depends['training']),
     parent_sha256=source.manifest.state_sha256,
     forget_sha256=setups.forget_hash(setup, splits),
@@ -154,7 +164,16 @@ def epochs_of(study: config.Study, chosen: Chosen) -> int:
   return default if own is None else own
 
 
-def trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
+def made_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
+  """A strategy, in what the stage of its result depends on."""
+  return {
+    'strategy': chosen.name,
+    'training': _trained_by(study, chosen),
+    'code': chosen.source_sha256,
+  }
+
+
+def _trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
   """All that a strategy's result depends on beside data, model and source."""
   recipe = study.recipe
   own: dict[str, Any] = {

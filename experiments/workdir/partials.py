@@ -29,7 +29,7 @@ class Partial:
     self,
     finished: pathlib.Path,
     save_seconds: float,
-    tell: Callable[[int], None] = lambda epoch: None,
+    tell: Callable[..., None] = lambda *epochs: None,
     advance: Callable[[float], None] = lambda epochs: None,
     last: int | None = None,
   ):
@@ -43,9 +43,7 @@ class Partial:
     self._held: snapshots.Packed | None = None
     self._saved: snapshots.Course | None = None
 
-  def part(
-    self, number: int, epochs: int, tell: Callable[[int, int], None]
-  ) -> 'Partial':
+  def part(self, number: int, epochs: int) -> 'Partial':
     """Keeps one of several generators, in a folder of its own.
 
     One that is trained is saved before the next begins, so that what is gone on
@@ -54,7 +52,7 @@ class Partial:
 
     def goes_on(epoch: int) -> None:
       self.wall_seconds += part.wall_seconds
-      tell(number * epochs + epoch, epoch)
+      self._tell(number * epochs + epoch, epoch)
 
     part = Partial(self._finished, self._save_seconds, goes_on, last=epochs)
     part.folder = self.folder / f'generator{number}'
