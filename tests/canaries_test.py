@@ -37,13 +37,21 @@ def linear():
   return Model(apply, lambda key: ModelState({'w': jnp.zeros((576, 3))}))
 
 
+def coins(clean, count):
+  """Ids that may get noise, and the rows of those that do."""
+  names = canaries.chosen(clean, count)
+  return names, [
+    int(n) for n, own in zip(names, canaries.planted(names)) if own
+  ]
+
+
 def test_noise_is_planted_where_coins_say_so():
   clean = dataset()
-  names, own = canaries.chosen(clean, 60), canaries.draw(120, 60)
+  names, own = coins(clean, 60)
   planted = canaries.plant(clean, names)
   moved = np.any(planted.train.images != clean.train.images, axis=(1, 2, 3))
-  assert np.flatnonzero(moved).tolist() == own.rows[own.planted].tolist()
-  assert 15 < own.planted.sum() < 45 and len({*own.rows}) == 60
+  assert np.flatnonzero(moved).tolist() == own
+  assert 15 < len(own) < 45 and len({*names}) == 60
   assert planted.fingerprint != clean.fingerprint
   assert np.array_equal(planted.train.labels, clean.train.labels)
   again = canaries.plant(clean, names).fingerprint
@@ -52,9 +60,9 @@ def test_noise_is_planted_where_coins_say_so():
 
 def test_a_model_that_learned_the_noise_shows_it_and_retrain_does_not():
   clean, model = dataset(), linear()
-  names, own = canaries.chosen(clean, 60), canaries.draw(120, 60)
+  names, own = coins(clean, 60)
   planted = canaries.plant(clean, names)
-  rest = np.setdiff1d(np.arange(120), own.rows[own.planted])
+  rest = np.setdiff1d(np.arange(120), own)
   read = {}
   with parallel.use(jax.devices()[:1]):
     for name, rows in (('source', np.arange(120)), ('retrain', rest)):
@@ -160,8 +168,8 @@ def test_train_plants_and_evaluate_reads(tmp_path):
   (file,) = (tmp_path / 'run').rglob(canaries.FILE)
   assert str(file) in out
   assert checkpoints.read_manifest(file.parent)['canaries'] == 40
-  ids, own = file.read_text().split(), canaries.draw(240, 40)
-  assert ids == [str(row) for row in own.rows[own.planted]]
+  ids, (_, own) = file.read_text().split(), coins(dataset(240), 40)
+  assert ids == [*map(str, own)]
   more = f'--checkpoint={file.parent}', f'--forget_ids={file}'
   found = json.loads(running.done('evaluate', *more))['canaries']
   assert found['planted']['used'] == len(ids)

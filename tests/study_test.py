@@ -356,16 +356,16 @@ def test_what_a_source_never_learned_cannot_be_forgotten(asked, tmp_path):
   study = asked()
   setup = setups.set_up(study)
   splits = setups.draw(setup, study, 0)
-  setups.require_trained(setup, splits, tmp_path)  # One that does not say.
+  setups.require_known(setup, splits, tmp_path)  # One that does not say.
   ids = setups.ids_of(setup, splits.train)
   (tmp_path / 'trained.txt').write_text('\n'.join(ids))
-  setups.require_trained(setup, splits, tmp_path)
+  setups.require_known(setup, splits, tmp_path)
   first, *others = setups.ids_of(setup, splits.forget)
   left = [name for name in ids if name not in (first, others[0])]
   (tmp_path / 'trained.txt').write_text('\n'.join(left))
   said = f'was not trained on {first} and 1 others that are to be forgotten'
   with pytest.raises(InputError, match=said):
-    setups.require_trained(setup, splits, tmp_path)
+    setups.require_known(setup, splits, tmp_path)
 
 
 class EnoughError(Exception):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,30 +26,23 @@ _BATCH = 512
 _DECOYS = 19  # Other draws of noise, among which a model has to find its own.
 
 
-class Drawn(NamedTuple):
-  """Images that may get noise, and what coins said before the training."""
-
-  rows: np.ndarray  # `[M]`, in D
-  planted: np.ndarray  # `[M]`, booleans
-
-
-def draw(total: int, count: int) -> Drawn:
-  """Images and coins: the same for the same numbers."""
-  lots = jax.random.split(jax.random.key(_SEED), 3)
-  rows = np.sort(np.asarray(jax.random.permutation(lots[0], total)[:count]))
-  return Drawn(rows, np.asarray(jax.random.bernoulli(lots[1], shape=(count,))))
+def _lots() -> jax.Array:
+  """Keys of what is chosen, of coins, and of noise: the same ever since."""
+  return jax.random.split(jax.random.key(_SEED), 3)
 
 
 def chosen(dataset: Dataset, count: int) -> list[str]:
   """Ids of the images that may get noise, of a data set that is whole."""
-  if count > dataset.train.size:
-    raise FlagError('canaries', count, f'at most the {dataset.train.size} of D')
-  return dataset.ids[draw(dataset.train.size, count).rows].astype(str).tolist()
+  total = dataset.train.size
+  if count > total:
+    raise FlagError('canaries', count, f'at most the {total} of D')
+  rows = np.asarray(jax.random.permutation(_lots()[0], total)[:count])
+  return dataset.ids[np.sort(rows)].astype(str).tolist()
 
 
 def planted(names: Sequence[str]) -> np.ndarray:
   """What coins say of `chosen` images, `[M]`: it depends on their number."""
-  return draw(len(names), len(names)).planted
+  return np.asarray(jax.random.bernoulli(_lots()[1], shape=(len(names),)))
 
 
 def in_turn(names: Sequence[str]) -> list[str]:
@@ -66,12 +59,9 @@ def there(dataset: Dataset, names: Sequence[str]) -> np.ndarray:
 
 def _noisy(dataset: Dataset, rows: np.ndarray, number: int = 0) -> np.ndarray:
   """These with noise, `[M, ...]`, by their place; `number`: 0, or a decoy's."""
-  key = jax.random.split(jax.random.key(_SEED), 3)[2]
-  if number:
-    key = jax.random.fold_in(key, number)
-  return attacks.plant(
-    key, np.asarray(dataset.train.images)[rows], _SCALE
-  ).images
+  key = jax.random.fold_in(_lots()[2], number) if number else _lots()[2]
+  images = np.asarray(dataset.train.images)[rows]
+  return attacks.plant(key, images, _SCALE).images
 
 
 def plant(dataset: Dataset, names: Sequence[str]) -> Dataset:

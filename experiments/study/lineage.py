@@ -52,14 +52,19 @@ def read(
   own = setups.load_model(setup, path)
   file, splits = _forgotten(setup, path, said, ids)
   source = _source(setup, path, said, asked)
-  setups.require_trained(setup, splits, source.path)
-  setups.require_retained(setup, splits, source.path)
-  alike = {
+  setups.require_known(setup, splits, source.path)
+  alike: dict[str, Any] = {
     'parent_sha256': source.manifest.state_sha256,
     'heldout': said.heldout,
     'forget_sha256': setups.forget_hash(setup, splits),
   }
-  retrained = _retrained(setup, path, said, asked, alike)
+  # M_RE: of this forget set where a flag names it, else alike in all.
+  wanted = {**alike, 'strategy': 'retrain'}
+  if asked.retrained_dir is not None:
+    del wanted['parent_sha256'], wanted['heldout']
+  elif said.strategy == 'retrain':  # It is its own.
+    wanted['state_sha256'] = said.state_sha256
+  retrained = _relative(setup, path, asked, 'retrained_dir', **wanted)
   if retrained is not None:
     both = retrained.manifest, source.manifest.recipe
     planning.require_recipe(*both, str(retrained.path))
@@ -113,24 +118,6 @@ def _source(
       'source_dir', '', 'a checkpoint of the source; none is beside this one'
     )
   return source
-
-
-def _retrained(
-  setup: Setup,
-  path: pathlib.Path,
-  said: Manifest,
-  asked: config.Study,
-  alike: dict[str, Any],
-) -> Finished | None:
-  """M_RE: of this forget set where a flag names it, else alike in all."""
-  wanted = {'forget_sha256': alike['forget_sha256']}
-  if asked.retrained_dir is None:
-    wanted = dict(alike)
-    if said.strategy == 'retrain':
-      wanted['state_sha256'] = said.state_sha256
-  return _relative(
-    setup, path, asked, 'retrained_dir', strategy='retrain', **wanted
-  )
 
 
 def _known(setup: Setup, splits: Splits, path: pathlib.Path) -> Splits:

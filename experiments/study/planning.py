@@ -199,8 +199,7 @@ class Planner:
     if study.source_dir is not None:
       wrong = {'forget_sha256': forget} if labels else {}
       source = self.given('source_dir', 'source', given_labels=labels, **wrong)
-      setups.require_trained(self.setup, splits, source.path)
-      setups.require_retained(self.setup, splits, source.path)
+      setups.require_known(self.setup, splits, source.path)
     strategies: dict[str, Stage] = {}
     # Retrain first: it may teach the others.
     for own in sorted(chosen, key=lambda c: c.strategy.role != REFERENCE):

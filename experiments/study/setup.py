@@ -276,40 +276,29 @@ def given_labels(splits: Splits) -> list[int]:
   return [] if splits.truth is None else splits.forget.own_labels.tolist()
 
 
-def _never_learned(
-  setup: Setup, examples: Examples, path: pathlib.Path
-) -> np.ndarray:
-  """Ids of examples that a source, where it says what, did not learn."""
+def require_known(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
+  """Refuses a source, where it says what it learned, that lacks some of D.
+
+  What it never learned it cannot forget; and Retrain would learn, and models be
+  judged by, what the source never saw.
+  """
   if not (file := path / finished.TRAINED).exists():
-    return np.array([])
+    return
   known = data.read_ids(file, setup.dataset)
-  rows = np.setdiff1d(np.asarray(examples.indices), known)
-  return setup.dataset.ids[rows]
-
-
-def require_trained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
-  """Refuses a forget set that a source, where it says so, never learned."""
-  never = _never_learned(setup, splits.forget, path)
-  if never.size:
+  never = np.setdiff1d(np.asarray(splits.train.indices), known)
+  lost = np.intersect1d(never, np.asarray(splits.forget.indices))
+  if lost.size:
     raise InputError(
-      f'{path} was not trained on {shown(str(never[0]))} and'
-      f' {never.size - 1} others that are to be forgotten; allowed: what is in'
+      f'{path} was not trained on {shown(str(setup.dataset.ids[lost[0]]))} and'
+      f' {lost.size - 1} others that are to be forgotten; allowed: what is in'
       f' its {finished.TRAINED}'
     )
-
-
-def require_retained(setup: Setup, splits: Splits, path: pathlib.Path) -> None:
-  """Refuses a source, where it says so, that knows less than is retained.
-
-  Retrain would learn, and models be judged by, what the source never saw.
-  """
-  never = _never_learned(setup, splits.train, path)
   if never.size:
     raise InputError(
       f'{path} was not trained on {never.size:,} of {splits.train.size:,}'
-      ' training images, such as'
-      f' {shown(str(never[0]))}; allowed: a --dataset of'
-      f' those in its {finished.TRAINED}, or experiments.forget, which knows'
+      f' training images, such as {shown(str(setup.dataset.ids[never[0]]))};'
+      f' allowed: a --dataset of those in its {finished.TRAINED}, or'
+      ' experiments.forget, which knows'
     )
 
 

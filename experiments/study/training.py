@@ -84,11 +84,10 @@ def train_source(
   )
   ids = setups.ids_of(setup, splits.train)
   output = with_ids(output, finished.TRAINED, ids)
-  if count := setup.facts.canaries:  # They are found in `train`'s order.
-    own = canaries.draw(splits.train.size, count)
-    output = with_ids(
-      output, canaries.FILE, [ids[row] for row in own.rows[own.planted]]
-    )
+  if count := setup.facts.canaries:
+    names = np.array(canaries.chosen(setup.dataset, count))
+    own = names[canaries.planted(names)].tolist()
+    output = with_ids(output, canaries.FILE, own)
   return output
 
 
