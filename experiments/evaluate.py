@@ -65,16 +65,12 @@ def main(asked: Evaluate) -> None:
     family.retrained.state if family.retrained else None,
     [own.state for own in family.references],
   )
-  if family.study.data.canaries:
-    found['canaries'] = _read_out(family, asked.archives)
+  # Canaries are held against the images as they were before.
+  if count := family.study.data.canaries:
+    which = dataclasses.replace(family.study.data, canaries=0)
+    how = family.own.state, setup.load(which, asked.archives), count
+    found['canaries'] = canaries.read_out(family.setup.model, *how)
   print(json.dumps(found, indent=2))
-
-
-def _read_out(family: lineage.Lineage, archives: config.Archives) -> Any:
-  """What the canaries say, held against the images as they were before."""
-  which, own = family.study.data, family.own.state
-  clean = setup.load(dataclasses.replace(which, canaries=0), archives)
-  return canaries.read_out(family.setup.model, own, clean, which.canaries or 0)
 
 
 if __name__ == '__main__':

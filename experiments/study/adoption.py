@@ -143,21 +143,17 @@ def _orbax(folder: pathlib.Path) -> Any:
   places = [path.parent for path in sorted(folder.glob(f'**/{_ITEM}'))]
   if not places:
     raise InputError(f'{folder}: no {_ITEM} in it; allowed: {_KINDS}')
+  found = {}
   # An item of a manager lacks what a checkpoint of its own has.
   logging.disable(logging.WARNING)
   try:
-    return _restored(places)
+    with ocp.StandardCheckpointer() as checkpointer:
+      for place in map(pathlib.Path.absolute, places):
+        tree = checkpointer.metadata(place).item_metadata.tree
+        like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
+        found[place.name] = checkpointer.restore(place, like)
   finally:
     logging.disable(logging.NOTSET)
-
-
-def _restored(places: Iterable[pathlib.Path]) -> Any:
-  found = {}
-  with ocp.StandardCheckpointer() as checkpointer:
-    for place in map(pathlib.Path.absolute, places):
-      tree = checkpointer.metadata(place).item_metadata.tree
-      like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree)
-      found[place.name] = checkpointer.restore(place, like)
   return found if len(found) > 1 else next(iter(found.values()))
 
 
@@ -181,24 +177,16 @@ def _renamed(
   if len({*names.values()}) < len(names):
     twice = next(n for n in names.values() if [*names.values()].count(n) > 1)
     raise FlagError('rename', text, f'each name once, {shown(twice)} is twice')
-  for line in _turned(names, found):
-    say(line)
+  for old, new in names.items():
+    shape, kernel = found[old].shape, new.endswith('kernel')
+    square = shape[1:] and shape == (*shape[2:], shape[1], shape[0])
+    if square and kernel and old.endswith('weight'):
+      say(
+        f'warning: {shown(old)}, now {shown(new)}, has the same shape in'
+        " PyTorch's order of axes: nothing but the accuracy below says whether"
+        ' it was transposed'
+      )
   return {names[old]: array for old, array in found.items()}
-
-
-def _turned(
-  names: Mapping[str, str], found: Mapping[str, np.ndarray]
-) -> list[str]:
-  """Kernels whose shape is the same in PyTorch's order, by old name."""
-  return [
-    f'warning: {shown(old)}, now {shown(new)}, has the same shape in'
-    " PyTorch's order of axes: nothing but the accuracy below says whether it"
-    ' was transposed'
-    for old, new in names.items()
-    if old.endswith('weight') and new.endswith('kernel')
-    if (shape := found[old].shape)[1:]
-    if shape == (*shape[2:], shape[1], shape[0])
-  ]
 
 
 def _turned_round(

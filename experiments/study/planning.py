@@ -103,8 +103,7 @@ def plan(
   if size > retained:
     allowed = f'at most the {retained} retained examples'
     raise FlagError('batch_size', size, allowed)
-  _require_strategies(study, setup, chosen)
-  _require_heldout(study, splits, chosen)
+  _require_strategies(study, setup, splits, chosen)
   runs = [planner.run(run, own, chosen) for run, own in enumerate(splits)]
   seeds = {study.draws.of('split', run) for run in range(study.seeds)}
   found = study.methods.found
@@ -338,35 +337,32 @@ def _require_devices(name: str, size: int) -> None:
 
 
 def _require_strategies(
-  study: config.Study, setup: Setup, chosen: Iterable[Chosen]
+  study: config.Study,
+  setup: Setup,
+  splits: Sequence[Splits],
+  chosen: Iterable[Chosen],
 ) -> None:
-  """Refuses what does not fit the model, or lacks its teacher."""
+  """Refuses what does not fit the model, or lacks its teacher or its images."""
+  alone = all(own.text != 'retrain' for own in chosen)
   for own in chosen:
+    strategy = own.strategy
     try:
-      if own.strategy.check:
-        own.strategy.check(setup.shapes.params, setup.model.order)
+      if strategy.check:
+        strategy.check(setup.shapes.params, setup.model.order)
     except ValueError as error:
       raise InputError(f'--strategies: {own.text}: {error}') from error
-    alone = all(other.text != 'retrain' for other in chosen)
-    if own.strategy.needs_retrained and alone:
+    if strategy.needs_retrained and alone:
       allowed = f'{own.text} beside retrain'
       raise FlagError('strategies', study.methods.strategies, allowed)
-
-
-def _require_heldout(
-  study: config.Study, splits: Iterable[Splits], chosen: Iterable[Chosen]
-) -> None:
-  """Refuses strategies for which too little is held out."""
-  own = next((c.text for c in chosen if c.strategy.needs_heldout), '')
-  if own and not study.heldout:
-    allowed = f'above 0 and at most 0.9, for {own} needs held-out images'
-    raise FlagError('heldout', study.heldout, allowed)
-  for each in splits if own else ():
-    try:
-      heldout_of(each)
-    except InputError as error:
-      allowed = f'what {own} can learn from: {error}'
-      raise FlagError('heldout', study.heldout, allowed) from error
+    if strategy.needs_heldout and not study.heldout:
+      allowed = f'above 0 and at most 0.9, for {own.text} needs held-out images'
+      raise FlagError('heldout', study.heldout, allowed)
+    for each in splits if strategy.needs_heldout else ():
+      try:
+        heldout_of(each)
+      except InputError as error:
+        allowed = f'what {own.text} can learn from: {error}'
+        raise FlagError('heldout', study.heldout, allowed) from error
 
 
 def require_two_batches(size: int, splits: Splits) -> None:

@@ -109,10 +109,20 @@ def carry_out(stage: Stage, progress: Progress) -> str:
         f'{stage.title} diverged in epoch {error.epoch}: a loss, a parameter or'
         ' an output is not finite; allowed: smaller learning rates and ε'
       ) from error
-    wall = partial.wall_seconds + time.monotonic() - start
-    facts = {'wall_seconds': wall, 'stopped': signals.continued() > stops}
-    code = {'code': provenance.code(), 'depends': dict(stage.depends)}
-    _save(stage, output, facts | msgspec.to_builtins(code))
+    facts = {
+      'wall_seconds': partial.wall_seconds + time.monotonic() - start,
+      'stopped': signals.continued() > stops,
+      'code': provenance.code(),
+      'depends': dict(stage.depends),
+    }
+    manifest = msgspec.to_builtins(output.manifest) | msgspec.to_builtins(facts)
+    directory.require_claimed(stage.root)
+    try:
+      how = stage.path, output.tree, manifest
+      checkpoints.save(*how, files=output.files)
+    except InputError:
+      if not stage.path.exists():  # Else another process was faster.
+        raise
   partial.remove()
   return output.note
 
@@ -121,16 +131,6 @@ def carry_out(stage: Stage, progress: Progress) -> str:
 def _forget_programs(group: Any) -> None:
   """Those of another group are not needed soon, and each maps memory."""
   jax.clear_caches()
-
-
-def _save(stage: Stage, output: Output, facts: dict[str, Any]) -> None:
-  manifest = msgspec.to_builtins(output.manifest) | facts
-  directory.require_claimed(stage.root)
-  try:
-    checkpoints.save(stage.path, output.tree, manifest, files=output.files)
-  except InputError:
-    if not stage.path.exists():  # Else another process was faster.
-      raise
 
 
 def load(stage: Stage) -> finished.Finished:
