@@ -23,7 +23,7 @@ from ..study import canaries, shadows
 from ..study import setup as setups
 from ..study.setup import Setup
 from ..workdir import finished
-from ..workdir.finished import Facts, Finished, Manifest
+from ..workdir.finished import Finished, Manifest
 from . import record as records
 from .evidence import ATTACK, Noise, Sets
 from .record import Record
@@ -180,15 +180,7 @@ def read(
     names = chain.canaries or canaries.chosen(clean, said.canaries)
     chain = chain._replace(canaries=names)
     whole = canaries.plant(clean, names)
-  classes, shape = len(whole.class_names), list(whole.image_shape)
-  finished.require(path, num_classes=classes, image_shape=shape)
-  names = [field.name for field in dataclasses.fields(Facts)]
-  facts = Facts(**{n: getattr(said, n) for n in names})
-  try:
-    facts = dataclasses.replace(facts, dataset=name)
-    setup = setups.assemble(whole, facts, code)
-  except InputError as error:
-    raise InputError(f'{path}: {error}') from error
+  setup = setups.of_manifest(path, whole, code, name)
   own = setups.load_model(setup, path)
   if (path / finished.TRAINED).exists():
     trained = _lines(path / finished.TRAINED)

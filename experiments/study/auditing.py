@@ -37,6 +37,7 @@ class Plan:
   setup: Setup
   splits: Splits  # D, and how much of it is forgotten
   chosen: list[Chosen]  # Retrain first
+  drawn: dict[Which, Drawn]  # what each model learns and forgets
   models: dict[Which, Stage]
   # What each is made to forget, by spelling; the second Retrain by `_AGAIN`.
   made: dict[str, dict[Which, Stage]]
@@ -50,10 +51,6 @@ class Plan:
       for stage in (trained, *(own[which] for own in self.made.values()))
     ]
 
-  def drawn(self, which: Which) -> Drawn:
-    """What one of the models learns and forgets."""
-    return shadows.drawn(self.study, self.splits, which)
-
   def covered(self) -> list[int]:
     """Of the least covered example, by the shadows.
 
@@ -61,9 +58,8 @@ class Plan:
     is retained.
     """
     counts = np.zeros((3, self.splits.train.size), np.int64)
-    for which in self.models:
+    for which, own in self.drawn.items():
       if which.kind == SHADOW:
-        own = self.drawn(which)
         counts[0, np.concatenate(own.requests)] += 1
         counts[1] += ~np.isin(np.arange(len(counts[1])), own.rows)
         counts[2, own.rows] += which.requests
@@ -86,21 +82,26 @@ def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
   setup, splits = base.setup, base.runs[0].splits
   kinds, requests = {MEMBER: game.shadows}, 1
   if game.attack == 'ulira':
-    kinds = {SHADOW: game.shadows, TARGET: game.targets}
-    requests = _require_game(study, game, splits)
+    kinds, requests = (
+      {SHADOW: game.shadows, TARGET: game.targets},
+      game.requests,
+    )
+    _require_room(study, game, splits)
   every = [Which(k, n, requests) for k in kinds for n in range(kinds[k])]
-  first = shadows.parts_of(splits, shadows.drawn(study, splits, every[0]), 0)
-  size, least = study.recipe.batch_size, first.retain.size
-  if size > least:
+  drawn = {which: shadows.drawn(study, splits, which) for which in every}
+  size, first = study.recipe.batch_size, drawn[every[0]]
+  if size > (least := len(first.rows) - len(first.requests[0])):
     allowed = f'at most the {least} images that a model retains'
     raise FlagError('batch_size', size, allowed)
-  planner = Planner(study, setup, root)
-  models = {which: _trained(planner, splits, which) for which in every}
-  how = planner, splits, models
-  made = {own.text: _made(*how, own) for own in chosen}
+  planner, labels = (
+    Planner(study, setup, root),
+    key(splits.train.own_labels.tolist()),
+  )
+  models = {w: _trained(planner, w, own, labels) for w, own in drawn.items()}
+  made = {own.text: _made(planner, drawn, models, own) for own in chosen}
   if game.attack == 'ensemble':
-    made[_AGAIN] = _made(*how, chosen[0], 1)
-  found = Plan(study, game, setup, splits, chosen, models, made)
+    made[_AGAIN] = _made(planner, drawn, models, chosen[0], 1)
+  found = Plan(study, game, setup, splits, chosen, drawn, models, made)
   if game.attack == 'ulira' and min(fewest := found.covered()) < 2:
     allowed = 'more, or more --requests: the least covered image would be'
     allowed += f' forgotten by {fewest[0]} models and unseen by {fewest[1]}'
@@ -109,10 +110,10 @@ def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
   return found
 
 
-def _require_game(
+def _require_room(
   study: config.Study, game: config.Game, splits: Splits
-) -> int:
-  """The number of requests, if so many sets can be drawn."""
+) -> None:
+  """Refuses requests of which so many cannot be drawn."""
   if not study.forgotten.startswith(('random(', 'mislabelled(')):
     allowed = 'random(SHARE) or mislabelled(SHARE) with --attack=ulira'
     raise FlagError('forget', study.forgotten, allowed)
@@ -120,12 +121,11 @@ def _require_game(
   if not 0 < game.requests * size < half:
     allowed = f'so many disjoint sets of {size} images as {half} have room for'
     raise FlagError('requests', game.requests, allowed)
-  return game.requests
 
 
 def describe(plan: Plan) -> str:
   """What is going to be done."""
-  own = plan.drawn(next(iter(plan.models)))
+  own = next(iter(plan.drawn.values()))
   text = (
     f'{len(plan.models)} models learn {len(own.rows):,} images each and forget'
     f' {len(own.requests[0]):,} of them {len(own.requests)} times, in'
@@ -139,9 +139,8 @@ def describe(plan: Plan) -> str:
   return text
 
 
-def _trained(planner: Planner, splits: Splits, which: Which) -> Stage:
-  """Trains one model."""
-  own = shadows.drawn(planner.study, splits, which)
+def _trained(planner: Planner, which: Which, own: Drawn, labels: str) -> Stage:
+  """Trains one model; `labels`: a hash of those of D."""
   return planner.trained(
     f'{which.kind}{which.number}',
     f'{which.kind} {which.number}',
@@ -149,23 +148,21 @@ def _trained(planner: Planner, splits: Splits, which: Which) -> Stage:
     kind=which.kind,
     number=which.number,
     rows=key(own.rows.tolist()),
-    labels=key(splits.train.own_labels.tolist()),
+    labels=labels,
     seed=planner.study.draws.of('source', 0),
   )
 
 
 def _made(
   planner: Planner,
-  splits: Splits,
+  drawn: Mapping[Which, Drawn],
   models: Mapping[Which, Stage],
   own: Chosen,
   copy: int = 0,
 ) -> dict[Which, Stage]:
   """Has each model forget its requests, each by itself."""
-  found, study = {}, planner.study
+  found, work = {}, shadows.unlearn_requests
   for which, model in models.items():
-    asked = shadows.drawn(study, splits, which).requests
-    work = shadows.unlearn_requests
     found[which] = planner.made(
       f'{which.kind}{which.number}',
       f'{which.kind} {which.number} · {own.text}' + ', again' * copy,
@@ -174,8 +171,8 @@ def _made(
       {'source': model},
       which.requests,
       kind='requests',
-      requests=key([rows.tolist() for rows in asked]),
-      seed=study.draws.of('unlearn', 0),
+      requests=key([rows.tolist() for rows in drawn[which].requests]),
+      seed=planner.study.draws.of('unlearn', 0),
       copy=copy,
     )
   return found
@@ -194,7 +191,7 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
   source = Chosen(SOURCE, {}, Strategy(say('audit', 'label'), SOURCE), {})
   kept = [source, *(c for c in plan.chosen if c.text not in failed)]
   game, truth = plan.game, plan.splits.truth
-  own = plan.drawn(next(iter(plan.models)))
+  own = next(iter(plan.drawn.values()))
   audit = Audit(
     command=results.command(),
     config=asked,
@@ -231,7 +228,7 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
 
 def _require_judged(plan: Plan, exposed: np.ndarray) -> None:
   """Refuses a slice of which no target forgot any, or none never saw any."""
-  own = [plan.drawn(which) for which in plan.models if which.kind == TARGET]
+  own = [own for which, own in plan.drawn.items() if which.kind == TARGET]
   lost = [np.isin(exposed, np.concatenate(each.requests)).sum() for each in own]
   never = [(~np.isin(exposed, each.rows)).sum() for each in own]
   if not (sum(lost) and sum(never)):
@@ -259,7 +256,7 @@ def _seen(plan: Plan, stages: Mapping[Which, Stage], kind: str) -> _Seen:
   """Of models as trained all that they learned is IN_FORGET: to be found."""
   total, found = plan.splits.train.size, []
   for which in (which for which in stages if which.kind == kind):
-    own, (phi, right) = plan.drawn(which), shadows.read(stages[which])
+    own, (phi, right) = plan.drawn[which], shadows.read(stages[which])
     status = np.full((len(own.requests), total), Status.OUT, np.int8)
     status[:, own.rows] = Status.IN_RETAIN
     for row, forgotten in zip(status, own.requests):

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from unlearn_jax.base import Dataset, InputError, Splits
+from unlearn_jax.base import InputError, Splits
 from .. import config
 from ..settings import FlagError
 from ..workdir import finished
@@ -48,7 +48,8 @@ def read(
   said = finished.manifest(path)
   which = setups.data_of(said)
   dataset = setups.load(which, asked.archives)
-  setup = _setup(path, said, dataset, code)
+  finished.require(path, data_fingerprint=dataset.fingerprint)
+  setup = setups.of_manifest(path, dataset, code)
   own = setups.load_model(setup, path)
   file, splits = _forgotten(setup, path, said, ids)
   source = _source(setup, path, said, asked)
@@ -135,24 +136,6 @@ def _known(setup: Setup, splits: Splits, path: pathlib.Path) -> Splits:
     part.take(np.flatnonzero(np.isin(part.indices, own))) for part, own in parts
   )
   return splits._replace(train=train, retain=retain)
-
-
-def _setup(
-  path: pathlib.Path, said: Manifest, dataset: Dataset, code: str | None
-) -> Setup:
-  """Data and model; refuses a manifest of other data or of no such model."""
-  finished.require(
-    path,
-    data_fingerprint=dataset.fingerprint,
-    num_classes=len(dataset.class_names),
-    image_shape=list(dataset.image_shape),
-  )
-  try:
-    if {len(said.pixel_mean), len(said.pixel_std)} != {said.image_shape[-1]}:
-      raise InputError('pixel_mean and pixel_std, allowed: one a channel')
-    return setups.assemble(dataset, said, code)
-  except InputError as error:
-    raise InputError(f'{path}: {error}') from error
 
 
 def _relative(

@@ -192,6 +192,24 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
   return setup
 
 
+def of_manifest(
+  path: pathlib.Path, dataset: Dataset, code: str | None, name: str = ''
+) -> Setup:
+  """Data, by another `name` if it has one now, and the model of a manifest."""
+  said = finished.manifest(path)
+  classes, shape = len(dataset.class_names), list(dataset.image_shape)
+  finished.require(path, num_classes=classes, image_shape=shape)
+  names = [field.name for field in dataclasses.fields(Facts)]
+  facts = Facts(**{name: getattr(said, name) for name in names})
+  try:
+    if {len(said.pixel_mean), len(said.pixel_std)} != {shape[-1]}:
+      raise InputError('pixel_mean and pixel_std, allowed: one a channel')
+    facts = dataclasses.replace(facts, dataset=name or facts.dataset)
+    return assemble(dataset, facts, code)
+  except InputError as error:
+    raise InputError(f'{path}: {error}') from error
+
+
 def data_of(said: Facts, dataset: str | None = None) -> config.Data:
   """Which data a manifest means, or those that have moved to `dataset`."""
   kept = said.train_subset, said.test_fraction, said.image_size, said.canaries

@@ -164,28 +164,21 @@ def epochs_of(study: config.Study, chosen: Chosen) -> int:
 
 
 def made_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
-  """A strategy, in what the stage of its result depends on."""
+  """All that a strategy's result depends on beside data, model and source."""
+  recipe = msgspec.to_builtins(Recipe.of(study.recipe))
+  more = {name: recipe[name] for name in ('augment', 'batch_size')}
+  if chosen.strategy.follows == 'recipe':
+    more |= recipe
+  else:
+    names = ['learning_rate', 'epochs']
+    names = [name for name in names if getattr(chosen.strategy, name) is None]
+    names += ['stop_js_change', 'stop_retain_share', 'optimizer', 'schedule']
+    more |= {name: getattr(study.methods, name) for name in names}
   return {
     'strategy': chosen.name,
-    'training': _trained_by(study, chosen),
+    'training': {**chosen.parameters, **more},
     'code': chosen.source_sha256,
   }
-
-
-def _trained_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
-  """All that a strategy's result depends on beside data, model and source."""
-  recipe = study.recipe
-  own: dict[str, Any] = {
-    **chosen.parameters,
-    'augment': recipe.augment,
-    'batch_size': recipe.batch_size,
-  }
-  if chosen.strategy.follows == 'recipe':
-    return {**own, **msgspec.to_builtins(Recipe.of(recipe))}
-  names = ['learning_rate', 'epochs']
-  names = [name for name in names if getattr(chosen.strategy, name) is None]
-  names += ['stop_js_change', 'stop_retain_share', 'optimizer', 'schedule']
-  return {**own, **{name: getattr(study.methods, name) for name in names}}
 
 
 def predictions_of(
