@@ -10,7 +10,7 @@ from safetensors.numpy import save
 from unlearn_jax.base import ModelState, tensor_paths
 from .. import files, settings
 from ..runtime.progress import say
-from ..study import engine, networks, stages
+from ..study import engine, stages
 from ..study import setup as setups
 from ..workdir.directory import Workdir
 from . import bounds as limits
@@ -46,7 +46,7 @@ def carry_out(made: Plan) -> None:
   else:
     made, found, tried = _kept_to(made, _measured(made))
     state = stages.load(made.stages[0]).state
-    content = tensors(made.basis, state, asked.model)
+    content = tensors(made.basis, state)
     files.replace(root / TENSORS, content)
     facts = started, records.sha256(content)
     record = writing.record(made, found, tried, *facts).sealed()
@@ -100,11 +100,8 @@ def _turn(made: Plan) -> list[str]:
   return [f'Requests since the last exact model: {now}; retrain at {every}']
 
 
-def tensors(basis: Basis, state: ModelState, code: str | None) -> bytes:
-  """A model as safetensors, with all that its use needs as metadata.
-
-  `code`: of a model of one's own, as `--model` spells it.
-  """
+def tensors(basis: Basis, state: ModelState) -> bytes:
+  """A model as safetensors, with all that its use needs as metadata."""
   facts = basis.setup.facts
   said = {
     'class_names': list(basis.setup.dataset.class_names),
@@ -114,7 +111,7 @@ def tensors(basis: Basis, state: ModelState, code: str | None) -> bytes:
     'patch_size': facts.patch_size,
     'pixels': 'from 0 to 255, scaled by the model',
   }
-  if (units := networks.units(facts, code)) is not None:
+  if (units := basis.setup.units) is not None:
     said |= dict(zip(('mean', 'std'), units))
     said['pixels'] = '(pixels / 255 - mean) / std'
   tree = state._asdict()

@@ -3,8 +3,9 @@
 They are read, matched by name to the tensors of a model, and measured.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import itertools
 import logging
 import pathlib
 import re
@@ -272,36 +273,32 @@ def _matched(
 def _names(
   forms: Mapping[str, Any], found: Mapping[str, Any]
 ) -> dict[str, str]:
-  """Of each path of a model the name in a file, behind one prefix a part."""
+  """Of each path of a model the name in a file, behind one prefix a part.
+
+  The prefix is what stands before the names of a part, for as many as can be.
+  """
   names: dict[str, str] = {}
   left = [*forms]
   for part, others in _PARTS.items():
     own = [path for path in left if path.startswith(part)]
     bare = {path: path.removeprefix(part).replace('.', '/') for path in own}
-    prefix = _prefix((part, *others), bare.values(), found)
-    names |= {p: prefix + b for p, b in bare.items() if prefix + b in found}
     left = [path for path in left if path not in bare]
-  return names
-
-
-def _prefix(
-  usual: Sequence[str], wanted: Iterable[str], found: Mapping[str, Any]
-) -> str:
-  """What stands before the names of a part, for as many as can be."""
-  counts = dict.fromkeys(usual, 0)
-  for end in wanted:
-    for name in found:
+    usual = part, *others
+    counts = dict.fromkeys(usual, 0)
+    for end, name in itertools.product(bare.values(), found):
       if name == end or name.endswith(f'/{end}'):
-        start = name[: len(name) - len(end)]
+        start = name.removesuffix(end)
         counts[start] = counts.get(start, 0) + 1
-  most = max(counts.values())
-  best = [start for start, count in counts.items() if count == most]
-  if best[0] not in usual and len(best) > 1:
-    raise InputError(
-      f'{most} tensors are there several times, behind {_few(best)}; allowed:'
-      f' one of them, by --rename={best[0]}(.*)={usual[0]}\\1'
-    )
-  return best[0]
+    most = max(counts.values())
+    prefix, *rest = (start for start, n in counts.items() if n == most)
+    if prefix not in usual and rest:
+      raise InputError(
+        f'{most} tensors are there several times, behind'
+        f' {_few([prefix, *rest])}; allowed: one of them, by'
+        f' --rename={prefix}(.*)={part}\\1'
+      )
+    names |= {p: prefix + b for p, b in bare.items() if prefix + b in found}
+  return names
 
 
 def _few(names: Sequence[str]) -> str:

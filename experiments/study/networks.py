@@ -88,7 +88,7 @@ def _first(error: Exception) -> str:
   return f'{type(error).__name__}: {shown(text)}'
 
 
-def again(facts: Facts, text: str | None) -> Model:
+def again(facts: Facts, text: str | None) -> Own:
   """The model of a manifest, from the code that `--model` names."""
   if text is None:
     raise InputError(
@@ -103,23 +103,7 @@ def again(facts: Facts, text: str | None) -> Model:
       f' {own.sha256[:12]}…; allowed: {shown(facts.model)} of that with'
       f' {shown(facts.model_sha256, 12)}, as it was trained'
     )
-  return own.model
-
-
-def units(
-  facts: Facts, text: str | None
-) -> tuple[list[float], list[float]] | None:
-  """Mean and deviation by which a network gets pixels / 255 standardised.
-
-  None of a `Model` of one's own: it gets them from 0 to 255, and alone knows
-  what it makes of them. `text`: as `--model` spells it.
-  """
-  mean, std = facts.pixel_mean, facts.pixel_std
-  if facts.model_sha256 is None:
-    return mean, std
-  assert text is not None  # Or it would not be there.
-  own = read(text, facts.num_classes, facts.image_shape, mean, std)
-  return ([0.0] * len(mean), [1.0] * len(std)) if own.module else None
+  return own
 
 
 @functools.lru_cache(maxsize=8)

@@ -49,6 +49,9 @@ class Setup:
   model: Model
   facts: Facts  # what every manifest says of the two
   shapes: ModelState  # shapes and kinds of its arrays
+  # Mean and deviation by which the network gets pixels / 255 standardised; None
+  # of a `Model` of one's own: it gets them from 0 to 255.
+  units: tuple[list[float], list[float]] | None
 
   @property
   def tensor_sizes(self) -> dict[str, int]:
@@ -164,9 +167,12 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
   )
   if facts.width > 2**20:  # Shapes would no longer be numbers of JAX.
     raise too_large
+  units: Any = (facts.pixel_mean, facts.pixel_std)
   try:
     if facts.model_sha256 is not None:
-      model = networks.again(facts, code)
+      own, channels = networks.again(facts, code), len(facts.pixel_mean)
+      units = ([0.0] * channels, [1.0] * channels) if own.module else None
+      model = own.model
     elif code not in (None, facts.model):
       raise FlagError('model', code, f'{facts.model}, as it was trained')
     else:
@@ -186,7 +192,7 @@ def assemble(dataset: Dataset, facts: Facts, code: str | None = None) -> Setup:
     raise InputError(f'{facts.dataset}: {error}') from error
   assert model.init is not None
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  setup = Setup(dataset, model, facts, shapes)
+  setup = Setup(dataset, model, facts, shapes, units)
   if sum(setup.tensor_sizes.values()) >= 2**31:
     raise too_large
   return setup
