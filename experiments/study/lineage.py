@@ -52,7 +52,15 @@ def read(
   setup = setups.of_manifest(path, dataset, code)
   own = setups.load_model(setup, path)
   file, splits = _forgotten(setup, path, said, ids)
-  source = _source(setup, path, said, asked)
+  # M, by the digest that the model names; a source is its own.
+  its = {'state_sha256': said.parent_sha256 or said.state_sha256}
+  # A second request's source is the model of the first, whatever made it.
+  if said.parent_sha256 is None or not (path / finished.TRAINED).exists():
+    its['strategy'] = 'source'
+  source = _relative(setup, path, asked, 'source_dir', **its)
+  if source is None:
+    allowed = 'a checkpoint of the source; none is beside this one'
+    raise FlagError('source_dir', '', allowed)
   setups.require_known(setup, splits, source.path)
   alike: dict[str, Any] = {
     'parent_sha256': source.manifest.state_sha256,
@@ -103,22 +111,6 @@ def _forgotten(
   matched = said.class_matched or ids is not None
   how = said.given_labels, matched, said.heldout
   return file, _known(setup, setups.read_forget(setup, file, *how), path)
-
-
-def _source(
-  setup: Setup, path: pathlib.Path, said: Manifest, asked: config.Study
-) -> Finished:
-  """M, by the digest that the model names; a source is its own."""
-  its = {'state_sha256': said.parent_sha256 or said.state_sha256}
-  # A second request's source is the model of the first, whatever made it.
-  if said.parent_sha256 is None or not (path / finished.TRAINED).exists():
-    its['strategy'] = 'source'
-  source = _relative(setup, path, asked, 'source_dir', **its)
-  if source is None:
-    raise FlagError(
-      'source_dir', '', 'a checkpoint of the source; none is beside this one'
-    )
-  return source
 
 
 def _known(setup: Setup, splits: Splits, path: pathlib.Path) -> Splits:

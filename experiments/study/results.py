@@ -90,7 +90,7 @@ def _measured_run(
     if stage.key not in errors
   }
   predictions = {
-    name: predictions_of(plan.setup, model, run.splits, name == 'source')
+    name: predictions_of(plan.setup, model, run.splits)
     for name, model in models.items()
   }
   costs = {
@@ -99,7 +99,7 @@ def _measured_run(
     if name != 'source' and model.record.history
   }
   references = [
-    predictions_of(plan.setup, stages.load(stage), run.splits, False)
+    predictions_of(plan.setup, stages.load(stage), run.splits)
     for stage in run.references
     if stage.key not in errors
   ]

@@ -182,10 +182,10 @@ def made_by(study: config.Study, chosen: Chosen) -> dict[str, Any]:
 
 
 def predictions_of(
-  setup: Setup, model: Finished, splits: Splits, source: bool
+  setup: Setup, model: Finished, splits: Splits
 ) -> Predictions:
   """Predictions on the parts of these splits, kept ones where there are any."""
-  kept = model.predictions
+  kept, source = model.predictions, model.manifest.strategy == 'source'
   # A Retrain that is given may be of a run that held out others; as many are
   # the same, see `data.set_aside`.
   other = kept and not source and len(kept.test) != splits.test.size
