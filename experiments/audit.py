@@ -45,11 +45,12 @@ def main(asked: Audit) -> None:
   errors = engine.run(plan.stages, whole)
   found = auditing.report(plan, errors, flat(asked))
   found.environment['wall_seconds'] = round(time.monotonic() - start, 1)
+  title, done = page.intro(found)
   contents = page.page(found), page.pictures(found)
-  words, more = page.intro(found), {'audit.json': to_json(found)}
+  files = {'audit.json': to_json(found)}
   study.publish(
     root,
-    lambda: rendering.save(root, 'audit', *words, *contents, more),
+    lambda: rendering.save(root, 'audit', title, done, *contents, files),
     page.summary(found),
   )
 

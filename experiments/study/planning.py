@@ -164,8 +164,12 @@ class Planner:
     }
     if facts.model_sha256:
       depends['code'] = facts.model_sha256
-    how = {'epochs': study.recipe.epochs, 'required': True, 'study': study}
-    return Stage(self.root, name, title, depends, work, **how)
+    return Stage(
+      *(self.root, name, title, depends, work),
+      epochs=study.recipe.epochs,
+      required=True,
+      study=study,
+    )
 
   def made(
     self,

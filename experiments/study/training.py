@@ -85,8 +85,8 @@ def train_source(
   ids = setups.ids_of(setup, splits.train)
   output = with_ids(output, finished.TRAINED, ids)
   if count := setup.facts.canaries:
-    names = np.array(canaries.chosen(setup.dataset, count))
-    own = names[canaries.planted(names)].tolist()
+    names = canaries.chosen(setup.dataset, count)
+    own = np.array(names)[canaries.planted(names)].tolist()
     output = with_ids(output, canaries.FILE, own)
   return output
 
