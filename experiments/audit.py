@@ -15,7 +15,7 @@ import time
 
 from . import config
 from .runtime import binary
-from .settings import flat
+from .settings import SHARE, Range, flat, setting, taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,27 @@ class Audit(config.Problem):
   """One problem, several strategies, and many models of each."""
 
   methods: config.Methods = config.Methods()
-  game: config.Game = config.Game()
+  attack: str = setting(
+    'ulira',
+    'ulira: per example, by shadow models; ensemble: forgetting score and KLOM'
+    ' of many models that forgot one set.',
+    ('ulira', 'ensemble'),
+  )
+  shadows: int = setting(
+    64, 'Shadow models; or those of each ensemble.', Range(3, 10_000)
+  )
+  targets: int = setting(
+    4, 'Models that are attacked, held out from all fits.', Range(1, 1000)
+  )
+  requests: int = setting(
+    4,
+    'Disjoint sets that each model is made to forget, one by one. A set is the'
+    ' share of what a model learned that --forget says.',
+    Range(1, 1000),
+  )
+  slice: float = setting(
+    0.05, 'Share of D, the most exposed images, attacked by themselves.', SHARE
+  )
 
 
 def main(asked: Audit) -> None:
@@ -36,9 +56,9 @@ def main(asked: Audit) -> None:
   from .study import auditing, engine, study
   from .workdir.directory import Workdir
 
-  start, whole = time.monotonic(), config.Study.of(asked, seeds=1)
+  start, whole = time.monotonic(), taken(config.Study, asked, seeds=1)
   root = study.root_of(whole)
-  plan = auditing.plan(whole, asked.game, root)
+  plan = auditing.plan(whole, asked, root)
   workdir = Workdir(root, study.identity(plan.setup))
   parallel.by_first(workdir.claim)
   say(auditing.describe(plan))

@@ -156,9 +156,7 @@ class Seeds:
 
   seed: int = setting(0, 'First seed; run i adds i to each seed.', WHOLE)
   split_seed: int | None = setting(None, 'Of the split; default --seed.', WHOLE)
-  source_seed: int | None = setting(
-    None, 'Of the source; default --seed.', WHOLE
-  )
+  source_seed: int | None = setting(None, 'Of sources; default --seed.', WHOLE)
   unlearn_seed: int | None = setting(
     None, 'Of the unlearning; default --seed.', WHOLE
   )
@@ -278,33 +276,6 @@ class Methods:
     rule = self.stop_js_change, self.stop_retain_share
     how = self.optimizer, self.schedule
     return Budget(self.epochs, self.learning_rate, batch_size, *rule, *how)
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-  """Which attack is played, with how many models."""
-
-  attack: str = setting(
-    'ulira',
-    'ulira: per example, by shadow models; ensemble: forgetting score and KLOM'
-    ' of many models that forgot one set.',
-    ('ulira', 'ensemble'),
-  )
-  shadows: int = setting(
-    64, 'Shadow models; or those of each ensemble.', Range(3, 10_000)
-  )
-  targets: int = setting(
-    4, 'Models that are attacked, held out from all fits.', Range(1, 1000)
-  )
-  requests: int = setting(
-    4,
-    'Disjoint sets that each model is made to forget, one by one. A set is the'
-    ' share of what a model learned that --forget says.',
-    Range(1, 1000),
-  )
-  slice: float = setting(
-    0.05, 'Share of D, the most exposed images, attacked by themselves.', SHARE
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -449,13 +420,6 @@ class Study(Problem):
     False, 'Print all tables, and a sentence for each strategy.'
   )
 
-  @classmethod
-  def of(cls, asked: Any, **own: Any) -> 'Study':
-    """What another command's flags say of a study, and what is its `own`."""
-    names = [field.name for field in dataclasses.fields(cls)]
-    told = {n: getattr(asked, n) for n in names if hasattr(asked, n)}
-    return cls(**{**told, **own})
-
   @property
   def bundled(self) -> bool:
     """Whether this is the problem that is there without any flags."""
@@ -476,11 +440,6 @@ class Study(Problem):
     if self.bundled and own.recipe is None:
       own = dataclasses.replace(own, recipe='digits')
     return own.resolved
-
-  @property
-  def group(self) -> tuple[Any, ...]:
-    """The same for studies that share compiled programs: their shapes."""
-    return self.data, self.network, self.forget, self.training
 
 
 def agreed(config: Any) -> str:

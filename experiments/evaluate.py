@@ -18,7 +18,7 @@ from typing import Any
 from unlearn_jax.evaluation import evaluate
 from . import config
 from .runtime import binary
-from .settings import FlagError, setting
+from .settings import FlagError, setting, taken
 from .study import canaries, lineage, setup
 
 
@@ -49,7 +49,7 @@ def main(asked: Evaluate) -> None:
   if asked.checkpoint is None:
     raise FlagError('checkpoint', '', 'a folder with a manifest.json')
   path = pathlib.Path(asked.checkpoint)
-  study = config.Study.of(asked)
+  study = taken(config.Study, asked)
   family = lineage.read(path, study, asked.forget_ids, asked.model)
   if asked.degree:
     from .study import study as studies  # Draws pictures.

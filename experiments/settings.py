@@ -168,6 +168,13 @@ def number(name: str, text: str, most: float, *words: str) -> Any:
   raise FlagError(name, text, ', or '.join([allowed, *words]))
 
 
+def taken(kind: type[T], asked: Any, **own: Any) -> T:
+  """A dataclass of what `asked` has by the same names, and of what is `own`."""
+  every = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+  told = {name: getattr(asked, name) for name in every if hasattr(asked, name)}
+  return kind(**{**told, **own})
+
+
 def names(kind: type) -> list[str]:
   """The flags of a dataclass."""
   return [name for name, _, _ in fields(kind)]

@@ -16,7 +16,7 @@ from unlearn_jax.strategies import parse
 from . import config
 from .runtime import binary
 from .runtime.progress import say
-from .settings import FlagError, setting
+from .settings import FlagError, setting, taken
 from .study import canaries, engine, planning, shadows, study
 from .study import setup as setups
 from .workdir.directory import Workdir
@@ -46,7 +46,7 @@ def main(asked: Train) -> None:
     which = dataclasses.replace(which, canaries=canary_count)
   # Of no data set labels are made wrong unless that is said.
   forget = config.Forget(asked.forget.forget or 'random(0.1)')
-  whole = config.Study.of(asked, data=which, forget=forget, seeds=1)
+  whole = taken(config.Study, asked, data=which, forget=forget, seeds=1)
   root = study.root_of(whole)
   chosen = parse('retrain') if asked.subset == 'retain' else []
   plan = planning.plan(whole, root, chosen)

@@ -22,7 +22,7 @@ from unlearn_jax.strategies import Chosen, closest, parse
 from . import config, files
 from .config import Trial, Tuned
 from .runtime import binary
-from .settings import FlagError, Range, setting
+from .settings import FlagError, Range, setting, taken
 
 # Seeds that `experiments.unlearn` does not reach.
 FIRST_SEED = 1000
@@ -71,7 +71,7 @@ def main(asked: Tune) -> None:
   check(asked, chosen)
   if draws.seed == config.Seeds().seed:
     draws = dataclasses.replace(draws, seed=FIRST_SEED)
-  own = config.Study.of(asked, draws=draws)
+  own = taken(config.Study, asked, draws=draws)
   tried = {c.text: variants(c, asked) for c in chosen if c.name != 'retrain'}
   every = [*parse('retrain'), *(v for own in tried.values() for v in own)]
   root = study.root_of(own)

@@ -34,7 +34,7 @@ from unlearn_jax.prediction import predict
 from unlearn_jax.strategies import closest
 from .. import config
 from ..runtime.progress import say
-from ..settings import FlagError
+from ..settings import FlagError, taken
 from ..workdir import finished
 from ..workdir.finished import Manifest, Recipe
 from . import setup as setups
@@ -57,7 +57,7 @@ def adopt(asked: Any, out: pathlib.Path) -> None:
   """Reads, matches, measures, and then writes a folder `out`."""
   if out.exists():
     raise InputError(f'--out={out} exists; it is never overwritten')
-  setup = setups.set_up(config.Study.of(asked))
+  setup = setups.set_up(taken(config.Study, asked))
   path = pathlib.Path(asked.weights)
   trained = _trained(setup, asked.trained_on)
   say(*setups.describe(setup, {}))

@@ -33,7 +33,7 @@ class Plan:
   """All that an audit computes."""
 
   study: config.Study
-  game: config.Game
+  game: Any  # `experiments.audit.Audit`: which attack, how many models
   setup: Setup
   splits: Splits  # D, and how much of it is forgotten
   chosen: list[Chosen]  # Retrain first
@@ -67,7 +67,7 @@ class Plan:
     return counts.min(1).tolist()
 
 
-def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
+def plan(study: config.Study, game: Any, root: pathlib.Path) -> Plan:
   """The stages of an audit; nothing is computed or written."""
   chosen = study.methods.chosen
   if all(own.strategy.role != REFERENCE for own in chosen):
@@ -110,9 +110,7 @@ def plan(study: config.Study, game: config.Game, root: pathlib.Path) -> Plan:
   return found
 
 
-def _require_room(
-  study: config.Study, game: config.Game, splits: Splits
-) -> None:
+def _require_room(study: config.Study, game: Any, splits: Splits) -> None:
   """Refuses requests of which so many cannot be drawn."""
   if not study.forgotten.startswith(('random(', 'mislabelled(')):
     allowed = 'random(SHARE) or mislabelled(SHARE) with --attack=ulira'

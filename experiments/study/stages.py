@@ -94,9 +94,9 @@ def carry_out(stage: Stage, progress: Progress) -> str:
   """Computes a stage whose parents are done; '' if it is done itself."""
   if stage.done():
     return ''
-  assert stage.work is not None and stage.study is not None
-  _forget_programs(stage.study.group)
-  seconds, start = stage.study.execution.save_seconds, time.monotonic()
+  assert stage.work is not None and (study := stage.study) is not None
+  _forget_programs(study.data, study.network, study.forget, study.training)
+  seconds, start = study.execution.save_seconds, time.monotonic()
   stops = signals.continued()
   partial = Partial(stage.path, seconds, progress.goes_on, progress.advance)
   progress.begin(stage.title, stage.epochs)
@@ -128,8 +128,8 @@ def carry_out(stage: Stage, progress: Progress) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _forget_programs(group: Any) -> None:
-  """Those of another group are not needed soon, and each maps memory."""
+def _forget_programs(*shapes: Any) -> None:
+  """Those of other shapes are not needed soon, and each maps memory."""
   jax.clear_caches()
 
 
