@@ -58,7 +58,7 @@ def main(asked: Audit) -> None:
 
   start, whole = time.monotonic(), taken(config.Study, asked, seeds=1)
   root = study.root_of(whole)
-  plan = auditing.plan(whole, asked, root)
+  plan = auditing.plan(whole, taken(auditing.Game, asked), root)
   workdir = Workdir(root, study.identity(plan.setup))
   parallel.by_first(workdir.claim)
   say(auditing.describe(plan))

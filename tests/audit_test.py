@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import running
 
-from experiments import audit
 from experiments.report import audit as page
 from experiments.report.model import Estimate
 from experiments.settings import FlagError
@@ -218,7 +217,7 @@ def test_a_slice_that_no_target_can_judge_is_one_line(audited, data_file):
 def test_changed_code_has_other_shadows(data_file, tmp_path):
   file, keys = tmp_path / 'mine.py', []
   own = f'--dataset=npz:{data_file}', f'--model={file}:Net', *QUICK[1:]
-  game = audit.Audit(attack='ulira', shadows=8, targets=2, requests=4)
+  game = auditing.Game('ulira', 8, 2, 4, 0.05)
   for scale in (1, 2):
     file.write_text(NET.format(scale))
     study = running.study(*own, '--forget=random(0.2)', '--batch_size=24')
@@ -232,7 +231,7 @@ def test_what_is_hardly_retained_is_refused_before_anything_is_trained(
 ):
   own = running.training(data_file, tmp_path, '--forget=random(0.9)')
   study = running.study(*own, *QUICK, '--batch_size=4')
-  game = audit.Audit(attack='ulira', shadows=8, targets=2, requests=1)
+  game = auditing.Game('ulira', 8, 2, 1, 0.05)
   with pytest.raises(FlagError, match='and retained after 0 requests'):
     auditing.plan(study, game, tmp_path)
 
@@ -285,7 +284,7 @@ def test_a_bad_flag_is_one_line(flag, said, data_file, tmp_path):
 def test_a_stage_travels_to_a_worker(data_file, tmp_path):
   asked = running.study(*flags(data_file, tmp_path))
   for attack in ('ulira', 'ensemble'):
-    game = audit.Audit(attack=attack, shadows=8, targets=2, requests=4)
+    game = auditing.Game(attack, 8, 2, 4, 0.05)
     plan = auditing.plan(asked, game, tmp_path)
     models = 10 if attack == 'ulira' else 8
     ways = 3 if attack == 'ulira' else 4

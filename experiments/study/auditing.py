@@ -28,12 +28,23 @@ _AGAIN = 'again'  # The second Retrain.
 _RATES = np.geomspace(1e-4, 1, 81)  # False positive rates of a curve.
 
 
+@dataclasses.dataclass(frozen=True)
+class Game:
+  """Which attack is played, with how many models."""
+
+  attack: str  # 'ulira' or 'ensemble'
+  shadows: int
+  targets: int
+  requests: int
+  slice: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
   """All that an audit computes."""
 
   study: config.Study
-  game: Any  # `experiments.audit.Audit`: which attack, how many models
+  game: Game
   setup: Setup
   splits: Splits  # D, and how much of it is forgotten
   chosen: list[Chosen]  # Retrain first
@@ -67,7 +78,7 @@ class Plan:
     return counts.min(1).tolist()
 
 
-def plan(study: config.Study, game: Any, root: pathlib.Path) -> Plan:
+def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   """The stages of an audit; nothing is computed or written."""
   chosen = study.methods.chosen
   if all(own.strategy.role != REFERENCE for own in chosen):
@@ -110,7 +121,7 @@ def plan(study: config.Study, game: Any, root: pathlib.Path) -> Plan:
   return found
 
 
-def _require_room(study: config.Study, game: Any, splits: Splits) -> None:
+def _require_room(study: config.Study, game: Game, splits: Splits) -> None:
   """Refuses requests of which so many cannot be drawn."""
   if not study.forgotten.startswith(('random(', 'mislabelled(')):
     allowed = 'random(SHARE) or mislabelled(SHARE) with --attack=ulira'
