@@ -85,12 +85,6 @@ def is_float(leaf: Any) -> bool:
   return jax.numpy.issubdtype(leaf.dtype, np.floating)
 
 
-def is_key(leaf: Any) -> bool:
-  """Whether a leaf is typed PRNG keys, whose numbers are `key_data`."""
-  kind: Any = getattr(leaf, 'dtype', None)
-  return jax.numpy.issubdtype(kind, jax.dtypes.prng_key)
-
-
 def require_floats(name: str, tree: Params) -> None:
   """Raises a `ValueError` unless every leaf of a tree is real numbers.
 

@@ -18,13 +18,7 @@ import msgspec
 import numpy as np
 
 from unlearn_jax import checkpoints
-from unlearn_jax.base import (
-  InputError,
-  TrainState,
-  is_key,
-  shown,
-  tensor_paths,
-)
+from unlearn_jax.base import InputError, TrainState, shown, tensor_paths
 
 # The file with how far it got.
 COURSE = 'course.json'
@@ -158,7 +152,7 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
   state = jax.tree.map(
     lambda own, form: (
       jax.random.wrap_key_data(own, impl=jax.random.key_impl(form))
-      if is_key(form)
+      if _is_key(form)
       else own
     ),
     state,
@@ -167,10 +161,14 @@ def unpack(packed: Packed, like: TrainState) -> Snapshot:
   return Snapshot(state, packed.course)
 
 
+def _is_key(leaf: jax.Array) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _plain(state: TrainState) -> TrainState:
   """With the data of keys; an optimiser that adds noise has one too."""
   return jax.tree.map(
-    lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, state
+    lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, state
   )
 
 

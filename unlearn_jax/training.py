@@ -23,7 +23,6 @@ from unlearn_jax.base import (
   ModelState,
   Params,
   TrainState,
-  is_key,
   require,
   tensor_paths,
 )
@@ -239,7 +238,7 @@ def fit(
   # No number that `split` counts by: `split(key, n)[i]` is `fold_in(key, i)`.
   noise_key = jax.random.fold_in(key, 2**31)
   optimizer_state = jax.tree.map(
-    lambda x: noise_key if is_key(x) else x, optimizer_state
+    lambda x: noise_key if _is_key(x) else x, optimizer_state
   )
   train_state = parallel.replicate(TrainState(own, optimizer_state, key))
   marks = of_trained(update_mask, trained), given
@@ -267,6 +266,10 @@ def fit(
       on_epoch(now.course.history[-1])
   course = now.course
   return Fit(now.state.model, course.history, course.compile_seconds)
+
+
+def _is_key(x: Any) -> bool:
+  return jax.dtypes.issubdtype(getattr(x, 'dtype', None), jax.dtypes.prng_key)
 
 
 class _Pace:

@@ -6,6 +6,7 @@ from typing import Any
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 import jax
+import jax.numpy as jnp
 
 from unlearn_jax.base import (
   AXIS,
@@ -13,7 +14,6 @@ from unlearn_jax.base import (
   Model,
   ModelState,
   axis_is_bound,
-  is_key,
   tensor_paths,
 )
 from unlearn_jax.models import adapted, told
@@ -87,7 +87,7 @@ def from_nnx(
     logits = module(x, **say(True))
     after = nnx.state(module, nnx.Not(nnx.Param))
     # Keys of devices are not kept.
-    after = jax.tree.map(lambda a, b: a if is_key(a) else b, rest, after)
+    after = jax.tree.map(lambda a, b: a if _is_key(a) else b, rest, after)
     return logits, _nested(after)
 
   return adapted(init, forward, order, (mean, std, scale))
@@ -141,10 +141,14 @@ def _order(module: nnx.Module) -> tuple[str, ...]:
   return tuple(paths[name] for name in found if name in paths)
 
 
+def _is_key(leaf: Any) -> bool:
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def _nested(state: Any) -> dict[str, Any]:
   """NNX's `State` as dictionaries of arrays; a key as its data."""
   leaves = [
-    jax.random.key_data(leaf) if is_key(leaf) else leaf
+    jax.random.key_data(leaf) if _is_key(leaf) else leaf
     for leaf in jax.tree.leaves(state)
   ]
   paths = tensor_paths(nnx.to_pure_dict(state))
@@ -157,7 +161,7 @@ def _like(tree: Any, form: Any) -> Any:
   wanted, structure = jax.tree.flatten(form)
   found = [leaves[path] for path in tensor_paths(nnx.to_pure_dict(form))]
   for place, own in enumerate(wanted):
-    if is_key(own):
+    if _is_key(own):
       found[place] = jax.random.wrap_key_data(found[place])
   return jax.tree.unflatten(structure, found)
 
@@ -168,5 +172,5 @@ def _apart(rest: Any) -> Any:
     return rest
   rank = jax.lax.axis_index(AXIS)
   return jax.tree.map(
-    lambda leaf: jax.random.fold_in(leaf, rank) if is_key(leaf) else leaf, rest
+    lambda leaf: jax.random.fold_in(leaf, rank) if _is_key(leaf) else leaf, rest
   )
