@@ -237,7 +237,8 @@ def roc(rows: Sequence[Row]) -> Figure:
 @style.context(STYLE)
 def margins(row: Row) -> Figure:
   """φ of the most exposed examples, a line each."""
-  figure, (axes,) = figures.labelled([*row.phi])
+  figure = Figure((figures.WIDTH, 0.34 * len(row.phi) + 1.1))
+  axes = figure.subplots()
   for place, own in enumerate(row.phi.values()):
     for name, values in own.items():
       at = place + (0.2 if name.endswith('outside') else -0.2)
@@ -246,6 +247,10 @@ def margins(row: Row) -> Figure:
       )
       axes.plot(values, at + spread, **WORDS['audit_dots'][name])
     axes.axhline(place + 0.5, **LOOKS['row'])
+  axes.set_yticks(range(len(row.phi)), [*map(figures.label, row.phi)])
+  axes.set_ylim(len(row.phi) - 0.45, -0.55)
+  axes.tick_params(axis='y', length=0)
   axes.set_xlabel('φ; right of 0 the label is believed')
   axes.axvline(0, **LOOKS['zero'])
+  axes.grid(axis='x')
   return figures.legend(figure)

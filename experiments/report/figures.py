@@ -25,7 +25,14 @@ from unlearn_jax.base import shown as printable
 from unlearn_jax.evaluation import METRICS, Metric
 from unlearn_jax.metrics import mean_interval
 from .judging import GAP, damaged, estimate, finite, known
-from .model import NULL, REFERENCE, UNJUDGED, Estimate, Report, Row
+from .model import (
+  NULL,
+  REFERENCE,
+  UNJUDGED,
+  Estimate,
+  Report,
+  Row,
+)
 from .wording import WORDS
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
@@ -40,22 +47,6 @@ LOOKS: dict[str, Any] = WORDS['looks']
 def label(text: str) -> str:
   """Outside text for a picture: printable, and broken into lines."""
   return textwrap.fill(printable(text, 120), 34)
-
-
-def labelled(
-  labels: Sequence[str], across: int = 1, high: float = 0.34
-) -> tuple[Figure, Sequence[Axes]]:
-  """Panels of labelled rows, so many inches high or more, 0 at the top."""
-  names = [label(own) for own in labels]
-  lines = max((name.count('\n') for name in names), default=0) + 1
-  figure = Figure((WIDTH, max(high, 0.15 * lines + 0.05) * len(names) + 1.15))
-  grid = figure.subplots(1, across, sharey=True, squeeze=False)[0]
-  for axes in grid:
-    axes.tick_params(axis='y', length=0, labelsize=8)
-    axes.grid(axis='x')
-  grid[0].set_yticks(range(len(names)), names)
-  grid[0].set_ylim(len(names) - 0.45, -0.55)
-  return figure, grid
 
 
 class Bar(NamedTuple):
@@ -81,13 +72,19 @@ def bars(
   # Of `null` the range is a band and the mean a line. The axis ends at `most`
   # unless something is beyond: dots in any case, and intervals, but of those
   # of two seeds, easily ten times as wide, no more than as much again.
-  figure, (axes,) = labelled([bar.label for bar in shown])
+  names = [label(bar.label) for bar in shown]
+  lines = max((name.count('\n') for name in names), default=0) + 1
+  figure = Figure((WIDTH, max(0.34, 0.15 * lines) * len(shown) + 1.15))
+  axes = figure.subplots()
   for place, bar in enumerate(shown):
     _bar(axes, place, bar, dot)
   if null:
     axes.axvspan(100 * min(null), 100 * max(null), **LOOKS['null'])
     axes.axvline(100 * float(np.mean(null)), **LOOKS['null_mean'])
   axes.axvline(0, **LOOKS['zero'])
+  axes.set_yticks(range(len(shown)), names)
+  axes.tick_params(axis='y', length=0, labelsize=8)
+  axes.set_ylim(len(shown) - 0.45, -0.55)
   every = [0.0, *null, *(value for bar in shown for value in bar.values)]
   every += [bar.mean.mean for bar in shown]
   low, high = 100 * min(every), 100 * max(most, *every)
@@ -96,6 +93,7 @@ def bars(
   left = max(min([low, *reach]), 2 * low - high)
   right = max([high, *reach])
   axes.set_xlim(left - room, min(right, 2 * high - low) + room)
+  axes.grid(axis='x')
   axes.set_xlabel(xlabel)
   return legend(figure)
 
@@ -226,15 +224,23 @@ def rulers(report: Report) -> Figure:
     for name in ('forget_accuracy', 'mia_auc')
     if any(estimate(row, name) for row in rows)
   ]
-  labels = [row.label for row in rows]
-  figure, grid = labelled(labels, len(shown), high=0.26)
+  names = [label(row.label) for row in rows]
+  # Inches; a row is as high as its label.
+  high = np.array([max(0.26, 0.15 * name.count('\n') + 0.2) for name in names])
+  places = high.cumsum() - high / 2
+  figure = Figure((WIDTH, high.sum() + 1.1))
+  grid = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
   for axes, metric in zip(grid, shown):
     if goal := estimate(report.row(REFERENCE), metric.name):
       axes.axvline(metric.scale * goal.mean, **LOOKS['goal'])
-    for place, row in enumerate(rows):
+    for place, row in zip(places, rows):
       _point(axes, place, row, metric)
     axes.set_xlim(-0.03 * metric.scale, 1.03 * metric.scale)
     axes.set_xlabel(f'{metric.label}, {metric.unit}')
+    axes.grid(axis='x')
+    axes.tick_params(axis='y', length=0, labelsize=8)
+  grid[0].set_yticks(places, names)
+  grid[0].set_ylim(high.sum(), 0)
   return legend(figure)
 
 
