@@ -4,7 +4,7 @@ import pathlib
 import tempfile
 
 from benchmarks.record import shown, spread
-from experiments import audit, config, settings
+from experiments import config
 from experiments.runtime.progress import Silent
 from experiments.study import auditing, stages, study
 from experiments.workdir import directory, finished
@@ -12,8 +12,7 @@ from experiments.workdir import directory, finished
 
 def ratios(asked: config.Study, root: pathlib.Path, count: int) -> list[float]:
   """Seconds of a stage over those of its epochs, after one that compiles."""
-  game = settings.taken(auditing.Game, audit.Audit(targets=1))
-  plan = auditing.plan(asked, game, root)
+  plan = auditing.plan(asked, auditing.Game('ulira', 64, 1, 4, 0.05), root)
   directory.Workdir(root, study.identity(plan.setup)).claim()
   for stage in (wanted := [*plan.models.values()][: count + 1]):
     stages.carry_out(stage, Silent())

@@ -718,6 +718,16 @@ def test_what_is_monitored_has_the_intervals_of_textbooks():
   assert found['drift'] == (3.0, 0.0)
 
 
+def test_a_chain_of_an_earlier_version_is_read(tmp_path):
+  file = tmp_path / bases.CHAIN
+  file.write_text('[[["a"]],"source","origin",1,null,[[]]]')
+  chain = bases.read_chain(tmp_path)
+  assert chain == bases.Chain([['a']], 'source', 'origin', 1, [], [[]])
+  file.write_text('[[["a"]],"source","origin"]')
+  with pytest.raises(InputError, match=bases.CHAIN):
+    bases.read_chain(tmp_path)
+
+
 def test_a_record_that_was_changed_is_no_basis(story, tmp_path):
   root, *_ = story
   shutil.copytree(root / 'one', tmp_path / 'one')

@@ -160,7 +160,7 @@ def test_only_the_generator_has_a_gradient_and_an_optimiser(monkeypatch):
   assert all(state.batch_stats for state in seen['given'])
 
 
-def test_frozen_classifiers_stay_bit_identical():
+def test_what_is_given_is_not_donated_and_all_of_the_generator_moves():
   _, (source, unlearned), _ = problem()
   before = jax.tree.map(np.copy, (source, unlearned))
   with parallel.use(jax.devices()):

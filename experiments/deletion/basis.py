@@ -219,6 +219,9 @@ def read_chain(path: pathlib.Path) -> Chain:
   """The requests that a model has behind it."""
   try:
     require_file(path / CHAIN)
-    return msgspec.json.decode((path / CHAIN).read_bytes(), type=Chain)
+    own = msgspec.json.decode((path / CHAIN).read_bytes(), type=list)
+    if own[4:5] == [None]:  # As it was written where there are no canaries.
+      own[4] = []
+    return msgspec.convert(own, Chain)
   except (OSError, ValueError, RecursionError) as error:
     raise InputError(f'{path / CHAIN}: {shown(error)}') from error

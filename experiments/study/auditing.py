@@ -93,10 +93,8 @@ def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   setup, splits = base.setup, base.runs[0].splits
   kinds, requests = {MEMBER: game.shadows}, 1
   if game.attack == 'ulira':
-    kinds, requests = (
-      {SHADOW: game.shadows, TARGET: game.targets},
-      game.requests,
-    )
+    kinds = {SHADOW: game.shadows, TARGET: game.targets}
+    requests = game.requests
     _require_room(study, game, splits)
   every = [Which(k, n, requests) for k in kinds for n in range(kinds[k])]
   drawn = {which: shadows.drawn(study, splits, which) for which in every}
@@ -104,10 +102,8 @@ def plan(study: config.Study, game: Game, root: pathlib.Path) -> Plan:
   if size > (least := len(first.rows) - len(first.requests[0])):
     allowed = f'at most the {least} images that a model retains'
     raise FlagError('batch_size', size, allowed)
-  planner, labels = (
-    Planner(study, setup, root),
-    key(splits.train.own_labels.tolist()),
-  )
+  planner = Planner(study, setup, root)
+  labels = key(splits.train.own_labels.tolist())
   models = {w: _trained(planner, w, own, labels) for w, own in drawn.items()}
   made = {own.text: _made(planner, drawn, models, own) for own in chosen}
   if game.attack == 'ensemble':

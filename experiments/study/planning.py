@@ -344,7 +344,7 @@ def _require_strategies(
   study: config.Study,
   setup: Setup,
   splits: Sequence[Splits],
-  chosen: Iterable[Chosen],
+  chosen: Sequence[Chosen],
 ) -> None:
   """Refuses what does not fit the model, or lacks its teacher or its images."""
   alone = all(own.text != 'retrain' for own in chosen)
