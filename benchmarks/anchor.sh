@@ -37,7 +37,7 @@ case $size in
   hard)
     common=("${cifar[@]}" --model=resnet9 --width=8 --train_subset=10000)
     common+=(--train_epochs=20)
-    main=2 budgets='8 4 2 1' trials=6 tunings=1 seeds=3
+    main=2 budgets='4 2 1' trials=6 tunings=1 seeds=3
     ;;
   cpu)
     common=("${cifar[@]}" --model=resnet9 --width=8 --train_subset=25000)
