@@ -193,6 +193,7 @@ class Tuned:
   seeds: list[int]  # of the forget sets
   # By strategy, the best first.
   tried: dict[str, Annotated[list[Trial], msgspec.Meta(min_length=1)]]
+  problem: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def read(cls, path: str) -> 'Tuned':

@@ -64,7 +64,7 @@ def main(asked: Tune) -> None:
   """From strategies to a file of their values."""
   from unlearn_jax import parallel
   from .runtime.progress import say
-  from .study import planning, study
+  from .study import planning, results, study
   from .workdir.directory import Workdir
 
   chosen, draws = asked.methods.chosen, asked.draws
@@ -86,7 +86,7 @@ def main(asked: Tune) -> None:
     best[text] = sorted(known, key=lambda own: (own.damaged, own.gap))
     say(told(best[text][0], several))
   seeds = [draws.of('split', run) for run in range(own.seeds)]
-  made = Tuned(asked.knob, seeds, best)
+  made = Tuned(asked.knob, seeds, best, results.problem(own))
   content = msgspec.json.format(msgspec.json.encode(made), indent=1)
   path = root / 'tuned.json'
   parallel.by_first(lambda: str(files.replace(path, content)))

@@ -18,7 +18,7 @@ import pytest
 from experiments.runtime import distributed, progress, signals
 from experiments.runtime import process as own_process
 from experiments.runtime.distributed import Processes
-from unlearn_jax import timing, training
+from unlearn_jax import training
 from unlearn_jax.base import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -75,47 +75,6 @@ def test_that_it_was_stopped_and_goes_on_is_counted(start):
   process.send_signal(signal.SIGSTOP)
   process.send_signal(signal.SIGCONT)
   assert process.communicate(timeout=60)[0] == '1\n'
-
-
-PAUSED = """
-import os, signal, time
-from experiments.runtime import signals
-from unlearn_jax.timing import Stopwatch
-
-with signals.watched():
-  begin = time.perf_counter()
-  with Stopwatch() as watch:
-    print('ready', flush=True)
-    while not signals.continued():
-      time.sleep(0.01)
-    time.sleep(0.2)
-  whole = time.perf_counter() - begin
-  print(whole - watch.seconds, watch.seconds, watch.compile_seconds)
-"""
-
-
-def test_the_clock_stops_with_the_process(start):
-  process = start(PAUSED)
-  assert process.stdout.readline() == 'ready\n'
-  process.send_signal(signal.SIGTSTP)
-  status = pathlib.Path(f'/proc/{process.pid}/status')
-  while '\nState:\tT' not in status.read_text():
-    time.sleep(0.01)
-  time.sleep(1)
-  process.send_signal(signal.SIGCONT)
-  out, _ = process.communicate(timeout=60)
-  left_out, seconds, compiling = map(float, out.split())
-  assert left_out >= 1 and seconds >= 0.2 and abs(compiling) < 1e-6
-
-
-def test_a_stop_in_the_midst_of_a_compilation_is_none_of_it(monkeypatch):
-  times = iter([10.0, 10.3, 11.0])
-  monkeypatch.setattr(timing.time, 'perf_counter', lambda: next(times))
-  with timing.Stopwatch() as watch:
-    timing.leave_out(10.05, 10.25)
-    timing._record(timing._EVENTS[0], 0.28)
-  assert watch.compile_seconds == pytest.approx(0.08)
-  assert watch.seconds == pytest.approx(0.72)
 
 
 @pytest.mark.parametrize('name', ['abacus', 'cuda'])

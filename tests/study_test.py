@@ -789,9 +789,8 @@ def test_that_the_process_was_stopped_is_a_warning(
     x for x in running.done('unlearn', *flags).split('\n') if 'was st' in x
   ]
   assert lines == [
-    'warning: seed 0 · source: its process was stopped meanwhile; its seconds'
-    ' leave out Ctrl-Z, and with it what a GPU went on with, and count any'
-    ' other stop'
+    'warning: seed 0 · source: its process was stopped meanwhile (Ctrl-Z), and'
+    ' its seconds count that'
   ]
 
 

@@ -1,5 +1,6 @@
 """Rates that are found on forget sets of their own, and wrong labels."""
 
+import dataclasses
 import json
 import re
 
@@ -10,7 +11,7 @@ import running
 
 from experiments import config, tune
 from experiments.config import Trial, Tuned
-from experiments.study import study
+from experiments.study import results, study
 from unlearn_jax.base import InputError
 from unlearn_jax.strategies import parse
 
@@ -100,6 +101,8 @@ def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):
   assert names == ['source', 'retrain', *best, 'ct']
   said = 'at most 3 values each, forget sets of seeds 1000, 1001'
   assert said in ' '.join(out.split()) and said in report['tuned']
+  assert found['problem']['train_epochs'] == 6
+  assert 'tuned on another problem' not in out
   # Without a stop rule nothing is cut off.
   assert 'never' not in out and '≥' not in out and 'stop rule was' not in out
   assert report['stop_rule']['text'].startswith('There is none: every')
@@ -118,6 +121,29 @@ def test_what_was_tuned_is_run_and_said(tuned, data_file, tmp_path):
   for metric in ('forget_accuracy', 'true_label_accuracy', 'gap_to_retrained'):
     wanted = scratch['values'][metric][1]
     assert got[metric] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_what_was_tuned_on_another_problem_is_said(tmp_path):
+  file = tmp_path / 'tuned.json'
+  own = config.Study(methods=config.Methods(tuned=str(file)))
+  tried = {'top_k': [Trial('top_k(k=7)', 0.1)]}
+  file.write_bytes(msgspec.json.encode(Tuned('k', [5], tried)))
+  assert not results.tuned_elsewhere(own)  # An old file does not say.
+  there = results.problem(own)
+  file.write_bytes(msgspec.json.encode(Tuned('k', [5], tried, there)))
+  assert not results.tuned_elsewhere(own)
+  other = dataclasses.replace(own, training=config.Training(train_epochs=7))
+  (line,) = results.tuned_elsewhere(other)
+  assert '(train_epochs 30 there, 7 here)' in line
+  other = dataclasses.replace(own, data=config.Data('cifar10', 500))
+  (line,) = results.tuned_elsewhere(other)
+  for differs in (
+    'dataset digits there, cifar10 here',
+    'train_subset None there, 500 here',
+    'train_learning_rate 0.003 there, 0.001 here',
+    'forget mislabelled(0.1) there, random(0.1) here',
+  ):
+    assert differs in line
 
 
 def test_no_seed_is_judged_that_was_tuned_on(tuned, data_file, tmp_path):

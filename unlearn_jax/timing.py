@@ -18,7 +18,6 @@ _EVENTS = (
 )
 _spans: list[tuple[float, float]] = []
 _compilations: list[float] = []
-_pauses: list[float] = []
 _lock = threading.Lock()
 
 
@@ -31,13 +30,6 @@ def _record(event: str, duration_secs: float, **_: str | int) -> None:
         _compilations.append(now)
 
 
-def leave_out(low: float, high: float) -> None:
-  """No clock counts this span of `time.perf_counter`: all was stopped."""
-  with _lock:
-    _spans.append((low, high))
-    _pauses.append(high - low)
-
-
 jax.monitoring.register_event_duration_secs_listener(_record)
 
 
@@ -45,8 +37,7 @@ class Stopwatch:
   """Measures what happens inside `with Stopwatch() as watch:`.
 
   Attributes:
-    seconds: wall time without compilation and what `leave_out` was told of,
-      known after the block.
+    seconds: wall time without compilation, known after the block.
     compile_seconds: wall time spent tracing, lowering and compiling.
     compilations: programs that were compiled, or read from the cache.
 
@@ -60,7 +51,7 @@ class Stopwatch:
   def __enter__(self) -> 'Stopwatch':
     self.seconds = self.compile_seconds = 0.0
     self.compilations = 0
-    self._first = len(_spans), len(_compilations), len(_pauses)
+    self._first = len(_spans), len(_compilations)
     self._start = time.perf_counter()
     return self
 
@@ -69,14 +60,12 @@ class Stopwatch:
     with _lock:
       spans = sorted(_spans[self._first[0] :])
       self.compilations = len(_compilations) - self._first[1]
-      paused = sum(_pauses[self._first[2] :])
     # Spans nest (a jitted function traced inside another): take their union.
     end = self._start
     for low, high in spans:
       self.compile_seconds += max(0.0, high - max(low, end))
       end = max(end, high)
     self.seconds = max(0.0, total - self.compile_seconds)
-    self.compile_seconds -= paused
 
   def wait(self, tree: Any) -> Any:
     """Returns `tree` once its arrays are computed."""

@@ -1,7 +1,5 @@
 """SIGTERM, SIGINT and SIGHUP: what is in flight is saved, then it ends.
 
-SIGTSTP (Ctrl-Z) stops the process, and its clock.
-
 A thread of its own hears the signals, because the main one can be inside a
 compiled program for long. No handler raises anything, so nothing swallows it.
 """
@@ -17,7 +15,7 @@ import threading
 import time
 from typing import NoReturn
 
-from unlearn_jax import parallel, timing
+from unlearn_jax import parallel
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _NOTE = 'finished stages are kept, the same command goes on'
@@ -89,7 +87,7 @@ def watched() -> Iterator[None]:
   """Hears the signals inside a `with` block, in the main thread."""
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
-  heard = *SIGNALS, signal.SIGCONT, signal.SIGTSTP
+  heard = *SIGNALS, signal.SIGCONT
   before = {number: signal.getsignal(number) for number in heard}
   if before[signal.SIGHUP] == signal.SIG_IGN:  # `nohup` wants it so.
     del before[signal.SIGHUP]
@@ -117,11 +115,6 @@ def _listen(reader: int) -> None:
     heard = os.read(reader, 1)
     if not heard:
       return
-    if heard[0] == signal.SIGTSTP:
-      start = time.perf_counter()
-      # To this thread, so that it does not read the clock before.
-      signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
-      timing.leave_out(start, time.perf_counter())
     if heard[0] == signal.SIGCONT:
       _state.continued += 1
     if number and heard[0] in SIGNALS and time.monotonic() > began + _ECHO:

@@ -195,9 +195,34 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
       *setups.cautions(setup, plan.drawn),
       *_stage_warnings(made),
       *([say('warnings', 'tuned')] if methods.found and fixed else []),
+      *tuned_elsewhere(study),
     ],
     degree=degree_facts(plan, results.errors),
   )
+
+
+def problem(study: config.Study) -> dict[str, Any]:
+  """What the best rate may depend on, by name, in JSON's types."""
+  methods, trained = study.methods, finished.Recipe.of(study.recipe)
+  return {
+    **settings.flat(study.data),
+    **settings.flat(study.network),
+    **{f'train_{name}': own for name, own in vars(trained).items()},
+    'forget': study.forgotten,
+    'optimizer': methods.optimizer,
+    'schedule': methods.schedule,
+  }
+
+
+def tuned_elsewhere(study: config.Study) -> list[str]:
+  """Where rates were tuned on another problem, what differs."""
+  tuned, own = study.methods.found, problem(study)
+  differ = '; '.join(
+    f'{name} {was} there, {own[name]} here'
+    for name, was in (tuned.problem if tuned else {}).items()
+    if own.get(name, was) != was
+  )
+  return [say('warnings', 'elsewhere', differ=differ)] if differ else []
 
 
 def _in_order(plan: Plan) -> Iterator[Chosen]:
