@@ -254,7 +254,7 @@ def test_no_picture_typesets_or_stumbles_over_them():
   assert len(drawn) == len(figures.names(made)) + 2
   with mock.patch.object(figures, 'DPI', 40):
     for figure in drawn:
-      assert figures.encoded(figure).startswith(b'\x89PNG')
+      assert figures.encoded(figure, 'x', 'x.png').startswith(b'\x89PNG')
       for text in figure.findobj(Text):
         assert not (text.get_parse_math() and '$x' in text.get_text())
 

@@ -12,6 +12,7 @@ import subprocess
 
 from matplotlib import image
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 import msgspec
 import numpy as np
 import pytest
@@ -885,6 +886,58 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
   files.replace(path, b'new')
   assert path.read_bytes() == b'new'
   assert [p.name for p in path.parent.iterdir()] == ['a.txt']
+
+
+def pictured(root, stem, *names):
+  """Writes a page of such pictures, and a PDF of each."""
+  drawn = {name: Figure(figsize=(1, 1)) for name in names}
+  pdf = {
+    f'figures/{n}.pdf': figures.encoded(own, stem, f'{n}.pdf')
+    for n, own in drawn.items()
+  }
+  rendering.save(root, stem, '', '', [], drawn, pdf)
+  return {f'{name}.{form}' for name in names for form in ('png', 'pdf')}
+
+
+def test_a_page_leaves_its_own_pictures_and_whatever_is_not_its_own(tmp_path):
+  """Those of an earlier page go; what is another's, or anyone's, does not."""
+  root, outside = tmp_path / 'run', tmp_path / 'outside'
+  pictured(outside, 'report', 'link', 'deep')
+  audits = pictured(root, 'audit', 'phi_0', 'phi_1')
+  pictured(root, 'report', 'a', 'b', 'phi_2')
+  # Of the user: a file, a copy, and names that are no file at all.
+  folder, old = root / 'figures', (root / 'figures/b.png').read_bytes()
+  theirs = {'own.png', 'b_before.png', 'link.png', 'deep.png', 'pipe.pdf'}
+  (folder / 'own.png').write_bytes(b'unlearn_jax report: b.png')
+  (folder / 'b_before.png').write_bytes(old)
+  (folder / 'link.png').symlink_to(outside / 'figures/link.png')
+  (folder / 'deep.png').mkdir()
+  os.mkfifo(folder / 'pipe.pdf')
+  kept = pictured(root, 'report', 'a')
+  assert {own.name for own in folder.iterdir()} == kept | audits | theirs
+  # Nor does anything go behind a folder that is a link.
+  (root / 'figures').rename(root / 'before')
+  folder.symlink_to(outside / 'figures')
+  pictured(root, 'report', 'a')
+  assert (outside / 'figures/deep.png').exists()
+
+
+def test_old_pictures_stay_until_the_new_page_is_there(tmp_path, monkeypatch):
+  both = pictured(tmp_path, 'report', 'a', 'b')
+  real = files.replace
+
+  def fail(path, data):
+    if path.suffix == '.html':
+      raise OSError('disk full')
+    return real(path, data)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(files, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+      pictured(tmp_path, 'report', 'a')
+  assert {own.name for own in tmp_path.glob('figures/*')} == both
+  left = pictured(tmp_path, 'report', 'a')  # Again: the rest goes now.
+  assert {own.name for own in tmp_path.glob('figures/*')} == left
 
 
 # ----------------------------------------------------------------- Figures.

@@ -242,9 +242,7 @@ def margins(row: Row) -> Figure:
   for place, own in enumerate(row.phi.values()):
     for name, values in own.items():
       at = place + (0.2 if name.endswith('outside') else -0.2)
-      spread = np.linspace(-0.1, 0.1, len(values)) * name.startswith(
-        ('in', 'o')
-      )
+      spread = np.linspace(-0.1, 0.1, len(values)) * ('target' not in name)
       axes.plot(values, at + spread, **WORDS['audit_dots'][name])
     axes.axhline(place + 0.5, **LOOKS['row'])
   axes.set_yticks(range(len(row.phi)), [*map(figures.label, row.phi)])

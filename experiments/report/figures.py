@@ -25,14 +25,7 @@ from unlearn_jax.base import shown as printable
 from unlearn_jax.evaluation import METRICS, Metric
 from unlearn_jax.metrics import mean_interval
 from .judging import GAP, damaged, estimate, finite, known
-from .model import (
-  NULL,
-  REFERENCE,
-  UNJUDGED,
-  Estimate,
-  Report,
-  Row,
-)
+from .model import NULL, REFERENCE, UNJUDGED, Estimate, Report, Row
 from .wording import WORDS
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
@@ -206,11 +199,16 @@ def image_grid(
   return figure
 
 
+def title(page: str, file: str) -> str:
+  """What a picture says of itself, so that its page knows it again."""
+  return f'unlearn_jax {page}: {file}'
+
+
 @style.context(STYLE)
-def encoded(figure: Figure, form: str = 'png') -> bytes:
-  """A figure as PNG or PDF, the same bytes for the same figure."""
-  buffer, undated = io.BytesIO(), {'CreationDate': None}
-  metadata = undated if form == 'pdf' else None
+def encoded(figure: Figure, page: str, file: str) -> bytes:
+  """A page's PNG or PDF of this name, the same bytes for the same figure."""
+  buffer, form = io.BytesIO(), file.rpartition('.')[2]
+  metadata = {'Title': title(page, file), 'CreationDate': None}
   figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)
   return buffer.getvalue()
 
@@ -358,6 +356,5 @@ PICTURES: dict[str, Callable[[Report], Figure]] = {
 
 def names(report: Report) -> list[str]:
   """Those of `PICTURES` that there is something to draw for."""
-  facts: dict[str, Any] = {'gap_by_budget': budgets}
-  facts['accuracy_curves'] = _trained
-  return [n for n in PICTURES if n not in facts or facts[n](report)]
+  own = {'gap_by_budget': budgets(report), 'accuracy_curves': _trained(report)}
+  return [name for name in PICTURES if own.get(name, True)]

@@ -22,15 +22,13 @@ def write(
   `grids`: pictures of images, by `degree.name_of`.
   """
   words = wording.title(report), wording.what_was_done(report)
-  contents: dict[str, bytes | str] = {
+  more: dict[str, bytes | str] = {
     'report.json': to_json(report),
     'report.csv': tables.csv(report),
     'report.tex': rendering.latex(words[0], tables.every(report)),
   }
   pictures = {**drawn(report), **grids}
-  return rendering.save(
-    root, 'report', *words, page(report), pictures, contents
-  )
+  return rendering.save(root, 'report', *words, page(report), pictures, more)
 
 
 def drawn(report: Report) -> dict[str, Figure]:

@@ -4,7 +4,8 @@ The templates escape whatever is put into them, so nothing can be forgotten.
 """
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import html as html_text
 import pathlib
 import re
@@ -74,19 +75,37 @@ def save(
   drawn: Mapping[str, Figure],
   more: Mapping[str, bytes | str],
 ) -> pathlib.Path:
-  """Writes `figures/*.png`, `more`, `STEM.md` and `STEM.html`; returns that."""
-  pictures = {name: figures.encoded(figure) for name, figure in drawn.items()}
+  """Writes `figures/*.png`, `more`, `STEM.md` and `STEM.html`; returns that.
+
+  Once they are there, what only an earlier page of this stem showed goes.
+  """
+  png = {n: figures.encoded(own, stem, f'{n}.png') for n, own in drawn.items()}
   contents: dict[str, bytes | str] = {
-    **{f'figures/{name}.png': data for name, data in pictures.items()},
+    **{f'figures/{name}.png': data for name, data in png.items()},
     **more,
     f'{stem}.md': markdown(title, intro, sections),
-    f'{stem}.html': html(title, intro, sections, pictures),
+    f'{stem}.html': html(title, intro, sections, png),
   }
   for name, content in contents.items():
     if isinstance(content, str):
       content = content.encode('utf-8', 'backslashreplace')
     files.replace(root / name, content)
+  _sweep(root.resolve(), stem, contents)
   return root / f'{stem}.html'
+
+
+def _sweep(root: pathlib.Path, stem: str, kept: Container[str]) -> None:
+  """Removes pictures of earlier pages of this stem but for those `kept`.
+
+  Each is a file, no link nor behind one, that says itself that it is such a
+  picture of this very name: what others have put there stays, copies too.
+  """
+  for path in sorted(root.glob('figures/*.p[nd][gf]')):
+    title = figures.title(stem, path.name).encode('utf-8', 'replace')
+    with contextlib.suppress(OSError):  # What cannot be read stays, too.
+      old = f'figures/{path.name}' not in kept and path.is_file()
+      if old and path.resolve() == path and title in path.read_bytes():
+        path.unlink()
 
 
 # ------------------------------------------------------------------- HTML.

@@ -52,7 +52,8 @@ def write(
   pictures = {n: own for some in drawings.values() for n, own in some.items()}
   more = {'reproduction.json': to_json(facts)}
   for name, figure in pictures.items():
-    more[f'figures/{name}.pdf'] = figures.encoded(figure, 'pdf')
+    data = figures.encoded(figure, 'reproduction', f'{name}.pdf')
+    more[f'figures/{name}.pdf'] = data
   words = f'Section IV of the paper, preset {found.preset.name}', ''
   return rendering.save(root, 'reproduction', *words, sections, pictures, more)
 

@@ -9,13 +9,7 @@ import jax
 import numpy as np
 
 from unlearn_jax import attacks, data
-from unlearn_jax.base import (
-  Dataset,
-  Examples,
-  InputError,
-  Model,
-  ModelState,
-)
+from unlearn_jax.base import Dataset, Examples, InputError, Model, ModelState
 from unlearn_jax.prediction import predict
 from ..settings import FlagError
 

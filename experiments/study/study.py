@@ -14,14 +14,7 @@ from ..report.sections import Section
 from ..runtime.progress import say
 from ..workdir import directory
 from ..workdir.directory import Identity, Workdir
-from . import (
-  engine,
-  lineage,
-  planning,
-  provenance,
-  results,
-  stages,
-)
+from . import engine, lineage, planning, provenance, results, stages
 from . import setup as setups
 from .lineage import Lineage
 from .planning import Plan, Run
