@@ -967,6 +967,23 @@ def test_curves_are_those_that_the_legend_names():
       assert ends[colors[name]] == pytest.approx(100 * row.mean[metric].mean)
 
 
+def test_the_longest_label_is_whole_and_costs_its_curves_no_height():
+  """That of an ablation, diverged; what is endless is cut."""
+  long = "Top-K (k=0.3, sensitivity='fisher_ratio', direction='smallest',"
+  long += " change='reinitialize', scope='leaf', js_weight=0.0,"
+  long += ' learning_rate=0.0048, epochs=2) (diverged: 1 of 3 seeds)'
+  assert ' '.join(figures.label(long).split()) == long
+  assert figures.label('x' * 999).endswith('x…\n(999 characters)')
+  heights, made = [], report_of(['source', 'retrain', 'top_k'], 1)
+  for text in ('Top-K', long):
+    rows = [dataclasses.replace(row, label=text) for row in made.rows]
+    figure = figures.accuracy_curves(dataclasses.replace(made, rows=rows))
+    figure.draw_without_rendering()
+    box = figure.axes[0].get_position()
+    heights.append(box.height * figure.get_figheight())
+  assert heights[1] >= heights[0] > 1
+
+
 def test_two_rulers_show_every_row_and_seed_beside_retrain():
   made = report_of()
   first, second = figures.rulers(made).axes

@@ -39,7 +39,7 @@ LOOKS: dict[str, Any] = WORDS['looks']
 
 def label(text: str) -> str:
   """Outside text for a picture: printable, and broken into lines."""
-  return textwrap.fill(printable(text, 120), 34)
+  return textwrap.fill(printable(text, 200), 34)
 
 
 class Bar(NamedTuple):
@@ -250,9 +250,8 @@ def _point(axes: Axes, place: int, row: Row, metric: Metric) -> None:
   if mean is None:
     return
   if mean.low is not None and mean.high is not None:
-    axes.plot(
-      scale * np.array([mean.low, mean.high]), [place] * 2, **LOOKS['whisker']
-    )
+    ends = scale * mean.low, scale * mean.high
+    axes.plot(ends, [place] * 2, **LOOKS['whisker'])
   look = WORDS['bars'].get(row.role, WORDS['bars']['method'])
   own = {'color': look['facecolor'], 'label': look['label']}
   axes.plot(scale * mean.mean, place, **LOOKS['mean'], **own)
@@ -266,10 +265,12 @@ def _trained(report: Report) -> list[Row]:
 def accuracy_curves(report: Report) -> Figure:
   """Accuracy per epoch of forget and retain set; 0: after the perturbation."""
   rows = _trained(report)
+  titles = [label(row.label) for row in rows]
+  more = max((own.count('\n') for own in titles), default=0)  # Lines of them.
   labels = 'epoch of unlearning', 'accuracy, %'
-  figure, grid = panels(len(rows), 3, 1.85, *labels)
+  figure, grid = panels(len(rows), 3, 1.85 + 0.16 * more, *labels)
   retrained = estimate(report.row(REFERENCE), 'forget_accuracy')
-  for axes, row in zip(grid, rows):
+  for axes, row, name in zip(grid, rows, titles):
     for metric, look in CURVES.items():
       every = [getattr(curve, metric) for curve in row.curves]
       columns = [  # By epoch, the shares of those seeds that came so far.
@@ -279,7 +280,7 @@ def accuracy_curves(report: Report) -> Figure:
       line(axes, range(len(columns)), columns, look)
     if retrained:
       axes.axhline(100 * retrained.mean, **LOOKS['retrain'])
-    axes.set_title(label(row.label), loc='left')
+    axes.set_title(name, loc='left')
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.grid(axis='y')
   ends = [v for row in rows for m in CURVES for v in known(row.values.get(m))]
