@@ -216,6 +216,11 @@ def test_the_first_seed_is_that_of_all_three_purposes(asked):
   both = planning.plan(asked(seed=1, seeds=1), pathlib.Path('x'))
   later = planning.plan(asked(seeds=2), pathlib.Path('x')).runs[1]
   assert both.runs[0].source.key == later.source.key
+  # Where only the source is the same it is found again, not trained anew.
+  other = planning.plan(
+    asked(seed=7, source_seed=1, seeds=1), pathlib.Path('x')
+  )
+  assert other.runs[0].source.path == later.source.path
   for name, stage in both.runs[0].strategies.items():
     assert stage.key == later.strategies[name].key, name
 

@@ -10,6 +10,7 @@ import numpy as np
 from unlearn_jax.base import Array, require
 
 
+@jax.jit
 def js_divergence(p: Array, q: Array) -> jax.Array:
   """Jensen-Shannon divergence, in [0, 1] bit (Zuo et al., Eq. 8).
 

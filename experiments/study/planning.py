@@ -145,13 +145,13 @@ class Planner:
 
   def source(self, run: int, labels: Sequence[object] = ()) -> Stage:
     """M of one run; `labels`: what was given wrong ones, and these."""
-    seed = self.study.draws.seed + run
+    draws = self.study.draws
     return self.trained(
-      f'seed{seed}-source',
-      f'seed {seed} · source',
+      f'seed{draws.of("source", run)}-source',
+      f'seed {draws.seed + run} · source',
       functools.partial(training.train_source, run=run),
       kind='source',
-      seed=self.study.draws.of('source', run),
+      seed=draws.of('source', run),
       **({'labels': labels} if labels else {}),
     )
 

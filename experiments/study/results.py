@@ -203,15 +203,12 @@ def report(results: Results, wall_seconds: float) -> reports.Report:
 
 def problem(study: config.Study) -> dict[str, Any]:
   """What the best rate may depend on, by name, in JSON's types."""
-  methods, trained = study.methods, finished.Recipe.of(study.recipe)
-  return {
-    **settings.flat(study.data),
-    **settings.flat(study.network),
-    **{f'train_{name}': own for name, own in vars(trained).items()},
-    'forget': study.forgotten,
-    'optimizer': methods.optimizer,
-    'schedule': methods.schedule,
-  }
+  trained = vars(finished.Recipe.of(study.recipe)).items()
+  methods = study.methods
+  own = {'optimizer': methods.optimizer, 'schedule': methods.schedule}
+  own |= {f'train_{name}': value for name, value in trained}
+  own |= settings.flat(study.data) | settings.flat(study.network)
+  return own | {'forget': study.forgotten}
 
 
 def tuned_elsewhere(study: config.Study) -> list[str]:
