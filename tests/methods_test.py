@@ -28,6 +28,7 @@ from unlearn_jax.base import (
   Splits,
   stateless,
 )
+from unlearn_jax.data import images
 from unlearn_jax.finetuning import Budget
 from unlearn_jax.objectives import Term, forgotten, retained
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
@@ -903,14 +904,16 @@ def test_statistics_in_the_end_are_those_of_d_re():
     own, plainly = (
       unlearn(
         jax.random.key(0), model, source, splits, strategy,
-        Budget(1, 1e-3, 16, 0.0, 2.0),
+        Budget(1, 1e-3, 16, 0.0, 2.0), augment=images.augment,
       ).state
       for strategy in (
         strategies.neggrad_plus(), strategies.finetune(js_weight=0.0)
       )
     )  # fmt: skip
     again = [
-      normalization.reestimate(model, state, splits.retain).batch_stats
+      normalization.reestimate(
+        model, state, splits.retain, augment=images.augment
+      ).batch_stats
       for state in (own, plainly)
     ]
   equal(own.batch_stats, again[0])

@@ -19,7 +19,7 @@ from unlearn_jax import (
   training,
   unlearning,
 )
-from unlearn_jax.data import streaming
+from unlearn_jax.data import images, streaming
 from unlearn_jax.finetuning import Budget
 from unlearn_jax.prediction import predict
 
@@ -264,15 +264,21 @@ def test_predicting_any_number_of_examples_compiles_once():
   assert [count(size) for size in (90, 60, 49, 32)] == [0] * 4
 
 
-@pytest.mark.parametrize('devices, frozen', [(1, 3), (4, 0)])
-def test_statistics_are_those_of_the_resident_set(devices, frozen):
+@pytest.mark.parametrize(
+  'devices, frozen, augment', [(1, 3, None), (4, 0, images.augment)]
+)
+def test_statistics_are_those_of_the_resident_set(devices, frozen, augment):
   _, splits = on_host()
   model = MODEL.freeze(frozenset(MODEL.order[:frozen]))
   state = fit(SPLITS, epochs=1).state
   with parallel.use(jax.devices()[:devices]):
     with streaming.limit(LIMIT):
-      got = normalization.reestimate(model, state, splits.retain, batch_size=16)
-    want = normalization.reestimate(model, state, SPLITS.retain, batch_size=16)
+      got = normalization.reestimate(
+        model, state, splits.retain, batch_size=16, augment=augment
+      )
+    want = normalization.reestimate(
+      model, state, SPLITS.retain, batch_size=16, augment=augment
+    )
   assert got.params is state.params
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -22,6 +22,7 @@ from unlearn_jax.base import (
   stateless,
   tensor_paths,
 )
+from unlearn_jax.data.images import augment
 from unlearn_jax.prediction import predict
 from unlearn_jax.timing import Stopwatch
 
@@ -393,6 +394,24 @@ def test_statistics_are_the_averages_over_batches():
       got.batch_stats['bn1'][name], value, rtol=1e-3, atol=1e-4
     )
   assert got.params is state.params
+  # Of images as they were trained on: another draw for each step.
+  seen = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(0), n))(
+    jnp.arange(5)
+  )
+  turned = np.concatenate(
+    [
+      augment(jax.random.fold_in(key, 0), own)
+      for key, own in zip(seen, images.reshape(5, 16, *images.shape[1:]))
+    ]
+  )
+  plain = Examples.of(turned, SPLITS.retain.own_labels)
+  with parallel.use(jax.devices()[:1]):
+    want, got = (
+      normalization.reestimate(MODEL, state, own, batch_size=16, augment=how)
+      for own, how in ((plain, None), (SPLITS.retain, augment))
+    )
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_scaling_a_tensor_before_batchnorm_changes_nothing_after_all():

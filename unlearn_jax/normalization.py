@@ -1,5 +1,6 @@
 """BatchNorm statistics after the weights were changed by hand."""
 
+from collections.abc import Callable
 import functools
 
 import jax
@@ -7,23 +8,32 @@ import jax.numpy as jnp
 import numpy as np
 
 from unlearn_jax import parallel
-from unlearn_jax.base import Examples, Model, ModelState, is_float
+from unlearn_jax.base import Examples, Key, Model, ModelState, is_float
 from unlearn_jax.data import streaming
 
 
 @functools.lru_cache(maxsize=32)
-def _program(model: Model):
+def _program(
+  model: Model, augment: Callable[[Key, jax.Array], jax.Array] | None
+):
   """The sum of the statistics over batches, and the average so far.
 
   `steps` are the images of each step or, where there are `images`, rows of
   these; `before` is the sum so far and over how many steps.
   """
 
-  def statistics(_, state: ModelState, images, before, steps):
-    def draw(own):
-      return own if images is None else images[own]
+  def statistics(rank, state: ModelState, images, before, steps):
+    count, start = before
 
-    first = draw(steps[0])
+    def draw(own, number):
+      found = own if images is None else images[own]
+      if augment is None:
+        return found
+      key = jax.random.fold_in(jax.random.key(0), number)
+      return augment(jax.random.fold_in(key, rank), found)
+
+    numbers = count.astype(int) + jnp.arange(len(steps))
+    first = draw(steps[0], numbers[0])
     _, seen = model.apply(state, first, True)
     # A frozen layer normalises with its statistics and returns them as they
     # are; they must stay in place, or all that follows would be off.
@@ -45,8 +55,8 @@ def _program(model: Model):
         lambda new, keep: 0.0 if keep is True else new, found, kept
       )
 
-    def batch(total, own):
-      new = updated(0.0, draw(own))
+    def batch(total, step):
+      new = updated(0.0, draw(*step))
       return jax.tree.map(jnp.add, total, new), None
 
     # Another layer returns m·running + (1 − m)·batch. Started at 0 it shows
@@ -54,8 +64,7 @@ def _program(model: Model):
     momentum = jax.tree.map(
       jnp.subtract, updated(1.0, first), updated(0.0, first)
     )
-    count, start = before
-    total, _ = jax.lax.scan(batch, start, steps)
+    total, _ = jax.lax.scan(batch, start, (steps, numbers))
     count = count + len(steps)
 
     # What another batch does not draw nearer is no average: it counts.
@@ -77,6 +86,7 @@ def reestimate(
   examples: Examples,
   *,
   batch_size: int = 128,
+  augment: Callable[[Key, jax.Array], jax.Array] | None = None,
 ) -> ModelState:
   """Replaces BatchNorm's running statistics by their averages over examples.
 
@@ -91,6 +101,8 @@ def reestimate(
       `data.streaming.limit` come in blocks.
     batch_size: examples a step over all devices, in the order of `examples`;
       the last ones that do not fill a batch are left out.
+    augment: of images, as the model was trained with: by those of plain ones a
+      network that learned flips and crops loses accuracy, 2 points on CIFAR-10.
 
   Returns:
     The same parameters with statistics averaged over all batches. Layers
@@ -122,11 +134,11 @@ def reestimate(
   own, images, total = parallel.replicate(
     (state, images, (np.float32(0), zeros))
   )
-  batch_stats = None
+  batch_stats, program = None, _program(model, augment)
 
   def add(block: streaming.Block) -> jax.Array:
     nonlocal total, batch_stats
-    total, batch_stats = _program(model)(own, images, total, block.images[0])
+    total, batch_stats = program(own, images, total, block.images[0])
     return total[0]
 
   streaming.each(blocks, add)

@@ -18,6 +18,7 @@ from unlearn_jax import (
 )
 from unlearn_jax.base import (
   Context,
+  Examples,
   Key,
   Mask,
   Model,
@@ -145,7 +146,10 @@ def unlearn(
     own = training.frozen_model(model, frozen) if frozen else model
     # Re-estimating BatchNorm: stale statistics are not forgetting.
     perturbed = ModelState(edit.params, source.batch_stats)
-    perturbed = normalization.reestimate(own, perturbed, splits.retain)
+    anew = functools.partial(
+      normalization.reestimate, examples=splits.retain, augment=augment
+    )
+    perturbed = anew(own, perturbed)
     watch.wait(perturbed)
 
   # Training: the weighted terms, by the budget or as the source was trained.
@@ -184,15 +188,14 @@ def unlearn(
       term.batch_norm == 'batch' and term.examples is not objectives.retained
       for term in strategy.terms
     ):
-      state = normalization.reestimate(own, fit.state, splits.retain)
-      fit = fit._replace(state=last.wait(state))
+      fit = fit._replace(state=last.wait(anew(own, fit.state)))
   stop_epoch = rule.epoch(fit.history)
   preparation = watch.seconds + last.seconds + fit.preparation_seconds
   return Unlearning(
     state=parallel.placed_like(fit.state, given),
     perturbed=parallel.placed_like(perturbed, given),
     by_tensor=_changed(edit, source),
-    perturbation_js=_effect(own, source, perturbed, splits),
+    perturbation_js=_effect(own, anew(own, source), perturbed, splits.test),
     history=fit.history,
     stop_epoch=stop_epoch,
     seconds=preparation + fit.history[stop_epoch or -1].seconds,
@@ -247,11 +250,10 @@ def _changed(edit: Edit, source: ModelState) -> dict[str, int]:
 
 
 def _effect(
-  model: Model, source: ModelState, perturbed: ModelState, splits: Splits
+  model: Model, unchanged: ModelState, perturbed: ModelState, test: Examples
 ) -> float:
   """Bits by which the edit alone moved the outputs on held-out data."""
-  held_out = splits.test.spread(2048)
-  unchanged = normalization.reestimate(model, source, splits.retain)
+  held_out = test.spread(2048)
   before = predict(model, unchanged, held_out)
   after = predict(model, perturbed, held_out)
   return float(np.mean(js_divergence(before, after)))
