@@ -901,22 +901,26 @@ def test_statistics_in_the_end_are_those_of_d_re():
   model, splits = helpers.model(), helpers.splits()
   source = training.initialize(jax.random.key(3), model)
   with parallel.use(jax.devices()[:1]):
-    own, plainly = (
+    own, plainly, taught = (
       unlearn(
         jax.random.key(0), model, source, splits, strategy,
         Budget(1, 1e-3, 16, 0.0, 2.0), augment=images.augment,
       ).state
       for strategy in (
-        strategies.neggrad_plus(), strategies.finetune(js_weight=0.0)
+        strategies.neggrad_plus(), strategies.finetune(js_weight=0.0),
+        strategies.bad_teacher(),  # What has a teacher is not augmented.
       )
     )  # fmt: skip
     again = [
       normalization.reestimate(
-        model, state, splits.retain, augment=images.augment
+        model, state, splits.retain, augment=how
       ).batch_stats
-      for state in (own, plainly)
-    ]
+      for state, how in (
+        (own, images.augment), (plainly, images.augment), (taught, None)
+      )
+    ]  # fmt: skip
   equal(own.batch_stats, again[0])
+  equal(taught.batch_stats, again[2])
   with pytest.raises(AssertionError):  # As it always was: of its last batches.
     equal(plainly.batch_stats, again[1])
 

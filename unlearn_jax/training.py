@@ -60,12 +60,14 @@ class Fit(NamedTuple):
     history: one `Epoch` an epoch, epoch 0 first.
     compile_seconds: what compilation cost.
     preparation_seconds: spent before the clock of the history starts.
+    augmented: whether images were; those that have a teacher never are.
   """
 
   state: ModelState
   history: tuple[Epoch, ...]
   compile_seconds: float
   preparation_seconds: float = 0.0
+  augmented: bool = False
 
 
 def cross_entropy(
@@ -265,7 +267,9 @@ def fit(
     if on_epoch and not now.course.step:
       on_epoch(now.course.history[-1])
   course = now.course
-  return Fit(now.state.model, course.history, course.compile_seconds)
+  augmented = augment is not None and any(own.targets is None for own in sets)
+  fit = Fit(now.state.model, course.history, course.compile_seconds)
+  return fit._replace(augmented=augmented)
 
 
 def _is_key(x: Any) -> bool:

@@ -147,10 +147,9 @@ def unlearn(
     # Re-estimating BatchNorm: stale statistics are not forgetting.
     perturbed = ModelState(edit.params, source.batch_stats)
     anew = functools.partial(
-      normalization.reestimate, examples=splits.retain, augment=augment
+      normalization.reestimate, own, examples=splits.retain
     )
-    perturbed = anew(own, perturbed)
-    watch.wait(perturbed)
+    perturbed = watch.wait(anew(perturbed, augment=augment))
 
   # Training: the weighted terms, by the budget or as the source was trained.
   fit = training.Fit(
@@ -188,14 +187,17 @@ def unlearn(
       term.batch_norm == 'batch' and term.examples is not objectives.retained
       for term in strategy.terms
     ):
-      fit = fit._replace(state=last.wait(anew(own, fit.state)))
+      how = augment if fit.augmented else None  # Not where all have a teacher.
+      fit = fit._replace(state=last.wait(anew(fit.state, augment=how)))
   stop_epoch = rule.epoch(fit.history)
   preparation = watch.seconds + last.seconds + fit.preparation_seconds
   return Unlearning(
     state=parallel.placed_like(fit.state, given),
     perturbed=parallel.placed_like(perturbed, given),
     by_tensor=_changed(edit, source),
-    perturbation_js=_effect(own, anew(own, source), perturbed, splits.test),
+    perturbation_js=_effect(
+      own, anew(source, augment=augment), perturbed, splits.test
+    ),
     history=fit.history,
     stop_epoch=stop_epoch,
     seconds=preparation + fit.history[stop_epoch or -1].seconds,
