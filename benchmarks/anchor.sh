@@ -5,8 +5,8 @@
 #   benchmarks/anchor.sh SIZE OUT [FLAG...]
 #
 # SIZE is toy (digits; minutes), hard (10,000 CIFAR-10 images, nothing augmented;
-# hours of two cores), cpu (25,000, augmented; nine hours) or gpu (all 50,000,
-# ResNet18 of width 64, 180 epochs; half an hour of an H100). Flags go to every
+# hours of two cores), cpu (25,000, augmented; a working day or so) or gpu (all
+# 50,000, ResNet18 of width 64, 180 epochs; for a GPU). Flags go to every
 # command, such as --data_dir=DIR, --dataset=npz:FILE or --engine=dask. What is done
 # is never done again, so a run that was stopped goes on. The reports are
 # OUT/table/report.html and OUT/curve/report.html.

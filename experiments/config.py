@@ -191,7 +191,7 @@ class Tuned:
 
   knob: str  # the parameter
   seeds: list[int]  # of the forget sets
-  # By strategy, the best first.
+  # By strategy, the best first; and on which problem, by name of flags.
   tried: dict[str, Annotated[list[Trial], msgspec.Meta(min_length=1)]]
   problem: dict[str, Any] = dataclasses.field(default_factory=dict)
 

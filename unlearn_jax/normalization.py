@@ -101,8 +101,8 @@ def reestimate(
       `data.streaming.limit` come in blocks.
     batch_size: examples a step over all devices, in the order of `examples`;
       the last ones that do not fill a batch are left out.
-    augment: of images, as the model was trained with: by those of plain ones a
-      network that learned flips and crops loses accuracy, 2 points on CIFAR-10.
+    augment: of images, as the model was trained with: by the statistics of
+      plain ones a network that learned flips and crops loses accuracy.
 
   Returns:
     The same parameters with statistics averaged over all batches. Layers
