@@ -90,10 +90,9 @@ def nearest(
 
   Returns:
     The images, as floats that are to the model what `examples` are, with the
-    class that it takes them for as label and, as a one-hot row, as `targets`:
-    so that nobody augments them. Those that it
-    takes for another class as they are come as they are; those that no radius
-    sufficed for are left out. And of each its radius `[M']`, 0 for the former.
+    class that it takes them for as label. Those that it takes for another
+    class as they are come as they are; those that no radius sufficed for are
+    left out. And of each its radius `[M']`, 0 for the former.
 
   Raises:
     InputError: no image could be moved to another class.
@@ -135,11 +134,8 @@ def nearest(
   kept = np.setdiff1d(np.arange(len(labels)), left)
   if not kept.size:
     raise InputError('examples: no class moves, allowed: images where one can')
-  classes = classes[kept].astype(np.int32)
-  count = jax.eval_shape(lambda: _logits(model, state, images[:1], 1.0)).shape
-  targets = np.eye(count[-1], dtype=np.float32)[classes]
-  own = Examples.of(moved[kept] * np.float32(scale), classes)
-  return own._replace(targets=targets), radii[kept]
+  found = moved[kept] * np.float32(scale), classes[kept].astype(np.int32)
+  return Examples.of(*found), radii[kept]
 
 
 class _Programs(NamedTuple):

@@ -152,14 +152,16 @@ class Batch(NamedTuple):
   Attributes:
     images: `[B, ...]`, uint8 for image data sets.
     labels: int32 `[B]`.
-    targets: float32 `[B, C]` probabilities of a teacher, or None.
+    targets: float32 `[B, C]` probabilities that a teacher gives, or None.
     key: typed PRNG key of this batch alone, for a loss that draws by lot.
+    teacher: a `ModelState` whose outputs on `images` are to be the targets.
   """
 
   images: Array
   labels: Array
   targets: Array | None = None
   key: Key | None = None
+  teacher: ModelState | None = None
 
 
 class Examples(NamedTuple):
@@ -173,14 +175,15 @@ class Examples(NamedTuple):
       and `array[rows]`, such as `np.memmap`.
     labels: int32 `[N]`, each in `[0, C)`.
     indices: int32 `[M]`, the rows that belong to the set, without repeats.
-    targets: float32 `[M, C]`, a teacher's probabilities, aligned with
-      `indices`; None where there is no teacher.
+    targets: float32 `[M, C]` probabilities, aligned with `indices`, or None.
+    teacher: whose probabilities on the images as augmented are the targets.
   """
 
   images: Array
   labels: Array
   indices: Array
   targets: Array | None = None
+  teacher: ModelState | None = None
 
   @property
   def size(self) -> int:
@@ -236,7 +239,7 @@ class Examples(NamedTuple):
     """
     rows = _rows('positions', positions, self.size)
     targets = None if self.targets is None else self.targets[rows]
-    return Examples(self.images, self.labels, self.indices[rows], targets)
+    return self._replace(indices=self.indices[rows], targets=targets)
 
   def spread(self, limit: int) -> 'Examples':
     """At most `limit` of them, evenly spaced over the set."""
@@ -347,15 +350,13 @@ class Model:
     apply: `(state, images, train) -> (logits [B, C], batch_stats)`. With
       `train` true, BatchNorm uses the batch's statistics and returns updated
       running ones; otherwise `batch_stats` comes back as it was.
-    init: `key -> ModelState`, a freshly initialised model; needed by Retrain
-      and EU-K only.
+    init: `key -> ModelState`, freshly initialised; for what starts afresh.
     loss: `(logits [B, C], labels [B]) -> [B]`.
     order: the paths of the tensors of `params` in *definition* order (JAX
       sorts dictionary keys, so it cannot be read off a tree); needed by EU-K
       and CF-K only.
-    freeze: `frozen paths -> Model`, the same classifier whose BatchNorm
-      layers among the frozen ones keep to their running statistics; None
-      where there is nothing to do.
+    freeze: `frozen paths -> Model`, whose BatchNorm layers among these keep to
+      their running statistics; None where there is nothing to do.
   """
 
   apply: Callable[[ModelState, Array, bool], tuple[jax.Array, Any]]

@@ -141,7 +141,7 @@ def program(
   descend: optax.TransformUpdateFn,
   layout: Layout,
   trained: tuple[bool, ...],
-  augment: Augment | None,
+  augments: tuple[Augment | None, ...],
   active: Callable[[Step], Any] | None,
   whole: bool = False,
 ):
@@ -153,7 +153,7 @@ def program(
     descend: Optax's update of the optimiser.
     layout: of an epoch.
     trained: of each parameter tensor, whether it moves.
-    augment: of images that have no teacher.
+    augments: of each set, what its images go through.
     active: whether a step does anything; None if each does.
     whole: compiles for the span of all steps only. A GPU runs a loop of known
       length without asking the host after each step.
@@ -179,15 +179,14 @@ def program(
     next_key, augment_key, orders = _plan(state.key, layout)
     orders = tuple(order[:, rank] for order in orders)
 
-    def draw(examples: Examples, positions, images, key) -> Batch:
-      rows, targets = examples.indices[positions], examples.targets
-      images = examples.images[rows] if images is None else images
-      if targets is not None:
-        # A teacher speaks of the plain images.
-        targets = targets[positions]
-      elif augment is not None:
+    def draw(own: Examples, augment, positions, images, key) -> Batch:
+      rows, targets = own.indices[positions], own.targets
+      images = own.images[rows] if images is None else images
+      if augment is not None:
         images = augment(key, images)
-      return Batch(images, examples.labels[rows], targets, key)
+      if targets is not None:
+        targets = targets[positions]
+      return Batch(images, own.labels[rows], targets, key, own.teacher)
 
     def step(number, carry):
       turn = None
@@ -210,7 +209,7 @@ def program(
       images = tuple(
         None if rows is None else rows[number - begin] for rows in streamed
       )
-      batches = tuple(map(draw, sets, positions, images, keys))
+      batches = tuple(map(draw, sets, augments, positions, images, keys))
 
       def objective(moving):
         params = _merged(moving, every)

@@ -259,7 +259,12 @@ def minimize(
     return max(1, int(wanted) // count) * count
 
   with timing.Stopwatch() as watch:
+    augments = [augment if term.augmented else None for term in terms]
     sets = [term.examples(context) for term in terms]
+    sets = [
+      own if changes else objectives.once(context.model, own)
+      for own, changes in zip(sets, augments)
+    ]
   own = []
   for term, examples in zip(terms, sets):
     if term.share is None:
@@ -276,7 +281,8 @@ def minimize(
   steps = sum(examples.size // size for examples, size in ways)
   # What programs depend on, and are shared by.
   parts = tuple(
-    t._replace(examples=objectives.retained, share=1.0) for t in own
+    t._replace(examples=objectives.retained, share=1.0, augmented=True)
+    for t in own
   )
   fit = training.fit(
     context.keys.train,
@@ -292,7 +298,7 @@ def minimize(
     frozen=frozen,
     update_mask=update_mask,
     given=mask if any(t.masked for t in terms) else None,
-    augment=augment,
+    augment=augments,
     measure=measure,
     stop=(lambda h: stop_rule.epoch(h) is not None) if stop_rule else None,
     on_epoch=on_epoch,

@@ -48,6 +48,7 @@ class Term(NamedTuple):
     batch_norm: 'batch': by the statistics of the batch, which enter the
       running ones; 'running': by the running ones, which stay as they are.
     masked: whether its gradient reaches the edit's mask only.
+    augmented: whether its images are, where a training augments.
   """
 
   examples: Callable[[Context], Examples]
@@ -56,6 +57,7 @@ class Term(NamedTuple):
   share: float | None = 1.0
   batch_norm: str = 'batch'
   masked: bool = False
+  augmented: bool = True
 
 
 def retained(context: Context) -> Examples:
@@ -75,7 +77,8 @@ def taught(
   """Examples with a teacher's probabilities as `targets`.
 
   Args:
-    teacher: whose probabilities, computed once; they are not augmented.
+    teacher: whose probabilities: on the images of a batch as they are
+      augmented, in evaluation mode; where they are not, computed once.
     examples: of which examples.
 
   Returns:
@@ -83,10 +86,17 @@ def taught(
   """
 
   def make(context: Context) -> Examples:
-    own = examples(context)
-    return own._replace(targets=predict(context.model, teacher(context), own))
+    return examples(context)._replace(teacher=teacher(context))
 
   return make
+
+
+def once(model: Model, examples: Examples) -> Examples:
+  """With the teacher's probabilities on plain images in place of itself."""
+  if examples.teacher is None:
+    return examples
+  found = predict(model, examples.teacher, examples)
+  return examples._replace(targets=found, teacher=None)
 
 
 def js_to_teacher(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -261,6 +271,10 @@ def total(
       def mean(batch_stats, term=term, batch=batch, own=own):
         trains = term.batch_norm == 'batch'
         seen = ModelState(own, batch_stats if trains else state.batch_stats)
+        if batch.teacher is not None:
+          said, _ = model.apply(batch.teacher, batch.images, False)
+          targets = jax.nn.softmax(said.astype(jnp.float32))
+          batch = batch._replace(targets=targets)
         logits, found = model.apply(seen, batch.images, trains)
         if term.loss:
           each = term.loss(logits, batch)

@@ -60,14 +60,12 @@ class Fit(NamedTuple):
     history: one `Epoch` an epoch, epoch 0 first.
     compile_seconds: what compilation cost.
     preparation_seconds: spent before the clock of the history starts.
-    augmented: whether images were; those that have a teacher never are.
   """
 
   state: ModelState
   history: tuple[Epoch, ...]
   compile_seconds: float
   preparation_seconds: float = 0.0
-  augmented: bool = False
 
 
 def cross_entropy(
@@ -161,7 +159,7 @@ def fit(
   frozen: frozenset[str] = frozenset(),
   update_mask: Params | None = None,
   given: Any = None,
-  augment: Augment | None = None,
+  augment: Augment | Sequence[Augment | None] | None = None,
   measure: Callable[[ModelState], dict[str, float]] | None = None,
   stop: Callable[[Sequence[Epoch]], bool] | None = None,
   on_epoch: Callable[[Epoch], None] | None = None,
@@ -192,8 +190,8 @@ def fit(
     update_mask: tree like the parameters: only true scalars move; or floats,
       which updates are multiplied by. None moves all of them.
     given: a tree that the loss finds as `Step.given`.
-    augment: applied on the device to the images of every batch that has no
-      teacher, or None.
+    augment: applied on the device to the images of every batch, or None; or
+      one of these for each set.
     measure: called before the first epoch and after each; its time is not
       counted.
     stop: told the history after each epoch; true ends the training.
@@ -215,6 +213,8 @@ def fit(
   """
   if epochs < 0:
     raise ValueError(f'epochs={epochs}, allowed: 0 or more')
+  if augment is None or callable(augment):
+    augment = [augment] * len(sets)
   shares = tuple(parallel.per_device(size) for size in batch_sizes)
   lengths = list(map(steps_per_epoch, sets, batch_sizes)) if passes else []
   starts = tuple(np.cumsum([0, *lengths])[:-1].tolist()) or (0,) * len(sets)
@@ -231,7 +231,7 @@ def fit(
     model = frozen_model(model, frozen)
   program = functools.partial(
     epoch.program,
-    *(model, loss, optimizer.update, layout, trained, augment, active),
+    *(model, loss, optimizer.update, layout, trained, tuple(augment), active),
   )
   runner = epoch.Runner(program, sets, layout, epochs)
   # Copies, because what an epoch starts from is donated.
@@ -267,9 +267,7 @@ def fit(
     if on_epoch and not now.course.step:
       on_epoch(now.course.history[-1])
   course = now.course
-  augmented = augment is not None and any(own.targets is None for own in sets)
-  fit = Fit(now.state.model, course.history, course.compile_seconds)
-  return fit._replace(augmented=augmented)
+  return Fit(now.state.model, course.history, course.compile_seconds)
 
 
 def _is_key(x: Any) -> bool:

@@ -98,7 +98,7 @@ def unlearn(
     budget: `Budget()` by default.
     recipe: by which the source was trained; Retrain follows it.
     retrained: M_RE, needed by strategies that it teaches only.
-    augment: applied to images without a teacher while training.
+    augment: applied to the images of a batch while training.
     on_epoch: told of each epoch as it ends.
     keeper: lets an interrupted training go on, see `training.fit`; what
       comes before it is computed again, to the same numbers.
@@ -147,9 +147,9 @@ def unlearn(
     # Re-estimating BatchNorm: stale statistics are not forgetting.
     perturbed = ModelState(edit.params, source.batch_stats)
     anew = functools.partial(
-      normalization.reestimate, own, examples=splits.retain
+      normalization.reestimate, own, examples=splits.retain, augment=augment
     )
-    perturbed = watch.wait(anew(perturbed, augment=augment))
+    perturbed = watch.wait(anew(perturbed))
 
   # Training: the weighted terms, by the budget or as the source was trained.
   fit = training.Fit(
@@ -187,17 +187,14 @@ def unlearn(
       term.batch_norm == 'batch' and term.examples is not objectives.retained
       for term in strategy.terms
     ):
-      how = augment if fit.augmented else None  # Not where all have a teacher.
-      fit = fit._replace(state=last.wait(anew(fit.state, augment=how)))
+      fit = fit._replace(state=last.wait(anew(fit.state)))
   stop_epoch = rule.epoch(fit.history)
   preparation = watch.seconds + last.seconds + fit.preparation_seconds
   return Unlearning(
     state=parallel.placed_like(fit.state, given),
     perturbed=parallel.placed_like(perturbed, given),
     by_tensor=_changed(edit, source),
-    perturbation_js=_effect(
-      own, anew(source, augment=augment), perturbed, splits.test
-    ),
+    perturbation_js=_effect(own, anew(source), perturbed, splits.test),
     history=fit.history,
     stop_epoch=stop_epoch,
     seconds=preparation + fit.history[stop_epoch or -1].seconds,

@@ -99,7 +99,9 @@ def gathered(examples: base.Examples) -> base.Examples:
     return examples
   rows = np.asarray(examples.indices)
   own = base.Examples.of(examples.images[rows], examples.labels[rows])
-  return own._replace(targets=examples.targets)
+  return examples._replace(
+    images=own.images, labels=own.labels, indices=own.indices
+  )
 
 
 def _row_bytes(images: Any) -> int:

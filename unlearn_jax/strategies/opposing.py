@@ -231,7 +231,7 @@ def amun(
     return found
 
   own = Term(_everything if with_forget else retained)
-  return Strategy('AMUN', terms=(own, Term(near, share=None)))
+  return Strategy('AMUN', terms=(own, Term(near, share=None, augmented=False)))
 
 
 def _everything(context: Context) -> Examples:
