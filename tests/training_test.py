@@ -374,11 +374,15 @@ def test_predictions_are_exact_for_every_batch_size(batch_size):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+# In which `reestimate` takes the 80 retained examples.
+LOT = np.random.default_rng(0).permutation(80)
+
+
 def test_statistics_are_the_averages_over_batches():
   state = fresh()
   got = normalization.reestimate(MODEL, state, SPLITS.retain, batch_size=16)
   # The first layer's input is the image itself: compute it by NumPy and lax.
-  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)]
+  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)[LOT]]
   x = (images.astype(np.float32) / 255 - 0.5) / 0.25
   out = jax.lax.conv_general_dilated(
     x,
@@ -404,7 +408,7 @@ def test_statistics_are_the_averages_over_batches():
       for key, own in zip(seen, images.reshape(5, 16, *images.shape[1:]))
     ]
   )
-  plain = Examples.of(turned, SPLITS.retain.own_labels)
+  plain = Examples.of(turned[np.argsort(LOT)], SPLITS.retain.own_labels)
   with parallel.use(jax.devices()[:1]):
     want, got = (
       normalization.reestimate(MODEL, state, own, batch_size=16, augment=how)
@@ -441,7 +445,7 @@ def test_reestimation_behind_frozen_layers_by_hand(devices):
       got.batch_stats['bn1'][part], state.batch_stats['bn1'][part]
     )
   layout = ('NHWC', 'HWIO', 'NHWC')
-  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)]
+  images = SPLITS.retain.images[np.asarray(SPLITS.retain.indices)[LOT]]
   x = (images.astype(np.float32) / 255 - 0.5) / 0.25
   params, stats = state.params, state.batch_stats['bn1']
   x = jax.lax.conv_general_dilated(
@@ -480,6 +484,25 @@ def test_statistics_are_those_of_all_devices(devices):
       Examples.of(x, np.zeros(8, np.int32)),
     )
   assert got.batch_stats['mean'].tolist() == pytest.approx([3.5])
+
+
+def test_data_that_are_sorted_by_class_have_the_variance_of_all():
+  """As a folder of classes has them; within a class there is none here."""
+
+  def apply(state, x, train):
+    var = x.var(0) if train else state.batch_stats['var']
+    return x, {'var': 0.75 * state.batch_stats['var'] + 0.25 * var}
+
+  labels = np.repeat(np.arange(4, dtype=np.int32), 64)
+  x = labels.astype(np.float32)[:, None]
+  with parallel.use(jax.devices()[:1]):
+    got = normalization.reestimate(
+      Model(apply),
+      ModelState({}, {'var': jnp.ones(1)}),
+      Examples.of(x, labels),
+      batch_size=64,
+    )
+  assert got.batch_stats['var'].tolist() == pytest.approx([1.25], rel=0.05)
 
 
 def test_without_batchnorm_reestimation_is_the_identity():

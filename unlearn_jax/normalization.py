@@ -99,8 +99,8 @@ def reestimate(
     state: the perturbed model.
     examples: D_RE, the retained examples; images on the host beyond
       `data.streaming.limit` come in blocks.
-    batch_size: examples a step over all devices, in the order of `examples`;
-      the last ones that do not fill a batch are left out.
+    batch_size: examples a step over all devices, by the same lot each time, for
+      data may be sorted by class; those that fill no batch are left out.
     augment: of images, as the model was trained with: by the statistics of
       plain ones a network that learned flips and crops loses accuracy.
 
@@ -124,7 +124,8 @@ def reestimate(
   count = len(parallel.devices())
   size = max(count, min(batch_size, examples.size) // count * count)
   steps = max(1, examples.size // size)
-  order = np.resize(np.asarray(examples.indices), steps * size)
+  rows = np.random.default_rng(0).permutation(np.asarray(examples.indices))
+  order = np.resize(rows, steps * size)
   order = order.reshape(steps, count, -1)[:, parallel.ranks()].swapaxes(0, 1)
   images, blocks = streaming.once(examples, order, parallel.shard)
   zeros = jax.tree.map(
