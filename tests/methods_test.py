@@ -568,6 +568,31 @@ def test_msg_starts_convolutions_afresh_where_both_sets_pull_alike():
   equal(whole, {**THETA, 'a': FRESH['a']})
 
 
+def test_the_control_of_msg_takes_as_many_of_each_convolution_by_lot():
+  msg = strategies.msg()
+  lot = strategies.top_k(
+    *(0.3, -1.0), sensitivity='random', direction='smallest', scope='leaf',
+    leaves='conv', change='reinitialize', grad_scale=0.1, js_teacher='none',
+  )  # fmt: skip
+  assert (lot.role, msg.role) == ('control', 'method')
+  assert lot.terms == msg.terms
+  with parallel.use(jax.devices()[:1]):
+    own, *drawn = (
+      strategy.edit(CONTEXT._replace(key=jax.random.key(seed)))
+      for strategy, seed in ((msg, 0), *((lot, seed) for seed in range(6)))
+    )
+  for edit in drawn:
+    for name in SHAPES:
+      assert edit.mask[name].sum() == own.mask[name].sum()
+      at = np.where(edit.mask[name], FRESH[name], THETA[name])
+      np.testing.assert_array_equal(edit.params[name], at)
+  seen = {np.asarray(edit.mask['a']).tobytes() for edit in drawn}
+  assert len(seen) > 2
+  np.testing.assert_array_equal(
+    drawn[0].scales['a'], np.where(drawn[0].mask['a'], 1, np.float32(0.1))
+  )
+
+
 def test_what_is_reinitialised_by_lot_is_a_fresh_models():
   strategy = strategies.random_k(0.5, change='reinitialize', js_weight=0.0)
   got = run(strategy, epochs=0).perturbed.params

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import jax
+from jax.flatten_util import ravel_pytree
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +20,9 @@ from unlearn_jax.base import (
 from unlearn_jax.masks import tensors
 from unlearn_jax.sensitivity import gradient_sensitivity, model_objective
 
-Sensitivity = Literal['all', 'forget', 'difference', 'fisher_ratio', 'saliency']
+Sensitivity = Literal[
+  'all', 'forget', 'difference', 'fisher_ratio', 'saliency', 'random'
+]
 Objective = Literal['loss', 'output_norm']
 Reduction = Literal['mean_abs', 'mean', 'single']
 Direction = Literal['largest', 'smallest']
@@ -51,6 +54,7 @@ def scores(
   | difference | |g_r − g_f| (MSG) |
   | fisher_ratio | F_f / F_r (SSD, SFR-on) |
   | saliency | |g_f · ω| (LUR) |
+  | random | by lot, the control of all others |
 
   Args:
     context: of the unlearning; examples are drawn by its key.
@@ -63,6 +67,9 @@ def scores(
     Tree like the parameters, float32, non-negative.
   """
   splits, params = context.splits, context.source.params
+  if kind == 'random':
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.float32, params))
+    return unravel(jax.random.uniform(lot(context), flat.shape))
   if kind == 'all':
     return gradients(context, splits.train, objective, reduction, count)
   if kind == 'forget':

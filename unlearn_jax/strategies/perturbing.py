@@ -14,6 +14,7 @@ from unlearn_jax.masks import tensors
 from unlearn_jax.objectives import Teacher
 from unlearn_jax.strategies.base import (
   CONTROL,
+  METHOD,
   Edit,
   Strategy,
   fresh,
@@ -129,7 +130,8 @@ def top_k(
   check = functools.partial(
     _require_k, k=k, granularity=granularity, scope=scope, leaves=leaves
   )
-  return Strategy('Top-K', edit=edit, **shared, check=check)
+  role = CONTROL if sensitivity == 'random' else METHOD
+  return Strategy('Top-K', role, edit, **shared, check=check)
 
 
 @trained
@@ -148,9 +150,9 @@ def msg(
   leaves='conv', change='reinitialize', js_teacher='none')`.
 
   Costs two gradients of `examples` images, then the passes over D_RE. Fails by
-  too few of these for a small model. Its knob is the rate; a random mask of
-  that size, `random_k(ratio, change='reinitialize')`, is its control. The
-  reference trains at 1e-3 of SGD for 5 epochs.
+  too few of these for a small model. Its knob is the rate; its control is that
+  Top-K with `sensitivity='random'` and its `grad_scale`. The reference trains
+  at 1e-3 of SGD for 5 epochs.
 
   Args:
     ratio: the share of each convolution, in (0, 1].
@@ -213,8 +215,8 @@ def random_k(
   Args:
     ratio: k, a share of all scalars in (0, 1].
     epsilon: ε.
-    change: as in `top_k`. With 'reinitialize' and a ratio of 0.3 it is the
-      control of every mask that re-initialises.
+    change: as in `top_k`. What re-initialises by a mask of the whole tree has
+      it as control, guided alike; else `top_k` with `sensitivity='random'`.
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
     moves: which scalars the training moves, see `top_k`.
