@@ -8,10 +8,12 @@ import io
 import pathlib
 import re
 
+import helpers
 import jax
 
 import unlearn_jax
-from unlearn_jax import attacks, parallel, strategies
+from unlearn_jax import attacks, parallel, strategies, training
+from unlearn_jax.base import Context
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -38,6 +40,41 @@ def said(notebook):
 
 def number(words, line):
   return float(re.search(rf'{words} +(-?\d\.\d+)', line)[1])
+
+
+class SeenError(Exception):
+  pass
+
+
+class Unseen:
+  def __getattr__(self, name):
+    raise SeenError(name)
+
+
+def sees_d_ul(strategy, context):
+  try:
+    strategy.edit(context)
+    sets = [term.examples(context) for term in strategy.terms]
+    return any(own is context.splits.forget for own in sets)
+  except SeenError:
+    return True
+
+
+def test_what_needs_d_ul_or_held_out_data_is_what_the_page_says():
+  model, splits = helpers.model(), helpers.splits()
+  splits = splits._replace(forget=Unseen(), heldout=splits.test)
+  source = training.initialize(jax.random.key(0), model)
+  context = Context(jax.random.key(1), model, source, splits)
+  found = 0
+  for line in (DOCS / 'methods.md').read_text().splitlines():
+    names, *cells = line.strip('| ').split(' | ')
+    if len(cells) < 6 or not {*cells[1:3]} <= {'yes', 'no'}:
+      continue
+    for own in strategies.parse(', '.join(re.findall('`(.+?)`', names))):
+      needs = sees_d_ul(own.strategy, context), own.strategy.needs_heldout
+      assert needs == tuple(c == 'yes' for c in cells[1:3]), own.text
+      found += 1
+  assert found > 20
 
 
 def test_ten_minutes_are_enough_to_forget():

@@ -40,6 +40,8 @@ def finetune(
 ) -> Strategy:
   """K = 0: the same training with nothing perturbed, which all have to beat.
 
+  Of what no teacher guides the control is `js_weight=0`: D_RE alone.
+
   Args:
     js_weight: λ of Eq. 10.
     js_teacher: whose outputs guide.
