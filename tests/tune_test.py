@@ -135,6 +135,9 @@ def test_what_was_tuned_on_another_problem_is_said(tmp_path):
   other = dataclasses.replace(own, training=config.Training(train_epochs=7))
   (line,) = results.tuned_elsewhere(other)
   assert '(train_epochs 30 there, 7 here)' in line
+  budget = config.Methods(tuned=str(file), epochs=2, stop_retain_share=2.0)
+  (line,) = results.tuned_elsewhere(dataclasses.replace(own, methods=budget))
+  assert '(epochs 10 there, 2 here; stop_retain_share 0.98 there, 2.0' in line
   other = dataclasses.replace(own, data=config.Data('cifar10', 500))
   (line,) = results.tuned_elsewhere(other)
   for differs in (

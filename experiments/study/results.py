@@ -205,7 +205,8 @@ def problem(study: config.Study) -> dict[str, Any]:
   """What the best rate may depend on, by name, in JSON's types."""
   trained = vars(finished.Recipe.of(study.recipe)).items()
   methods = study.methods
-  own = {'optimizer': methods.optimizer, 'schedule': methods.schedule}
+  names = 'optimizer', 'schedule', 'epochs', 'stop_retain_share'
+  own = {name: getattr(methods, name) for name in names}
   own |= {f'train_{name}': value for name, value in trained}
   own |= settings.flat(study.data) | settings.flat(study.network)
   return own | {'forget': study.forgotten}
