@@ -75,7 +75,7 @@ class Budget:
     optimizer: 'adam'; or 'sgd', with momentum 0.9 and weights that decay by
       5e-4, as in most of the field.
     schedule: 'constant'; or 'cosine', which anneals the rate to 0 at the last
-      step.
+      step, or, where steps are skipped (SCRUB), not all the way.
   """
 
   epochs: int = 10

@@ -44,7 +44,7 @@ class Term(NamedTuple):
       function gives 0 the term is not computed.
     share: of the batch size, that a step takes of them; None is in proportion
       to their number beside the first term's, and `weight` is multiplied by
-      it: so terms add up like a shuffled union.
+      it: so terms add up like a shuffled union, if normalised each by itself.
     batch_norm: 'batch': by the statistics of the batch, which enter the
       running ones; 'running': by the running ones, which stay as they are.
     masked: whether its gradient reaches the edit's mask only.

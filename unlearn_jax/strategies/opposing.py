@@ -142,7 +142,8 @@ def salun(
 
   A pass over D_UL with labels that are drawn anew in each batch, then one
   over D_RE, under one optimiser; only the share of scalars with the largest
-  |Σ ∂CE/∂ω| over D_UL moves (Fan et al., 2024). `ratio=1` is random labels.
+  |Σ ∂CE/∂ω| over D_UL moves (Fan et al., 2024). `ratio=1` is random labels. The
+  mask is of plain images, the reference's of augmented ones.
 
   Costs one gradient of `examples` images and a pass over both sets an epoch.
   Fails by being unsure where Retrain is not: right accuracy, wrong confidence.
@@ -203,7 +204,8 @@ def amun(
 
   The shuffled union of D_RE, D_UL with its labels, and (x_adv, ŷ_adv) of
   each of D_UL is trained on (Ebrahimpour-Boroojeny et al., 2025); the loss is
-  scaled to that on D. Adversaries are not augmented.
+  scaled to that on D. Adversaries are not augmented, and the few of a step are
+  normalised by themselves, where the reference has one batch of all.
 
   Costs up to `steps` gradients of D_UL and more where radii double, then D and
   D_UL an epoch. Fails by lowering the confidence on D_UL below that on unseen
@@ -243,7 +245,7 @@ def boundary_shrink(epsilon: float = 0.1) -> Strategy:
   """Boundary shrink: D_UL gets the classes that the source gives x + ε·sign.
 
   CE(D_UL, argmax f(x + ε · sign(∂CE/∂x))) with f the source (Chen et al.,
-  2023); D_RE is not looked at, an epoch is a pass over D_UL.
+  2023), of plain images; D_RE is not looked at, an epoch is a pass over D_UL.
 
   Costs one gradient of D_UL, then passes over it. Fails by damaging all classes
   unless the rate, its knob, is tiny. The reference trains at 1e-5 of SGD for 10
