@@ -15,7 +15,7 @@ size=${1:?toy, hard, cpu or gpu} out=${2:?a folder for the results}
 shift 2
 
 # Where % stands, the number of epochs.
-controls='finetune(js_weight=0.0, epochs=%), scratch(epochs=%)'
+controls='finetune(epochs=%), scratch(epochs=%)'
 curve="$controls, random_k(ratio=0.3, change='reinitialize', js_weight=0.0, \
 epochs=%), ct(epochs=%), neggrad_plus(epochs=%), sfron(epochs=%)"
 every="$curve, shrink_perturb(epochs=%), msg(epochs=%), l1_sparse(epochs=%), \

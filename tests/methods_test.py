@@ -450,7 +450,7 @@ def test_the_noise_of_noisy_fine_tuning_is_the_run_s_own():
 
   def noise(key):
     options = {'budget': Budget(1, RATE, 12, 0.0, 2.0), 'key': key}
-    plain = strategies.finetune(js_weight=0.0)._replace(optimizer=sgd)
+    plain = strategies.finetune()._replace(optimizer=sgd)
     quiet = params(plain, **options)
     got = params(strategy._replace(optimizer=own), **options)
     return np.concatenate([np.ravel(quiet[n] - got[n]) / RATE for n in SHAPES])
@@ -715,7 +715,7 @@ def test_images_in_bytes_stay_bytes_to_the_model():
 
 
 def test_neggrad_plus_of_1_is_fine_tuning_and_of_0_is_ascent():
-  plainly = params(strategies.finetune(js_weight=0.0), epochs=3)
+  plainly = params(strategies.finetune(), epochs=3)
   equal(params(strategies.neggrad_plus(1.0), epochs=3), plainly)
   up = params(strategies.neggrad_plus(0.0, bounded=False), batch_size=8)
   close(up, moved(THETA, lambda w: -ce(w, XF, YF).mean()))
@@ -723,7 +723,7 @@ def test_neggrad_plus_of_1_is_fine_tuning_and_of_0_is_ascent():
 
 def test_scrub_without_its_parts_is_fine_tuning():
   strategy = strategies.scrub(0.0, 1.0, max_epochs=0)
-  plainly = params(strategies.finetune(js_weight=0.0), epochs=3)
+  plainly = params(strategies.finetune(), epochs=3)
   equal(params(strategy, epochs=3), plainly)
 
 
@@ -883,6 +883,10 @@ def test_passes_come_one_after_the_other_and_miss_nobody():
     assert sorted(forget) == list(range(8))
     assert sorted(retain) == list(range(8, 20))
   assert seen[:5] != seen[5:]
+  # Nor where the size of a batch does not divide those of D_UL.
+  few = seen_by(Strategy('own', terms=terms, passes=True), 1, 5)
+  assert [place for place, _ in few] == [0, 0, 1, 1]
+  assert sorted(few[0][1] + few[1][1]) == list(range(8))
 
 
 def test_a_weight_of_0_is_not_computed():
@@ -903,7 +907,7 @@ def test_where_no_term_has_a_weight_nothing_moves_not_even_by_momentum():
 
 
 def test_a_cosine_ends_at_0_and_knows_all_steps():
-  strategy = strategies.finetune(js_weight=0.0)
+  strategy = strategies.finetune()
   want = THETA
   for number in range(4):
     rate = RATE * (1 + math.cos(math.pi * number / 4)) / 2
@@ -959,7 +963,7 @@ def test_statistics_in_the_end_are_those_of_d_re():
         Budget(1, 1e-3, 16, 0.0, 2.0), augment=images.augment,
       ).state
       for strategy in (
-        strategies.neggrad_plus(), strategies.finetune(js_weight=0.0),
+        strategies.neggrad_plus(), strategies.finetune(),
       )
     )  # fmt: skip
     again = [

@@ -112,6 +112,7 @@ BASE = {
   'amun': {'epsilon': 0.01},
   'cf_k': {'k': 2},
   'eu_k': {'k': 2},
+  'finetune': {'js_weight': 0.1},
   'msg': {'ratio': 0.7},
   'neggrad_plus': {'alpha': 0.3},
   'random_k': {'ratio': 0.3},

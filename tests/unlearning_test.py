@@ -284,14 +284,14 @@ def test_a_teacher_that_is_not_there_is_asked_for_before_it_is_needed():
   assert not top_k().needs_retrained
 
 
-def test_fine_tuning_alone_sees_d_re_and_is_held_by_the_source():
+def test_fine_tuning_alone_sees_d_re_unless_it_is_held_by_the_source():
   result = run(finetune())
   expect(result.state.params, rows(PLAIN['z']), PLAIN['a'])
   assert result.by_tensor == {'a': 0, 'z': 0} and result.perturbation_js == 0
   # After one step the student has left the teacher, and D_UL is seen.
-  z = run(finetune(), Budget(2, 0.25, 5, 0.0)).state.params['z']
+  z = run(finetune(0.1), Budget(2, 0.25, 5, 0.0)).state.params['z']
   assert (z[5] != SOURCE.params['z'][5]).all()
-  z = run(finetune(js_weight=0.0), Budget(2, 0.25, 5, 0.0)).state.params['z']
+  z = run(finetune(), Budget(2, 0.25, 5, 0.0)).state.params['z']
   np.testing.assert_array_equal(z[5:], SOURCE.params['z'][5:])
 
 

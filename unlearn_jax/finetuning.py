@@ -72,8 +72,8 @@ class Budget:
     stop_js_change: bits, see `StopRule`.
     stop_retain_share: of the source's accuracy on D_RE that must be reached;
       above 1 the rule never holds.
-    optimizer: 'adam'; or 'sgd', with momentum 0.9 and weights that decay by
-      5e-4, as in most of the field.
+    optimizer: 'adam'; or 'sgd', with momentum 0.9 and kernels that decay by
+      5e-4 (in most of the field all tensors do).
     schedule: 'constant'; or 'cosine', which anneals the rate to 0 at the last
       step, or, where steps are skipped (SCRUB), not all the way.
   """
@@ -214,7 +214,8 @@ def minimize(
     terms: at least one. An epoch is one pass over the examples of the first;
       those of the others are cycled through.
     epochs: the most passes; 0 returns `start`.
-    batch_size: examples of the first term a step, over all devices.
+    batch_size: examples of the first term a step, over all devices; in a pass
+      over fewer than D_RE down to half of it, so that the fewest are missed.
     optimizer: Optax; or what makes it of the number of all steps, the same
       object for the same number.
     penalty: of the parameters, see `objectives.total`.
@@ -254,9 +255,13 @@ def minimize(
   """
   count = len(parallel.devices())
 
-  def size(examples: Examples, share: float) -> int:
-    wanted = min(batch_size * share, examples.size)
-    return max(1, int(wanted) // count) * count
+  def size(term: Term, examples: Examples, passed: bool) -> int:
+    wanted = int(min(batch_size * (term.share or 1.0), examples.size))
+    if passed and examples.size < context.splits.retain.size:
+      # Of D_UL, which may be small, a pass misses as few as can be.
+      fewer = range(wanted, wanted // 2, -math.gcd(wanted, 8))
+      wanted = max(fewer, key=lambda own: examples.size // own * own)
+    return max(1, wanted // count) * count
 
   with timing.Stopwatch() as watch:
     augments = [augment if term.augmented else None for term in terms]
@@ -274,7 +279,8 @@ def minimize(
       weight = share * cast(float, term.weight)
       term = term._replace(share=share, weight=weight)
     own.append(term)
-  sizes = [size(s, t.share or 1.0) for t, s in zip(own, sets)]
+  passed = [passes or not place for place in range(len(own))]
+  sizes = list(map(size, own, sets, passed))
   if own[0].examples is objectives.retained:  # Never fewer in silence.
     sizes[0] = batch_size
   ways = zip(sets, sizes) if passes else [(sets[0], sizes[0])]

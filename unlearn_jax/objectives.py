@@ -279,8 +279,8 @@ def total(
         if term.loss:
           each = term.loss(logits, batch)
         else:
-          each = model.loss(logits, batch.labels)
-        value = each.mean().astype(jnp.float32)
+          each = model.loss(logits.astype(jnp.float32), batch.labels)
+        value = each.astype(jnp.float32).mean()
         return value, found if trains else batch_stats
 
       weight = _weight(term, place, step)

@@ -181,9 +181,8 @@ def model_objective(model: Model, name: str = 'loss') -> Objective:
   require('name', name, name in OBJECTIVES, ', '.join(OBJECTIVES))
 
   def objective(params: Params, batch: Batch, batch_stats: Any) -> jax.Array:
-    logits, _ = model.apply(
-      ModelState(params, batch_stats), batch.images, False
-    )
+    state = ModelState(params, batch_stats)
+    logits = model.apply(state, batch.images, False)[0].astype(jnp.float32)
     if name == 'loss':
       return model.loss(logits, batch.labels).mean()
     return 0.5 * jnp.square(logits).sum(-1).mean()

@@ -74,7 +74,8 @@ def cross_entropy(
   """Mean loss of the first batch, with BatchNorm in training mode."""
   del step
   logits, batch_stats = model.apply(state, batches[0].images, True)
-  return model.loss(logits, batches[0].labels).mean(), batch_stats
+  each = model.loss(logits.astype(jnp.float32), batches[0].labels)
+  return each.mean(), batch_stats
 
 
 def descent(

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
-import functools
 import sys
 from typing import Any
 
@@ -259,13 +258,19 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
 
 
 def _control(plan: Plan, own: Chosen) -> Chosen | None:
-  """Plain fine-tuning, of as many epochs where there is one such."""
-  epochs = functools.partial(epochs_of, plan.study)
-  return min(
-    (one for one in plan.chosen if one.name == reports.CONTROL),
-    key=lambda c: (epochs(c) != epochs(own), c.text != reports.CONTROL),
-    default=None,
-  )
+  """Fine-tuning, of as many epochs and guided alike where there is such."""
+
+  def how(one: Chosen) -> tuple[int, Any]:
+    given = one.parameters.get
+    teacher = given('js_teacher') if given('js_weight') else 'none'
+    return epochs_of(plan.study, one), teacher
+
+  def unlike(one: Chosen) -> list[bool]:
+    differs = [a != b for a, b in zip(how(one), how(own))]
+    return [*differs, one.text != reports.CONTROL]
+
+  controls = (one for one in plan.chosen if one.name == reports.CONTROL)
+  return min(controls, key=unlike, default=None)
 
 
 def _row(results: Results, own: Chosen) -> reports.Row:

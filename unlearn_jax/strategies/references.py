@@ -35,12 +35,11 @@ def retrain() -> Strategy:
 
 @trained
 def finetune(
-  js_weight: float = 0.1,
-  js_teacher: Teacher = 'source',
+  js_weight: float = 0.0, js_teacher: Teacher = 'source'
 ) -> Strategy:
-  """K = 0: the same training with nothing perturbed, which all have to beat.
+  """Fine-tuning on D_RE with nothing perturbed, which all have to beat.
 
-  Of what no teacher guides the control is `js_weight=0`: D_RE alone.
+  The paper's K = 0 is `js_weight=0.1`: it holds D_UL to the source's outputs.
 
   Args:
     js_weight: λ of Eq. 10.
