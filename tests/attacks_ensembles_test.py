@@ -127,6 +127,15 @@ def test_relearning_is_censored_at_the_end_of_the_curve():
   assert attacks.relearn_epochs([0.1, 0.8], 0.8, tolerance=0) == 1
 
 
+def test_relearned_is_who_has_just_as_many_right_as_asked_for():
+  assert 0.95 * (20 / 53) > 19 / 53  # In floating point.
+  assert attacks.relearn_epochs([0.1, 19 / 53, 1], 20 / 53) == 1
+  assert attacks.relearn_epochs([0.1, 18 / 53, 1], 20 / 53) == 2
+  for curve, source in (([0.1], np.nan), ([0.1, 95.0], 1.0), ([0.1], 98.0)):
+    with pytest.raises(ValueError, match=r'accuracy=.*, allowed: \[0, 1\]'):
+      attacks.relearn_epochs(curve, source)
+
+
 # Canaries.
 
 

@@ -93,5 +93,8 @@ def relearn_epochs(
   """
   require('tolerance', tolerance, 0 <= tolerance < 1, '[0, 1)')
   curve = as_floats('accuracies', np.asarray(accuracies), '[epochs + 1]')
-  reached = curve >= (1 - tolerance) * source_accuracy
+  for name, share in ('source', source_accuracy), ('largest', curve.max()):
+    require(f'{name} accuracy', float(share), 0 <= share <= 1, '[0, 1]')
+  # 19 of 53 is not below .95 · 20 of 53, whatever floats make of it.
+  reached = curve >= (1 - tolerance) * source_accuracy - 1e-9
   return int(np.argmax(reached)) if reached.any() else None
