@@ -240,6 +240,10 @@ def test_the_most_vulnerable_are_chosen_by_what_training_changed():
   phi[:, 5:] = np.where(status == OUT, 0, 0.1)[:, 5:] + noise[:, 5:]
   got = attacks.most_vulnerable(phi, status, share=0.0151)
   assert set(got[:5]) == set(range(5)) and len(got) == 5
+  hundred = phi[:, :100], status[:, :100]
+  sizes = {0.07: 7, 0.071: 8, 1: 100, 1e-12: 1}
+  for share, size in sizes.items():
+    assert len(attacks.most_vulnerable(*hundred, share)) == size, share
 
 
 def test_offline_lira_is_one_sided():

@@ -128,4 +128,5 @@ def most_vulnerable(
   outside = fit('status of OUT', phi, status == Status.OUT)
   std = np.sqrt((inside.std**2 + outside.std**2) / 2)
   order = np.argsort(-abs(inside.mean - outside.mean) / std, kind='stable')
-  return order[: int(np.ceil(share * len(order)))]
+  # 0.07 · 100 is 7.000…01 in floating point.
+  return order[: max(1, int(np.ceil(share * len(order) - 1e-9)))]
