@@ -301,6 +301,10 @@ def test_for_one_model_the_population_changes_ties_only():
   [
     (dict(log_p=[0.9]), 'log_p=0.9, allowed: log-probabilities, at most 0'),
     (dict(log_p=[-1.0, -1.0]), r'log_p.shape=\(2,\), allowed: one n'),
+    (
+      dict(z=([-1.0], [[-1.0], [-2.0]])),
+      r'len\(references, z\[1\]\)=\(1, 2\), allowed: the same models',
+    ),
     (dict(gamma=0), 'gamma=0, allowed: above 0'),
     (dict(a=1.5), r'a=1.5, allowed: \[0, 1\]'),
   ],

@@ -136,6 +136,9 @@ def rmia(
   own = _log_ratio(('log_p', 'references'), (log_p, references), a)
   if z is None:
     return own
+  counts = len(references), len(z[1])
+  alike = counts[0] == counts[1]
+  require('len(references, z[1])', counts, alike, 'the same models')
   theirs = np.sort(_log_ratio(('z[0]', 'z[1]'), z, a))
   below = np.searchsorted(theirs, own - np.log(gamma), side='right')
   return below / len(theirs)
