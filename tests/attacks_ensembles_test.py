@@ -121,6 +121,16 @@ def test_js_to_retrained_by_hand():
   assert got == pytest.approx((0.31128 + 1) / 2, abs=5e-6)
 
 
+def test_a_distance_of_logits_is_refused():
+  p, logits = np.array([[0.9, 0.1]]), np.array([[4.0, -3.0]])
+  for pair, name in (((logits, p), 'p'), ((p, logits), 'q')):
+    with pytest.raises(ValueError, match=f'{name}, off by=3.0, allowed: prob'):
+      attacks.activation_distance(*pair)
+  halves = np.float32([[0.3, 0.7]]), np.float32([[0.7, 0.3]])
+  got = attacks.activation_distance(*halves)
+  assert got == pytest.approx(0.4 * np.sqrt(2))
+
+
 def test_relearning_is_censored_at_the_end_of_the_curve():
   assert attacks.relearn_epochs([0.96], 1.0) == 0
   assert attacks.relearn_epochs([0.1, 0.94, 0.2], 1.0) is None

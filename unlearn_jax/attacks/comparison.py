@@ -48,6 +48,9 @@ def activation_distance(p: Array, q: Array) -> float:
   """
   p, q = as_floats('p', p, '[M, C]'), as_floats('q', q, '[M, C]')
   require('shapes', (p.shape, q.shape), p.shape == q.shape, 'the same of both')
+  for name, rows in ('p', p), ('q', q):
+    far = max(-rows.min(), abs(rows.sum(1) - 1).max())
+    require(f'{name}, off by', float(far), far <= 0.01, 'probabilities')
   return float(np.mean(np.linalg.norm(p - q, axis=1)))
 
 
