@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from unlearn_jax import evaluation, parallel, training
+from unlearn_jax import attacks, evaluation, parallel, training
 from unlearn_jax.base import Examples, ModelState, Splits, stateless
 from unlearn_jax.calibration import calibrated_degree
 from unlearn_jax.evaluation import METRICS, Cost, Evidence, Metric, Predictions
@@ -172,6 +172,32 @@ def test_without_a_class_test_data_are_judged_with_it_and_without():
   found = evaluation.measure(Evidence(own, own, nobody, own))
   assert found['mia_auc'] is found['rmia_auc'] is None
   assert found['gap_to_retrained'] == 0  # Of the other three.
+
+
+def test_the_papers_attack_learns_the_first_retained_and_no_class_that_is_gone(
+  monkeypatch,
+):
+  """As many of either, in the data's order, and a thousand at most."""
+  given, labels = {}, np.repeat(np.arange(3), 600)
+  every = Examples.of(np.zeros((1800, 1)), labels)
+  rng = np.random.default_rng(0)
+  own = Predictions(*(rng.normal(size=(n, 3)) for n in (600, 1200, 1800)))
+
+  def spy(members, others, forget, features):
+    given.update(members=members, others=others, forget=forget)
+    return dict.fromkeys(features, 0.25)
+
+  monkeypatch.setattr(attacks, 'svc_efficacy', spy)
+  sides = {'members': own.retain, 'others': own.test[600:]}
+  for size, count in ((1300, 700), (1800, 1000)):
+    test = every.take(np.arange(size))
+    splits = Splits.of(every, np.arange(600), test)  # All of class 0.
+    found = METRICS['svc_efficacy'].measure(Evidence(own, own, splits))
+    assert found == 0.25 and len(given['forget'][0]) == 600
+    for name, part in sides.items():
+      logits, its = given[name]
+      np.testing.assert_array_equal(logits, part[:count])
+      np.testing.assert_array_equal(its, labels[600 : 600 + count])
 
 
 def test_rmia_says_how_many_it_finds_where_it_accuses_one_per_cent():
