@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import types
 
 import helpers
 import jax
@@ -253,6 +254,47 @@ def test_many_models_against_many_retrains(data_file, tmp_path):
   for row in found['rows']:
     assert row['final_score'] <= 1.2 * row['forgetting_score']
   assert 0 < null['final_score'] and null['accuracy']['forget'] < 0.5
+
+
+def test_an_ensembles_final_score_by_hand(monkeypatch):
+  """Of images 0 to 3 of D, 1 forgotten, and of two test images."""
+  right = {  # By retained, retained, retained and test, test.
+    'retrain': [1, 1, 1, 1, 0],
+    'again': [1, 1, 1, 0, 0.5],
+    'source': [1, 1, 0, 1, 1],
+    'tune': [1, 0.5, 0, 0.5, 0],
+  }
+  # ε̂ = log 2 on the forgotten image, F = ½; what is retained does not count.
+  phi = {n: np.zeros((4, 6)) for n in right}
+  phi['retrain'][:, 1], phi['tune'][:, 1] = [0, 1.5, 2.5, 3.5], [1, 2, 3, 4]
+  phi['tune'][:, 0], phi['again'][:, 1] = 9, [0, 1.5, 2.5, 3.5]
+  seen = {}
+  for name, shares in right.items():
+    own = np.insert(shares, 1, 1.0) * 4 > np.arange(4)[:, None]
+    seen[name] = auditing._Seen(phi[name], own, np.zeros((4, 4)))
+  monkeypatch.setattr(auditing, '_seen', lambda plan, stages, kind: stages)
+  part = types.SimpleNamespace
+  plan = part(
+    splits=part(
+      train=part(size=4, indices=np.arange(4)),
+      forget=part(indices=np.array([1])),
+      test=part(size=2),
+    ),
+    models=seen['source'],
+    made={name: own for name, own in seen.items() if name != 'source'},
+  )
+  every = [
+    part(text=name, label=name, strategy=part(role=name))
+    for name in ('source', 'retrain', 'tune')
+  ]
+  source, null, tune = auditing._ensembles(plan, every)
+  assert (null.forgetting_score, tune.forgetting_score) == (1, 0.5)
+  assert source.forgetting_score == source.final_score == 0
+  # Retrain has 1 and ½, the other ensemble of it 1 and ¼, tune ½ and ¼.
+  assert (null.final_score, tune.final_score) == (0.5, 0.5 * 0.5 * 0.5)
+  assert null.klom['forget'][0] == 0 < tune.klom['forget'][0]
+  # One of three retained images differs, in every model.
+  assert tune.klom['retain'][0] == pytest.approx(np.log(1e5) / 3)
 
 
 def test_no_more_is_drawn_than_a_half_holds():
