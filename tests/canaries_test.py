@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import sys
+from unittest import mock
 
 import helpers
 import jax
@@ -79,6 +81,20 @@ def test_a_model_that_learned_the_noise_shows_it_and_retrain_does_not():
   assert abs(read['retrain']['planted']['z']) < 4
   used = sum(read['source'][n]['used'] for n in ('planted', 'not_planted'))
   assert used == 60
+
+
+def test_canaries_of_which_no_coin_plants_any_have_no_epsilon(
+  monkeypatch, capsys
+):
+  clean, model = dataset(), linear()
+  monkeypatch.setitem(sys.modules, 'jax_privacy.auditing', mock.Mock())
+  assert not canaries.planted(canaries.chosen(clean, 1)).any()
+  with parallel.use(jax.devices()[:1]):
+    state = model.init(jax.random.key(0))
+    found = canaries.read_out(model, state, clean, 1)
+  assert found['epsilon'] is found['planted']['z'] is None
+  assert found['not_planted']['used'] == 1
+  assert 'canaries: members.shape=(0,), allowed: ' in capsys.readouterr().err
 
 
 def test_a_record_holds_what_was_forgotten_against_what_was_never_planted():

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from unlearn_jax import attacks, data
-from unlearn_jax.base import Dataset, Examples, InputError, Model, ModelState
+from unlearn_jax.base import Dataset, Examples, Model, ModelState
 from unlearn_jax.prediction import predict
 from ..settings import FlagError
 
@@ -91,7 +91,7 @@ def read_out(
   """Whether a model knows the noise; `dataset` is without it.
 
   z of what was planted, of what was not (the null), and a lower bound of ε for
-  training and what came after, None where jax-privacy is not installed.
+  training and what came after, None without jax-privacy or one of the two.
   """
   names = chosen(dataset, count)
   statistic, own = ranks(model, state, dataset, names), planted(names)
@@ -100,7 +100,7 @@ def read_out(
   try:
     # A threshold that is fixed beforehand: noise that is known is above it.
     epsilon = attacks.epsilon_one_run(inside, outside, 0.0)
-  except InputError as error:
+  except ValueError as error:
     print(f'canaries: {error}', file=sys.stderr)
   sides = {'planted': inside, 'not_planted': outside}
   return {'epsilon': epsilon} | {
