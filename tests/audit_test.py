@@ -190,6 +190,25 @@ def test_the_page_says_what_attacker_null_and_numbers_are(audited):
   assert (workdir / 'figures' / 'roc.png').stat().st_size > 10_000
 
 
+def test_a_non_member_is_one_however_often_its_model_is_asked():
+  """4 requests to 4 targets with 300 unseen images each: 1,200, not 4,800."""
+
+  def row(role, others):
+    tpr = {f'{rate:g}': 0.5 for rate in page.RATES}
+    sides = 0.5, tpr, 400, others, 8, 8, [[1.0, 1.0]]
+    own = page.Attack(0.5, [0.5] * 4, None, None, *sides)
+    accuracy = dict.fromkeys(('forget', 'retain', 'test'), 1.0)
+    groups = dict.fromkeys(('forget', 'slice', 'retain'), own)
+    return page.Row(role, role, role, accuracy, groups)
+
+  for others, shown in ((1200, '– 50.0 50.0'), (960, '– – 50.0')):
+    rows = [row('source', others), row('reference', 4 * others)]
+    names = 'a command', {}, {}, 'ulira', 'digits', 'cnn'
+    made = page.Audit(*names, 600, 30, 4, 64, 4, 0, rows)
+    for line in page._attacked(made, 'forget').lines:
+      assert ' '.join(line.cells[3:6]) == shown, line.label
+
+
 def test_a_second_run_trains_nothing_and_a_new_strategy_only_itself(
   audited, data_file
 ):

@@ -32,7 +32,7 @@ class Attack:
   minus_null: Estimate | None  # Paired with Retrain's, over them.
   balanced_accuracy: float  # At Λ = 0.
   tpr: dict[str, float]  # By FPR.
-  members: int  # Examples, one for each model that they were scored by.
+  members: int  # Scores: examples, for each request to each target model.
   others: int
   fewest_in: int  # Shadow models of the least covered example.
   fewest_out: int
@@ -161,8 +161,10 @@ def _attacked(audit: Audit, group: str) -> Table:
   lines = []
   for row in audit.rows:
     own, tpr = row.attacks[group], {}
+    # To each request the same images of a target model are OUT.
+    often = 1 if row.role == SOURCE else audit.requests
     for rate in RATES:  # Shown where ten false alarms are allowed.
-      enough = own.others * rate >= 10
+      enough = own.others * rate >= 10 * often
       share = number(100 * own.tpr[f'{rate:g}'], 1)
       tpr[rate] = share if enough else MISSING
     cells = [
