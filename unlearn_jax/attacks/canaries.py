@@ -115,8 +115,9 @@ def canary_ranks(phi: Array, decoys: Array) -> np.ndarray:
 
   The exposure of Carlini et al. (1802.08232), of images: a model that was made
   without ξ cannot tell it from K other draws, so r is uniform on 0 … K, exactly
-  and whatever the model is; ties count a half. I has mean 0 and variance 1
-  there, and is above 0 where the noise is known. It needs no gradients, and
+  and whatever the model is. I has mean 0 and variance 1 there, less with ties,
+  which count a half (a model that says the same of all of them has I = 0), and
+  is above 0 where the noise is known. It needs no gradients, and
   finds more than `canary_statistic`, which sees the model to first order only.
 
   Args:
