@@ -242,6 +242,9 @@ def test_epsilon_with_delta_is_lower_and_never_of_a_negative():
   low, high = 0.66281, 0.33719
   assert got == pytest.approx(np.log((low - 0.1) / high), abs=1e-4)
   assert attacks.epsilon_clopper_pearson(1, 50, 0, 50, delta=0.5) == 0
+  for delta in (-1e-5, 1, np.nan):  # Below 0 it would be a higher bound.
+    with pytest.raises(ValueError, match=r'delta=.*, allowed: \[0, 1\)'):
+      attacks.epsilon_clopper_pearson(40, 50, 10, 50, delta=delta)
 
 
 def test_epsilon_of_one_run():

@@ -180,6 +180,7 @@ def epsilon_clopper_pearson(
     >>> round(epsilon_clopper_pearson(40, 50, 10, 50), 4)
     0.6759
   """
+  require('delta', delta, 0 <= delta < 1, '[0, 1)')
   low, _ = scores.proportion_interval(found, members, confidence)
   _, high = scores.proportion_interval(alarms, others, confidence)
   return max(0.0, math.log((low - delta) / high)) if low > delta else 0.0
