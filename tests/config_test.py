@@ -254,6 +254,8 @@ def test_help_of_a_group_is_a_line_of_80_columns():
     status, out, _ = running.run(name, '--help')
     assert status == 0
     assert max(map(len, out.splitlines())) <= 80
+    for flag in settings.names(kind):
+      assert re.search(rf'^  --(\[no\])?{flag} ', out, re.M), flag
     known |= {*settings.names(kind)}
   known |= {*settings.names(reproduce.Reproduce)}
   groups = [{f[2:] for f in flags.split()} for _, flags, _ in help.FIRST]

@@ -71,7 +71,7 @@ def _entry(field: dataclasses.Field, line: str, width: int) -> str:
   if default is not None and not (switch and default is False):
     line += f' (default: {str(default).lower() if switch else default})'
   name, indent = f'  --{"[no]" * switch}{field.name}', ' ' * 26
-  return _filled(line, f'{name:26}', indent, width)
+  return _filled(line, f'{name:25} ', indent, width)
 
 
 def _filled(line: str, first: str, then: str, width: int) -> str:
