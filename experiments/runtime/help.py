@@ -11,6 +11,7 @@ from .. import COMMAND, settings
 
 # A group, its flags, and a line for them; where a binary has them all.
 FIRST = (
+  ('weights', '--weights --trained_on', 'from elsewhere, and what they know'),
   ('data', '--dataset', 'digits, a TFDS name, npz:FILE, folder:DIR'),
   ('model', '--model --width', 'cnn, resnet18, …, and its channels'),
   ('training', '--recipe --train_epochs', 'of the source and of Retrain'),
@@ -19,6 +20,7 @@ FIRST = (
   ('budget', '--epochs --learning_rate', 'of each strategy that trains'),
   ('seeds', '--seeds', 'independent runs behind each number'),
   ('audit', '--references --degree', 'stronger attacks, more trainings'),
+  ('attack', '--attack --shadows', 'which, and by how many models'),
   ('start', '--source_dir --tuned', 'a trained source, and tuned rates'),
   ('request', '--source --ids --strategy', 'which model forgets what, how'),
   ('record', '--record', 'what an experiments.forget wrote'),
