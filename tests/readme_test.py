@@ -4,9 +4,11 @@ import contextlib
 import io
 import pathlib
 import re
+import shlex
 
 import jax
 import pytest
+import running
 
 from experiments import (
   adopt,
@@ -20,6 +22,7 @@ from experiments import (
   tune,
   verify,
 )
+from experiments.study import planning
 from unlearn_jax import parallel
 from unlearn_jax.strategies import FACTORIES
 
@@ -70,6 +73,16 @@ def test_every_flag_strategy_and_binary_that_is_named_exists(page):
     assert set(names) <= FACTORIES.keys(), names
   for name in set(re.findall(r'experiments\.(\w+)', text)):
     assert (ROOT / 'experiments' / f'{name}.py').exists(), name
+
+
+def test_the_commands_that_measure_degrees_are_not_refused(tmp_path):
+  text = (ROOT / 'docs' / 'unlearning-degree.md').read_text()
+  *_, own = text.replace('\\\n', '').split('\n## Run it\n')
+  typed = re.findall(r'^python -m experiments.unlearn (.*)$', own, re.M)
+  assert len(typed) == 2
+  for line in typed:
+    study = running.study(*shlex.split(line, comments=True))
+    assert planning.plan(study, tmp_path).runs[0].degrees
 
 
 def _without_tools(text):

@@ -117,7 +117,8 @@ def plan(
       allowed += ' experiments.evaluate --degree measures any checkpoint'
       raise FlagError('degree', 'true', allowed)
     if splits[0].truth is not None:  # Each source learned other labels.
-      raise FlagError('degree', 'true', 'only with labels as they are')
+      allowed = "only with labels as they are, such as --forget='random(0.1)'"
+      raise FlagError('degree', 'true', allowed)
     require_two_batches(study.generators.degree_batch_size, splits[0])
     twins = [run.source for run in runs[1:] + runs[:1]]
     if len(runs) == 1:  # M′ is the source of the next seed.
