@@ -145,8 +145,8 @@ class Forget:
     None,
     'random(SHARE of D), class(NAME), class(NAME, SHARE), ids(FILE with an id a'
     ' line), or mislabelled(SHARE), whose labels are wrong from the beginning;'
-    ' default: random(0.1), but in experiments.unlearn and tune of digits'
-    ' mislabelled(0.1), unless --source_dir is given.',
+    ' default: random(0.1), but in experiments.unlearn, tune and audit of'
+    ' digits mislabelled(0.1), unless --source_dir is given.',
   )
 
 

@@ -1,12 +1,12 @@
-"""Makes a trained model forget, in every way of the paper, and reports on it.
+"""Makes a trained model forget, in as many ways as asked, and reports on it.
 
   python -m experiments.unlearn
 
 trains a source on scikit-learn's digits, a tenth of them mislabelled, and a
-reference without these, makes the source forget them in every way that is asked
-for, and writes a report: minutes on 2 CPU cores, that end with what
-results/cpu/digits/report.md begins with. With --references it trains more
-references, by which an attack judges all of them; with --degree it measures the
+reference without these, makes the source forget them in ten ways, and writes a
+report: minutes on 2 CPU cores, that end with what results/cpu/digits/report.md
+begins with. With --references it trains more references, by which an attack
+judges all of them; with --degree, where labels are as they are, it measures the
 SPD-GAN unlearning degree of each strategy as well.
 """
 
