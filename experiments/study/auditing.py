@@ -222,7 +222,8 @@ def report(plan: Plan, errors: Mapping[str, str], asked: Any) -> Audit:
   _, retrain, *others = kept
   null = _attacked(plan, retrain, exposed)
   more = [_attacked(plan, c, exposed, null) for c in (source, *others)]
-  wrong = 0 if truth is None else int(np.isin(exposed, _forgotten(plan)).sum())
+  lost = shadows.forgotten(plan.splits)
+  wrong = 0 if truth is None else int(np.isin(exposed, lost).sum())
   return dataclasses.replace(
     audit,
     rows=[more[0], null, *more[1:]],
@@ -240,13 +241,6 @@ def _require_judged(plan: Plan, exposed: np.ndarray) -> None:
     allowed = f'more, or more --targets: of its {len(exposed)} images these'
     allowed += f' forgot {sum(lost)} and never saw {sum(never)}; what is'
     raise FlagError('slice', plan.game.slice, f'{allowed} trained is kept')
-
-
-def _forgotten(plan: Plan) -> np.ndarray:
-  """Positions in D of the forget set of the study."""
-  splits = plan.splits
-  lost = np.isin(splits.train.indices, splits.forget.indices)
-  return np.flatnonzero(lost)
 
 
 class _Seen(NamedTuple):
@@ -370,7 +364,7 @@ def _interval(
 
 def _ensembles(plan: Plan, every: Sequence[Chosen]) -> list[Row]:
   """Each strategy against Retrain; Retrain's own row is of as many others."""
-  total, forget = plan.splits.train.size, _forgotten(plan)
+  total, forget = plan.splits.train.size, shadows.forgotten(plan.splits)
   parts = {
     'forget': forget,
     'retain': np.setdiff1d(np.arange(total), forget),

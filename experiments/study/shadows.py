@@ -47,15 +47,18 @@ class Which:
 def drawn(study: config.Study, splits: Splits, which: Which) -> Drawn:
   """What a model of a study learns and forgets."""
   if which.kind == MEMBER:
-    places = np.asarray(splits.train.indices)
-    forget = np.flatnonzero(np.isin(places, np.asarray(splits.forget.indices)))
-    return Drawn(np.arange(splits.train.size), (forget,))
+    return Drawn(np.arange(splits.train.size), (forgotten(splits),))
   total, seed = splits.train.size, study.draws.of('split', 0)
   size = splits.forget.size // 2
   # A draw depends on those before: of these 1, 2, 4, 8, … are kept.
   count = 1 << which.number.bit_length()
   own = _drawn(seed, which.kind, count, total, size, which.requests)
   return own[which.number]
+
+
+def forgotten(splits: Splits) -> np.ndarray:
+  """Positions in D of its forget set."""
+  return np.flatnonzero(np.isin(splits.train.indices, splits.forget.indices))
 
 
 @functools.lru_cache(maxsize=32)
