@@ -54,12 +54,12 @@ def wrong_values():
       if kind is float:
         outside = [outside[0], 'nan', 'inf', '-inf']
       found += [(name, value, str(allowed)) for value in outside]
-      # Of these absl says that they are no numbers.
-      found += [(name, 'many', ''), (name, '', '')]
+      what = 'a whole number' if kind is int else 'a number'
+      found += [(name, 'many', what), (name, '', what)]
     elif allowed:
       found += [(name, word, f'one of {allowed[0]}, ') for word in ('x', '')]
     elif kind is bool:
-      found += [(name, 'maybe', '')]
+      found += [(name, 'maybe', 'true or false')]
     else:
       assert name in FREE | PARSED, name
       if name != 'scheduler':

@@ -19,6 +19,7 @@ from ..settings import FlagError
 from . import distributed, process, signals
 
 C = TypeVar('C')
+_KINDS = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false'}
 
 
 def run(main: Callable[[C], None], kind: type[C]) -> None:
@@ -73,6 +74,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
       if name.lstrip('-') == 'flagfile' and path:  # Absl would wait for a pipe.
         require_file(path)
     rest = flags.FLAGS(list(argv))
+  except flags.IllegalFlagValueError as error:  # Says why, not what is allowed.
+    why = error.__context__  # None where no value is there.
+    told = str(error).removeprefix('flag ').removesuffix(f': {why}')
+    own = flags.FLAGS[told[2:].partition('=')[0]].flag_type() if why else ''
+    _exit(f'{told}, allowed: {_KINDS.get(own, why or "a value")}', 2)
   except (flags.Error, ValueError, RecursionError) as error:
     _exit(str(error), 2)
   if len(rest) > 1:
