@@ -231,7 +231,7 @@ def per_device(batch_size: int) -> int:
   """
   count = len(devices())
   holds = batch_size >= 1 and not batch_size % count
-  allowed = f'a positive multiple of the {count} device(s)'
+  allowed = f'a positive multiple of the {count} device{"s" * (count > 1)}'
   require('batch_size', batch_size, holds, allowed)
   return batch_size // count
 

@@ -153,8 +153,8 @@ def plan(asked: Any) -> Plan:
   size, count = study.recipe.batch_size, len(parallel.devices())
   if size > splits.retain.size or size % count:
     raise InputError(
-      f'{basis.path} was trained with batches of {size}; allowed: a multiple of'
-      f' the {count} device(s), at most the {splits.retain.size} images left'
+      f'{basis.path} was trained with batches of {size}; allowed: at most the'
+      f' {splits.retain.size} images left, a multiple of {count}, the devices'
     )
   try:
     if chosen.strategy.check:

@@ -338,7 +338,7 @@ def training_as(recipe: Recipe, path: str) -> config.Training:
 
 def _require_devices(name: str, size: int) -> None:
   if size % (count := len(parallel.devices())):
-    raise FlagError(name, size, f'a positive multiple of the {count} device(s)')
+    raise FlagError(name, size, f'a positive multiple of the {count} devices')
 
 
 def _require_strategies(
