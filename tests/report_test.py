@@ -6,6 +6,7 @@ import html.parser
 import io
 import json
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from rich.console import Console
 
 from experiments import files
 from experiments.report import (
+  audit,
   figures,
   judging,
   model,
@@ -840,6 +842,15 @@ def test_page_needs_no_network(written):
   assert "default-src 'none'; img-src data:" in text
   assert text.count('<img ') == text.count('<figcaption>') == 2
   assert '<tr class="control"><th scope="row">Fine-tune only' in text
+
+
+def test_pictures_come_before_explanations():
+  home = pathlib.Path(__file__).parent.parent / 'results' / 'cpu'
+  text = (home / 'ulira_digits' / 'audit.json').read_bytes()
+  made = msgspec.json.decode(text, type=audit.Audit)
+  for page in pages.page(report_of()), audit.page(made):
+    titles = [own.title for own in page]
+    assert titles.index('Pictures') < titles.index('How to read this')
 
 
 def test_every_reader_is_told_how_to_read_it(written):

@@ -126,8 +126,8 @@ def page(audit: Audit) -> list[Section]:
   return [
     *summary(audit),
     Section('In numbers', tables=tables),
-    Section('How to read this', definitions=claims),
     *([Section('Pictures', pictures=shown)] if shown else []),
+    Section('How to read this', definitions=claims),
     Section('How it was run', pairs=pairs, kind='details'),
   ]
 
