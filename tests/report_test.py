@@ -812,10 +812,12 @@ def written(tmp_path_factory):
   return write(report_of(), tmp_path_factory.mktemp('report'))
 
 
-def test_pictures_are_large_enough_to_print(written):
+def test_pictures_are_large_enough_to_print_and_for_fine_screens(written):
+  css = re.search(r'<style>(.*?)</style>', written['html'].read_text(), re.S)[1]
+  shown = 16 * int(re.search(r'\bimg \{.*?, (\d+)rem', css)[1])
   for name in ('rulers', 'accuracy_curves'):
     pixels = 255 * image.imread(written[name])[..., :3].astype(np.float64)
-    assert pixels.shape[1] >= 1200
+    assert pixels.shape[1] >= max(1200, 2 * shown)
     assert len(np.unique(pixels @ [65536, 256, 1])) > 100
 
 

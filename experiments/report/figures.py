@@ -29,7 +29,7 @@ from .model import NULL, REFERENCE, UNJUDGED, Estimate, Report, Row
 from .wording import WORDS
 
 STYLE = pathlib.Path(__file__).parent / 'templates' / 'pictures.mplstyle'
-DPI = 180  # of the pictures
+DPI = 240  # Two pixels of a picture for each that a page gives it.
 WIDTH = 7.2  # Inches: a text width; a third of it is still legible.
 _LEGEND = 0.45  # Inches: two lines, for which all have room.
 
