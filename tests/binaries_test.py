@@ -127,7 +127,8 @@ def test_every_output_is_there_and_names_the_strategies(main):
   workdir, out, _ = main
   for name in ('report.md', 'report.html', 'report.csv', 'report.tex'):
     assert 'Mine' in (workdir / name).read_text(), name
-  assert out.endswith(f'Report: {workdir / "report.html"}\n')
+  where = f'Checkpoints: {workdir / "checkpoints"}\n'
+  assert out.endswith(f'{where}Report: {workdir / "report.html"}\n')
   assert len(list(workdir.glob('figures/*.png'))) == 2
   title, *_ = (workdir / 'report.md').read_text().splitlines()
   assert ' npz:stripes.npz images ' in title  # No path.

@@ -60,11 +60,11 @@ def run(study: config.Study) -> None:
 def publish(
   root: pathlib.Path, write: Callable[[], pathlib.Path], told: list[Section]
 ) -> None:
-  """Writes a page, and says what was found and where the page is."""
+  """Writes a page, and says what was found, and where models and page are."""
   directory.require_claimed(root)
   path = parallel.by_first(lambda: str(write()))
   rendering.terminal(told)
-  say(f'Report: {path}')
+  say(f'Checkpoints: {root / "checkpoints"}', f'Report: {path}')
 
 
 def measure_degree(
