@@ -20,11 +20,6 @@ def state():
   return training.initialize(jax.random.key(0), helpers.model())
 
 
-def largest_file(folder):
-  files = [path for path in folder.rglob('*') if path.is_file()]
-  return max(files, key=lambda path: path.stat().st_size)
-
-
 def test_what_was_saved_comes_back_bit_for_bit(tmp_path, state):
   digest = checkpoints.save(
     tmp_path / 'a' / 'b', state, {'model': 'tiny'}, files={'ids.txt': b'1\n'}
