@@ -4,7 +4,7 @@
 
 writes `reproduction.md`, `reproduction.html`, `reproduction.json` and
 `figures/` into the work directory, and says row by row what was reproduced:
-two minutes on 2 CPU cores. Run again, it goes on where it was; --dry_run lists
+minutes on 2 CPU cores. Run again, it goes on where it was; --dry_run lists
 the stages, and --engine=dask lets a cluster carry them out (docs/clusters.md).
 """
 
