@@ -14,7 +14,7 @@ import running
 
 from experiments.deletion import bounds as limits
 from experiments.deletion import evidence
-from experiments.deletion.verdicts import verdict
+from experiments.deletion.writing import verdict
 from experiments.study import canaries
 from unlearn_jax import checkpoints, parallel, training
 from unlearn_jax.base import Dataset, Examples, Model, ModelState

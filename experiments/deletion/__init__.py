@@ -6,7 +6,6 @@
 | `record` | what is written down of a request, its hashes and its page |
 | `basis` | a model with the data that it knows and the requests before |
 | `evidence` | what the outputs of a model say of what it was to forget |
-| `verdicts` | that in sentences |
 | `bounds` | what a model may measure before an exact retrain takes its place |
 | `request` | what was asked, checked, and the stages that it takes |
 | `writing` | what a record says of what was done |

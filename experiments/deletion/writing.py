@@ -18,7 +18,6 @@ from . import evidence
 from . import record as records
 from .record import DataFacts, Method, Record, Replaced, Request
 from .request import EXACT, Plan
-from .verdicts import verdict
 
 
 def replaced(
@@ -168,6 +167,72 @@ def sentences(record: Record) -> dict[str, Any]:
       if left.get(name, True)
     ],
   }
+
+
+def verdict(
+  found: evidence.Evidence, count: int, label: str, exact: bool, why: str = ''
+) -> list[str]:
+  """What the evidence says, and what it cannot, in three lines or four.
+
+  `why`: by what an exact method took the place of another.
+  """
+  first, own = 'unmatched', found.result.own
+  facts: dict[str, object] = {'count': count, 'label': label}
+  if own:
+    first, accuracy = 'own', own['accuracy']
+    facts['right'] = f'{100 * accuracy.forgotten:.1f}'
+    facts['others'] = f'{100 * accuracy.held_out:.1f}'
+    facts |= {'attack': own[evidence.AUC], 'outcome': _outcome(found, exact)}
+  accuracies = []
+  for part in ('forget', 'retain', 'test'):
+    name, models = f'{part}_accuracy', (found.source, found.result)
+    known = [getattr(model, name) for model in models if model is not None]
+    numbers = ' → '.join(f'{100 * v:.1f}' for v in known if v is not None)
+    accuracies += [f'{part} {numbers} %'] if numbers else []
+  return [
+    say('deletion_verdicts', first, **facts),
+    f'Accuracy: {", ".join(accuracies)}.',
+    *_canaries(found, exact),
+    say('deletion_verdicts', 'exact' if exact else 'approximate', why=why),
+  ]
+
+
+def _canaries(found: evidence.Evidence, exact: bool) -> list[str]:
+  """A line, where an approximate method has forgotten some."""
+  count, own = found.canaries, found.result.canaries.get('forgotten')
+  if count is None or exact:
+    return []
+  if own is None:
+    return [say('deletion_canaries', 'gone' if count.forgotten else 'none')]
+  source, outcome = found.source, 'no_trace'
+  before = None if source is None else source.canaries.get('forgotten')
+  if own.differs:
+    outcome = 'trace' if own.mean > 0 else 'stand_out'
+  elif before is not None and not before.differs:
+    outcome = 'nor_source'
+  elif before is not None and before.mean - own.mean < own.half_width:
+    outcome = 'too_few'
+  facts = {
+    'count': count,
+    'known': (f'{before.mean:.2f} → ' if before else '') + f'{own.mean:.2f}',
+    'half': own.half_width,
+    'outcome': say('deletion_canaries', outcome),
+  }
+  return [say('deletion_canaries', 'own', **facts)]
+
+
+def _outcome(found: evidence.Evidence, exact: bool) -> str:
+  told = {n: row for n, row in found.result.own.items() if row.differs}
+  names = ', '.join(name.replace('_', ' ') for name in told)
+  source, outcome = found.source, 'stand_out'
+  if not told:
+    shows = source is None or any(row.differs for row in source.own.values())
+    outcome = 'no_trace' if shows else 'nor_source'
+  elif exact:
+    outcome = 'by_chance'
+  elif all(row.difference > 0 for row in told.values()):
+    outcome = 'trace'
+  return say('deletion_verdicts', outcome, names=names)
 
 
 def _passes(made: Plan, epochs: int) -> tuple[float | None, float | None]:
