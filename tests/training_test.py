@@ -250,7 +250,7 @@ def epoch_of(frozen):
     optimizer.update,
     epoch.Layout((SPLITS.train.size,), (16,), 6, (0,)),
     trained,
-    None,
+    (None,),
     None,
   )
   moving = epoch.of_trained(state.params, trained)
