@@ -833,10 +833,22 @@ def test_of_a_seed_that_diverged_there_are_no_means(timed):
   assert made.seeds == [0, 1] and len(control.checkpoints) == 1
 
 
+def test_a_row_is_held_against_fine_tuning_that_is_guided_as_itself():
+  text = 'finetune(js_weight=0.1), finetune, finetune(epochs=3), top_k, cf_k'
+  chosen = strategies.parse(
+    f"{text}, msg(epochs=3), top_k(js_teacher='retrained')"
+  )
+  plan = types.SimpleNamespace(study=config.Study(), chosen=chosen)
+  controls = [results._control(plan, own).text for own in chosen[3:]]
+  plain = ['finetune', 'finetune(epochs=3)', 'finetune']
+  assert controls == ['finetune(js_weight=0.1)', *plain]
+
+
 @pytest.mark.parametrize(
   'name, value',
   [
     *(('version', '9.9'), ('jax', '0.0'), ('device', 'tpu: v9')),
+    ('source_sha256', 'ab'),
     *(('threads', 77), ('numerics', 'rbg, highest matmul')),
   ],
 )

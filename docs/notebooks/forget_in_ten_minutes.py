@@ -78,7 +78,9 @@ budget = uj.Budget(
 )
 strategies = {
   'fine-tuning': uj.strategies.finetune(learning_rate=1e-3),
-  'fresh weights': uj.strategies.random_k(0.3, change='reinitialize'),
+  'fresh weights': uj.strategies.random_k(
+    0.3, change='reinitialize', js_weight=0.0
+  ),
   'from scratch': uj.strategies.scratch(),
 }
 after = {}

@@ -25,11 +25,12 @@ _LIBRARIES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
 @functools.cache
 def code() -> Code:
   """What makes the stages of this process."""
-  sha, root = hashlib.sha256(), pathlib.Path(unlearn_jax.__file__).parent
-  for path in sorted(root.rglob('*.py')):
-    name = path.relative_to(root)
-    if name.parts[0] != 'experiments':  # These are there if installed.
-      sha.update(f'{name}\n'.encode() + path.read_bytes())
+  sha, library = hashlib.sha256(), pathlib.Path(unlearn_jax.__file__).parent
+  for root in library, pathlib.Path(__file__).parent:
+    for path in sorted(root.rglob('*.py')):
+      name = path.relative_to(root)
+      if name.parts[0] != 'experiments':  # These are there if installed.
+        sha.update(f'{name}\n'.encode() + path.read_bytes())
   first, own = parallel.devices()[0], cast(Any, jax.config)
   kind = first.device_kind
   if first.platform == 'cpu':

@@ -260,10 +260,9 @@ def _stage_warnings(made: Mapping[str, Manifest]) -> list[str]:
 def _control(plan: Plan, own: Chosen) -> Chosen | None:
   """Fine-tuning, of as many epochs and guided alike where there is such."""
 
-  def how(one: Chosen) -> tuple[int, Any]:
-    given = one.parameters.get
-    teacher = given('js_teacher') if given('js_weight') else 'none'
-    return epochs_of(plan.study, one), teacher
+  def how(c: Chosen) -> tuple[int, str | bool]:
+    teacher = bool(c.parameters.get('js_weight')) and c.parameters['js_teacher']
+    return epochs_of(plan.study, c), teacher
 
   def unlike(one: Chosen) -> list[bool]:
     differs = [a != b for a, b in zip(how(one), how(own))]

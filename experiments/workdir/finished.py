@@ -42,7 +42,7 @@ class Code:
   version: str  # of the package
   # Of the checkout, '+' where it was changed since; None elsewhere.
   commit: str | None
-  source_sha256: str  # over the library's files
+  source_sha256: str  # over the files of the library and of stages
   jax: str  # its version
   device: str  # kind and number
   threads: int  # that the process could use
