@@ -15,7 +15,7 @@ import unlearn_jax
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = {'unlearn_jax': r'\d+', 'experiments': '[a-z]'}
 # Lines of Python, and of one module.
-MOST = {'unlearn_jax': 13_720, 'experiments': 11_170, 'benchmarks': 950}
+MOST = {'unlearn_jax': 13_720, 'experiments': 11_175, 'benchmarks': 950}
 MOST_OF_ONE = 450
 # Of our modules that the main job loads before its flags are known.
 MOST_AT_START = 45

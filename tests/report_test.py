@@ -544,6 +544,18 @@ def test_each_budget_has_a_control_and_a_scratch_of_its_own():
   other = dataclasses.replace(near, control='finetune(epochs=1)')
   made = dataclasses.replace(made, rows=[*rows, other])
   assert named['finetune(epochs=1)'].label in wording.verdicts(made)[-1]
+  # What the source guides is not called plain.
+  guided = dataclasses.replace(
+    named['finetune(epochs=9)'],
+    strategy='finetune(js_weight=0.1)',
+    label='Paper',
+  )
+  own = dataclasses.replace(near, control=guided.strategy)
+  few = [row for row in rows if row.name != 'finetune' and row is not near]
+  made = dataclasses.replace(base, rows=[*few, guided, own])
+  assert 'than Paper by' in wording.verdicts(made)[-1]
+  assert 'Paper ' in wording.yardsticks(made)[0]
+  assert 'plain' not in wording.yardsticks(made)[0]
   # Where none is of as many epochs, nothing is said of the same budget.
   rows = [own for own in rows if own.strategy != 'scratch(epochs=1)']
   *_, worth = wording.yardsticks(dataclasses.replace(made, rows=rows))

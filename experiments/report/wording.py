@@ -98,8 +98,8 @@ def verdicts(report: Report) -> list[str]:
 
 def _verdict(row: Row, control: Row) -> str:
   facts: dict[str, Any] = {'label': row.label, 'control': control.label}
-  same = control.epochs == row.epochs
-  facts['plain'] = 'plain fine-tuning' if same else control.label
+  plain = control.epochs == row.epochs and not _guided(control)
+  facts['plain'] = 'plain fine-tuning' if plain else control.label
   if estimate(control, GAP) is None and estimate(row, GAP):
     return say('verdicts', 'unknown_control', **facts)
   difference = estimate(row, judging.GAP_MINUS)
@@ -146,14 +146,19 @@ def brief(report: Report) -> list[str]:
 
 
 def _scale(report: Report) -> str:
-  named = {'the untouched source': report.row(SOURCE)}
-  named |= {'plain fine-tuning (K = 0)': report.control}
+  named, own = {'the untouched source': report.row(SOURCE)}, report.control
+  plain = 'plain fine-tuning (K = 0)'
+  named |= {own.label if own and _guided(own) else plain: own}
   named |= {'a second Retrain': report.row(NULL)}
   return ', '.join(
     f'{name} {judging.plus_minus(gap, 100, 2)}'
     for name, row in named.items()
     if (gap := estimate(row, GAP))
   )
+
+
+def _guided(control: Row) -> bool:
+  return 'js_weight' in control.strategy  # Which is 0 by default.
 
 
 def _worth(report: Report) -> dict[str, str]:
